@@ -1,0 +1,38 @@
+"""What tokens reveal about models and data."""
+
+from mintage.catalog import Method
+
+METHODS = (
+    Method(
+        name="data-mixture",
+        job="audit",
+        title="Data Mixture Inference: What do BPE Tokenizers Reveal about their Training Data?",
+        arxiv="2407.16607",
+        year=2024,
+        summary="Reads the training mixture of a BPE tokenizer from its merge list by linear programming.",
+    ),
+    Method(
+        name="number-tokens",
+        job="audit",
+        title="Tokenization counts: the impact of tokenization on arithmetic in frontier LLMs",
+        arxiv="2402.14903",
+        year=2024,
+        summary="How a tokenizer cuts numbers, and what right-to-left cutting does for arithmetic.",
+    ),
+    Method(
+        name="utf",
+        job="audit",
+        title="Hiding Text in Large Language Models: Introducing Unconditional Token Forcing Confusion",
+        arxiv="2406.02481",
+        year=2024,
+        summary="Extracts text hidden in a fine-tuned model by forcing every first token.",
+    ),
+    Method(
+        name="needle-threading",
+        job="audit",
+        title="Needle Threading: Can LLMs Follow Threads through Near-Million-Scale Haystacks?",
+        arxiv="2411.05000",
+        year=2024,
+        summary="Five thread-following tasks and the context length up to which a model still solves them.",
+    ),
+)

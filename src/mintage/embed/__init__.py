@@ -1,0 +1,24 @@
+"""One vector from many tokens."""
+
+from mintage.catalog import Method
+
+METHODS = (
+    Method(
+        name="whitened-cse",
+        job="embed",
+        title="WhitenedCSE: Whitening-based Contrastive Learning of Sentence Embeddings",
+        arxiv="2305.17746",
+        year=2023,
+        trains=True,
+        summary="Contrastive sentence embeddings with shuffled group whitening.",
+    ),
+    Method(
+        name="dupmae",
+        job="embed",
+        title="RetroMAE v2: Duplex Masked Auto-Encoder For Pre-Training Retrieval-Oriented Language Models",
+        arxiv="2211.08769",
+        year=2022,
+        trains=True,
+        summary="Pre-trains both the [CLS] vector and the ordinary tokens for retrieval.",
+    ),
+)

@@ -1,0 +1,78 @@
+"""Language models over unusual tokens."""
+
+from mintage.catalog import Method
+
+METHODS = (
+    Method(
+        name="word-pool",
+        job="lm",
+        title="Learn Your Tokens: Word-Pooled Tokenization for Language Modeling",
+        arxiv="2310.11628",
+        year=2023,
+        trains=True,
+        summary="Pools characters into word vectors, models words, decodes characters.",
+    ),
+    Method(
+        name="mrt5",
+        job="lm",
+        title="MrT5: Dynamic Token Merging for Efficient Byte-level Language Models",
+        arxiv="2410.20771",
+        year=2024,
+        trains=True,
+        summary="A learned gate deletes bytes inside a ByT5 encoder.",
+    ),
+    Method(
+        name="hat",
+        job="lm",
+        title="Hierarchical Autoregressive Transformers: Combining Byte- and Word-Level Processing for Robust, Adaptable Language Models",
+        arxiv="2501.10322",
+        year=2025,
+        trains=True,
+        summary="Bytes into words, a backbone over words, words back into bytes.",
+    ),
+    Method(
+        name="magnet",
+        job="lm",
+        title="MAGNET: Improving the Multilingual Fairness of Language Models with Adaptive Gradient-Based Tokenization",
+        arxiv="2407.08818",
+        year=2024,
+        trains=True,
+        summary="Learned byte boundaries with one predictor per script, for equal compression across languages.",
+    ),
+    Method(
+        name="lexinvariant",
+        job="lm",
+        title="Lexinvariant Language Models",
+        arxiv="2305.16349",
+        year=2023,
+        trains=True,
+        summary="A language model without fixed token meanings: every sequence gets fresh random embeddings.",
+    ),
+    Method(
+        name="pycoder",
+        job="lm",
+        title="Syntax-Aware On-the-Fly Code Completion",
+        arxiv="2211.04673",
+        year=2022,
+        trains=True,
+        summary="Code completion trained jointly on tokens and token types.",
+    ),
+    Method(
+        name="dnabert2",
+        job="lm",
+        title="DNABERT-2: Efficient Foundation Model and Benchmark for Multi-Species Genome",
+        arxiv="2306.15006",
+        year=2023,
+        trains=True,
+        summary="A DNA encoder over BPE tokens with ALiBi.",
+    ),
+    Method(
+        name="btm",
+        job="lm",
+        title="Branch-Train-Merge: Embarrassingly Parallel Training of Expert Language Models",
+        arxiv="2208.03306",
+        year=2022,
+        trains=True,
+        summary="Experts branched from a seed model, trained apart, mixed by a domain posterior or averaged.",
+    ),
+)

@@ -1,0 +1,33 @@
+"""Recognise things from token features."""
+
+from mintage.catalog import Method
+
+METHODS = (
+    Method(
+        name="cfe",
+        job="perceive",
+        title="Focus on the Whole Character: Discriminative Character Modeling for Scene Text Recognition",
+        arxiv="2407.05562",
+        year=2024,
+        trains=True,
+        summary="Scene-text recognition with a decayed attention encoder and a character centre loss.",
+    ),
+    Method(
+        name="morp-mamba",
+        job="perceive",
+        title="Spatial-Spectral Morphological Mamba for Hyperspectral Image Classification",
+        arxiv="2408.01372",
+        year=2024,
+        trains=True,
+        summary="Hyperspectral pixels classified from morphological tokens by a linear recurrence.",
+    ),
+    Method(
+        name="read-seg",
+        job="perceive",
+        title="Reasoning to Attend: Try to Understand How <SEG> Token Works",
+        arxiv="2412.17741",
+        year=2024,
+        trains=True,
+        summary="Turns the similarity of the <SEG> token into point prompts for segmentation.",
+    ),
+)
