@@ -214,7 +214,7 @@ def job_summary(job: str) -> str:
 
 
 def hyperparameters(method_class: type) -> dict[str, tuple[Any, Any]]:
-    """Return ``{field: (type, default)}`` of a method's dataclass; a field without default has `dataclasses.MISSING`."""
+    """Return ``{field: (type, default)}`` of a method's dataclass; `dataclasses.MISSING` is no default."""
     hints = typing.get_type_hints(method_class)
     return {f.name: (hints[f.name], _default(f)) for f in dataclasses.fields(method_class) if f.init}
 

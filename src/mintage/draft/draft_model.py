@@ -1,0 +1,118 @@
+"""A smaller model that guesses for the target: any causal LM with the same vocabulary, kept in step with the request.
+
+It has a key-value cache of its own and grows a tree level by level, one forward per level whatever the width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mintage.draft.adapters import Target
+from mintage.draft.contract import Context
+from mintage.errors import UserError
+
+__all__ = ["DraftSession", "open_session"]
+
+
+def open_session(model: Any, target: Target, context: Context) -> DraftSession:
+    """Start drafting for one request with `model`.
+
+    Raises
+    ------
+    UserError
+        The draft model has another vocabulary, lies on another device, or cannot branch.
+    """
+    draft = Target(model)
+    if draft.vocabulary != target.vocabulary:
+        raise UserError(
+            f"the draft model has {draft.vocabulary} tokens, the target {target.vocabulary}; "
+            "they must share one vocabulary"
+        )
+    if draft.device != target.device:
+        raise UserError(f"the draft model is on {draft.device}, the target on {target.device}; move one of them")
+    return DraftSession(draft, context)
+
+
+class DraftSession:
+    """The draft model's side of one request.
+
+    A round is: `begin_round` (reads the tokens committed since the last one, returns the law after the root),
+    any number of `extend` (one level each), and, after verification, `commit` with the accepted nodes.
+
+    Node numbers are those of the tree under construction: 0 is the root, and nodes are numbered in the order in which
+    the drafter adds them. Only nodes that get children need to be extended; leaves cost no draft forward.
+    """
+
+    def __init__(self, draft: Target, context: Context) -> None:
+        self.draft, self.context = draft, context
+        self.cache = draft.new_cache(1, len(context.ids) + context.room + 64)
+        self._clear()
+
+    def _clear(self) -> None:
+        """Drop all pending columns: those of the tree under construction."""
+        self.nodes: list[int] = []  # tree node of every pending column
+        self.ancestors: list[list[int]] = []  # pending columns on the path to it, itself included
+        self.depth: list[int] = []
+
+    @property
+    def seen(self) -> int:
+        """Committed tokens in the draft model's cache."""
+        return self.cache.lengths[0]
+
+    def begin_round(self) -> Float[Tensor, " vocabulary"]:
+        """Read what was committed since the last round, the root last, and return the draft logits after the root."""
+        ids = self.context.ids
+        missing = ids[self.seen :][None]
+        new = missing.shape[1]
+        positions = torch.arange(self.seen, len(ids), device=ids.device)[None]
+        lineage = torch.ones(1, new, new, dtype=torch.bool, device=ids.device).tril()
+        logits = self.draft.extend(missing, positions, lineage, self.cache)[0, -1]
+        self.cache.commit([range(new)])
+        self._clear()
+        self.context.draft_forwards += 1
+        return logits
+
+    def extend(
+        self, nodes: Sequence[int], tokens: Int[Tensor, " nodes"], parents: Sequence[int]
+    ) -> Float[Tensor, "nodes vocabulary"]:
+        """Score one level.
+
+        Parameters
+        ----------
+        nodes
+            Tree numbers of the new nodes.
+        tokens
+            Their tokens.
+        parents
+            Tree numbers of their parents, each the root (0) or extended before.
+
+        Returns
+        -------
+        Tensor
+            Draft logits after each new node.
+        """
+        column = {node: i for i, node in enumerate(self.nodes)}
+        first = len(self.nodes)
+        for i, (node, above) in enumerate(zip(nodes, parents, strict=True)):
+            path = [] if above == 0 else self.ancestors[column[above]]
+            self.ancestors.append([*path, first + i])
+            self.depth.append(len(path) + 1)
+            self.nodes.append(node)
+        lineage = torch.zeros(1, len(nodes), len(self.nodes), dtype=torch.bool)
+        for i, path in enumerate(self.ancestors[first:]):
+            lineage[0, i, path] = True
+        positions = torch.tensor(self.depth)[None] + self.seen - 1
+        device = tokens.device
+        self.context.draft_forwards += 1
+        return self.draft.extend(tokens[None], positions.to(device), lineage.to(device), self.cache)[0]
+
+    def commit(self, path: Sequence[int]) -> None:
+        """Keep the rows of accepted nodes; those never extended are read in the next round."""
+        column = {node: i for i, node in enumerate(self.nodes)}
+        self.cache.commit([[column[node] for node in path if node in column]])
+        self._clear()

