@@ -109,21 +109,29 @@ def _load(name: str | Path, settings: dict[str, Any]) -> tuple[Any, Any]:
         ) from error
 
 
+def _hub_is_reachable() -> bool:
+    """Whether the hub's name resolves; behind a proxy only the proxy can tell, so it is assumed."""
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    host = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").hostname
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        return False
+    return True
+
+
 @contextmanager
-def _quiet():
+def _quiet() -> Iterator[None]:
     """Keep transformers' progress bars and advice out of our output."""
     before = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
-    gguf = logging.getLogger("gguf")
-    level = gguf.level
-    gguf.setLevel(logging.ERROR)
     try:
         yield
     finally:
         hf_logging.set_verbosity(before)
         hf_logging.enable_progress_bar()
-        gguf.setLevel(level)
 
 
 # -- the embedded model -------------------------------------------------------------------------------------------
