@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -77,17 +78,19 @@ def append_line(path: str | Path, line: str) -> None:
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """Read one JSON object per line; blank lines are skipped.
+    """Read one JSON object per line, from plain text or ``.gz``; blank lines are skipped.
 
     Raises
     ------
     UserError
         The file is missing, is not UTF-8 text, or a line is not a JSON object (file and line are named).
     """
+    opener = gzip.open if str(path).endswith(".gz") else open
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+        with opener(path, "rt", encoding="utf-8") as file:
+            lines = file.read().split("\n")
+    except (OSError, EOFError) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text; expected one JSON object per line") from None
     rows = []

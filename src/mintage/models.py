@@ -48,6 +48,28 @@ class CausalLM:
     tokenizer: PreTrainedTokenizerBase
     name: str
 
+    def encode(self, text: str, *, chat: bool = True, system: str | None = None) -> torch.Tensor:
+        """Turn a prompt into ids of shape (1, length), as the user's turn of a chat or as it is.
+
+        Raises
+        ------
+        UserError
+            The prompt is empty, or `chat` is asked of a tokenizer without a chat template.
+        """
+        if not text.strip():
+            raise UserError("the prompt is empty; pass some text")
+        tokenizer: Any = self.tokenizer  # its overloads cannot tell what return_tensors returns
+        if not chat:
+            return tokenizer(text, return_tensors="pt")["input_ids"].to(self.model.device)
+        if not tokenizer.chat_template:
+            raise UserError(f"{self.name} has no chat template; pass the text as it is with --raw (chat=False)")
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": text})
+        ids = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )["input_ids"]
+        return ids.to(self.model.device)
+
 
 def load_causal_lm(
     name: str = EMBEDDED,
@@ -195,7 +217,7 @@ def _complete(folder: Path) -> bool:
 def _dequantise(gguf: Path, folder: Path) -> None:
     # the GGUF reader draws progress bars that cannot be switched off
     with _quiet(), redirect_stderr(io.StringIO()), replace_folder(folder) as temporary:
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         # a model read from GGUF refuses to be saved until its quantizer is detached
         model.hf_quantizer = None

@@ -10,6 +10,9 @@ METHODS = (
         arxiv="2407.16607",
         year=2024,
         summary="Reads the training mixture of a BPE tokenizer from its merge list by linear programming.",
+        claim=(
+            "log10 MSE -7.3 to -7.7 on language mixtures; a random guess reaches -1.39 (5 languages) to -3.82 (112)."
+        ),
     ),
     Method(
         name="number-tokens",
@@ -18,6 +21,9 @@ METHODS = (
         arxiv="2402.14903",
         year=2024,
         summary="How a tokenizer cuts numbers, and what right-to-left cutting does for arithmetic.",
+        claim=(
+            "GPT-3.5 adds with 97.8% accuracy when digits are cut from the right, 75.6% cut from the left (8 shots)."
+        ),
     ),
     Method(
         name="utf",
@@ -26,6 +32,10 @@ METHODS = (
         arxiv="2406.02481",
         year=2024,
         summary="Extracts text hidden in a fine-tuned model by forcing every first token.",
+        claim=(
+            "Forcing every first token puts the hidden text on top (0.994, Llama-2-7B); confusion training "
+            "hides it, trigger intact."
+        ),
     ),
     Method(
         name="needle-threading",
@@ -34,5 +44,9 @@ METHODS = (
         arxiv="2411.05000",
         year=2024,
         summary="Five thread-following tasks and the context length up to which a model still solves them.",
+        claim=(
+            "Many models follow several threads at once without loss; effective context is often far shorter "
+            "than advertised."
+        ),
     ),
 )

@@ -14,10 +14,24 @@ from mintage.draft.contract import Context, Drafter
 from mintage.draft.tree import TokenTree, Topology
 from mintage.errors import UserError
 
-__all__ = ["PromptLookup"]
+__all__ = ["Plain", "PromptLookup"]
 
 _PRIOR = (0.35, 0.6, 0.75)  # chance that the next token repeats, after a match of 1, 2, 3 or more tokens
 _PRIOR_WEIGHT = 5.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plain(Drafter):
+    """Autoregressive decoding: every tree is the root alone."""
+
+    def propose(self, context: Context) -> TokenTree:
+        """Draft nothing."""
+        return TokenTree.root_only(context.root)
+
+    @classmethod
+    def tiny(cls) -> Plain:
+        """Make an instance for the laws."""
+        return cls()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -47,8 +47,8 @@ class Context:
         Source of all randomness of this request.
     memory
         What drafters remember during this request, keyed by drafter.
-    draft_forwards
-        Count of draft-model forwards so far; drafters with a model add to it.
+    draft_forwards, draft_tokens
+        Forwards of a draft model so far, and tokens read by them; drafters with a model add to both.
     """
 
     ids: Int[Tensor, " length"]
@@ -58,6 +58,7 @@ class Context:
     generator: torch.Generator | None = None
     memory: dict[Drafter, Any] = field(default_factory=dict)
     draft_forwards: int = 0
+    draft_tokens: int = 0
 
     @property
     def root(self) -> Int[Tensor, ""]:

@@ -25,8 +25,11 @@ def open_session(model: Any, target: Target, context: Context) -> DraftSession:
     Raises
     ------
     UserError
-        The draft model has another vocabulary, lies on another device, or cannot branch.
+        `model` is not a causal LM, has another vocabulary, lies on another device, was made for shorter sequences, or
+        cannot branch.
     """
+    if not hasattr(model, "get_output_embeddings"):
+        raise UserError(f"draft_model is {type(model).__name__}, expected a causal LM, e.g. load_causal_lm(name).model")
     draft = Target(model)
     if draft.vocabulary != target.vocabulary:
         raise UserError(
@@ -35,6 +38,12 @@ def open_session(model: Any, target: Target, context: Context) -> DraftSession:
         )
     if draft.device != target.device:
         raise UserError(f"the draft model is on {draft.device}, the target on {target.device}; move one of them")
+    longest = len(context.ids) + context.room
+    if draft.positions and longest > draft.positions:
+        raise UserError(
+            f"prompt and new tokens are {longest}, the draft model's context {draft.positions}; shorten them, "
+            "or draft without this model"
+        )
     return DraftSession(draft, context)
 
 
@@ -57,6 +66,7 @@ class DraftSession:
         """Drop all pending columns: those of the tree under construction."""
         self.nodes: list[int] = []  # tree node of every pending column
         self.ancestors: list[list[int]] = []  # pending columns on the path to it, itself included
+        self.below: dict[tuple[int, int], int] = {}  # parent node and token, to the first such node
         self.depth: list[int] = []
 
     @property
@@ -67,14 +77,18 @@ class DraftSession:
     def begin_round(self) -> Float[Tensor, " vocabulary"]:
         """Read what was committed since the last round, the root last, and return the draft logits after the root."""
         ids = self.context.ids
+        self.cache.fill([min(self.seen, len(ids) - 1)])  # a tree left unverified, or tokens taken back, are forgotten
+        self._clear()
         missing = ids[self.seen :][None]
         new = missing.shape[1]
+        self.context.draft_forwards += 1
+        self.context.draft_tokens += new
+        if not self.seen:  # the whole prompt, whose own logits nobody needs
+            return self.draft.prefill(missing, [new], self.cache)[0, -1]
         positions = torch.arange(self.seen, len(ids), device=ids.device)[None]
         lineage = torch.ones(1, new, new, dtype=torch.bool, device=ids.device).tril()
         logits = self.draft.extend(missing, positions, lineage, self.cache)[0, -1]
         self.cache.commit([range(new)])
-        self._clear()
-        self.context.draft_forwards += 1
         return logits
 
     def extend(
@@ -98,7 +112,8 @@ class DraftSession:
         """
         column = {node: i for i, node in enumerate(self.nodes)}
         first = len(self.nodes)
-        for i, (node, above) in enumerate(zip(nodes, parents, strict=True)):
+        for i, (node, token, above) in enumerate(zip(nodes, tokens.tolist(), parents, strict=True)):
+            self.below.setdefault((above, token), node)
             path = [] if above == 0 else self.ancestors[column[above]]
             self.ancestors.append([*path, first + i])
             self.depth.append(len(path) + 1)
@@ -109,7 +124,22 @@ class DraftSession:
         positions = torch.tensor(self.depth)[None] + self.seen - 1
         device = tokens.device
         self.context.draft_forwards += 1
+        self.context.draft_tokens += len(nodes)
         return self.draft.extend(tokens[None], positions.to(device), lineage.to(device), self.cache)[0]
+
+    def follow(self, tokens: Sequence[int]) -> list[int]:
+        """Return the extended nodes that spell `tokens` from the root's children down, as far as there are any.
+
+        What a drafter commits: the accepted nodes may be numbered otherwise, or drafted by another drafter of a union.
+        """
+        nodes, above = [], 0
+        for token in tokens:
+            node = self.below.get((above, token))
+            if node is None:
+                break
+            nodes.append(node)
+            above = node
+        return nodes
 
     def commit(self, path: Sequence[int]) -> None:
         """Keep the rows of accepted nodes; those never extended are read in the next round."""

@@ -39,8 +39,8 @@ class Stats:
         Tokens read and emitted, summed over the batch.
     target_forwards
         Tree forwards of the target; the prefill comes on top.
-    draft_forwards
-        Forwards of a draft model.
+    draft_forwards, draft_tokens
+        Forwards of a draft model, and tokens read by them.
     rounds
         Rounds summed over the sequences of the batch; equals `target_forwards` for one sequence.
     tree_nodes
@@ -56,6 +56,7 @@ class Stats:
     new_tokens: int = 0
     target_forwards: int = 0
     draft_forwards: int = 0
+    draft_tokens: int = 0
     rounds: int = 0
     tree_nodes: int = 0
     offered: list[int] = field(default_factory=list)
@@ -183,7 +184,7 @@ def generate_inside_transformers(
 ) -> Any:
     """Decode for ``model.generate(input_ids, custom_generate=drafter)``, honouring what transformers prepared."""
     from transformers import EosTokenCriteria, MaxLengthCriteria
-    from transformers.generation import GenerateDecoderOnlyOutput
+    from transformers.generation.utils import GenerateDecoderOnlyOutput
 
     if generation_config.num_beams != 1:
         raise UserError(f"num_beams={generation_config.num_beams} cannot be drafted; use num_beams=1")
@@ -283,6 +284,7 @@ class _Run:
                 self._round(rows, cache)
         self.stats.new_tokens = sum(len(row.emitted) for row in rows)
         self.stats.draft_forwards = sum(row.context.draft_forwards for row in rows)
+        self.stats.draft_tokens = sum(row.context.draft_tokens for row in rows)
         self.stats.seconds["total"] = time.perf_counter() - began
         return [row.emitted for row in rows]
 

@@ -11,6 +11,7 @@ METHODS = (
         year=2023,
         trains=True,
         summary="Contrastive sentence embeddings with shuffled group whitening.",
+        claim="Unsupervised BERT-base averages 78.78 Spearman on seven STS tasks, SimCSE 76.25.",
     ),
     Method(
         name="dupmae",
@@ -20,5 +21,6 @@ METHODS = (
         year=2022,
         trains=True,
         summary="Pre-trains both the [CLS] vector and the ordinary tokens for retrieval.",
+        claim="BEIR average NDCG@10 49.1 against RetroMAE's 45.2; MS MARCO MRR@10 42.58 against 41.6.",
     ),
 )

@@ -11,6 +11,7 @@ METHODS = (
         year=2023,
         trains=True,
         summary="Pools characters into word vectors, models words, decodes characters.",
+        claim="Next-word accuracy over 300% above subword and byte or character models; 30x on rare words.",
     ),
     Method(
         name="mrt5",
@@ -20,24 +21,38 @@ METHODS = (
         year=2024,
         trains=True,
         summary="A learned gate deletes bytes inside a ByT5 encoder.",
+        claim=("ByT5-small with half the bytes deleted: 32% less run time, English loss 0.568 to 0.596 nats per byte."),
     ),
     Method(
         name="hat",
         job="lm",
-        title="Hierarchical Autoregressive Transformers: Combining Byte- and Word-Level Processing for Robust, Adaptable Language Models",
+        title=(
+            "Hierarchical Autoregressive Transformers: Combining Byte- and Word-Level Processing for Robust, "
+            "Adaptable Language Models"
+        ),
         arxiv="2501.10322",
         year=2025,
         trains=True,
         summary="Bytes into words, a backbone over words, words back into bytes.",
+        claim=(
+            "Accuracy of a BPE model up to 7B (39.0 against 39.2), far more robust to typos and capitals; "
+            "adapts to German 1.9x faster."
+        ),
     ),
     Method(
         name="magnet",
         job="lm",
-        title="MAGNET: Improving the Multilingual Fairness of Language Models with Adaptive Gradient-Based Tokenization",
+        title=(
+            "MAGNET: Improving the Multilingual Fairness of Language Models with Adaptive Gradient-Based Tokenization"
+        ),
         arxiv="2407.08818",
         year=2024,
         trains=True,
-        summary="Learned byte boundaries with one predictor per script, for equal compression across languages.",
+        summary=("Learned byte boundaries with one predictor per script, for equal compression across languages."),
+        claim=(
+            "More equal segment counts over nine languages in three scripts than one shared predictor or "
+            "BPE, faster than bytes."
+        ),
     ),
     Method(
         name="lexinvariant",
@@ -47,6 +62,9 @@ METHODS = (
         year=2023,
         trains=True,
         summary="A language model without fixed token meanings: every sequence gets fresh random embeddings.",
+        claim=(
+            "Perplexity comparable to a standard model given enough context; 4x accuracy on synthetic in-context tasks."
+        ),
     ),
     Method(
         name="pycoder",
@@ -56,6 +74,7 @@ METHODS = (
         year=2022,
         trains=True,
         summary="Code completion trained jointly on tokens and token types.",
+        claim=("PY150: token accuracy 77.12 against CodeGPT's 75.69, exact lines 43.37 against UniXcoder's 40.68."),
     ),
     Method(
         name="dnabert2",
@@ -65,6 +84,9 @@ METHODS = (
         year=2023,
         trains=True,
         summary="A DNA encoder over BPE tokens with ALiBi.",
+        claim=(
+            "Level with the state of the art on GUE with 21x fewer parameters and about 92x less pre-training GPU time."
+        ),
     ),
     Method(
         name="btm",
@@ -74,5 +96,9 @@ METHODS = (
         year=2022,
         trains=True,
         summary="Experts branched from a seed model, trained apart, mixed by a domain posterior or averaged.",
+        claim=(
+            "Perplexity below compute-matched dense models at all four sizes; 64 experts match a dense model "
+            "with 2.5x the compute."
+        ),
     ),
 )

@@ -11,6 +11,10 @@ METHODS = (
         year=2024,
         trains=True,
         summary="Scene-text recognition with a decayed attention encoder and a character centre loss.",
+        claim=(
+            "Mean accuracy 94.1% on six benchmarks and 61.6% on Union14M, above SVTR, PARSeq and ABINet on "
+            "the same data."
+        ),
     ),
     Method(
         name="morp-mamba",
@@ -20,6 +24,10 @@ METHODS = (
         year=2024,
         trains=True,
         summary="Hyperspectral pixels classified from morphological tokens by a linear recurrence.",
+        claim=(
+            "Higher parametric efficiency (about 67 k parameters) than CNNs and transformers at maintained "
+            "high accuracy."
+        ),
     ),
     Method(
         name="read-seg",
@@ -29,5 +37,6 @@ METHODS = (
         year=2024,
         trains=True,
         summary="Turns the similarity of the <SEG> token into point prompts for segmentation.",
+        claim="ReasonSeg val gIoU 59.8 and cIoU 67.6 at 7B, above LISA and SESAME of equal size.",
     ),
 )

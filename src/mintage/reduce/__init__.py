@@ -10,6 +10,10 @@ METHODS = (
         arxiv="2405.16148",
         year=2024,
         summary="Merges redundant tokens by an energy score and protects isolated ones.",
+        claim=(
+            "40-60% fewer FLOPs; ViT-MAE-H loses 0.5 points on ImageNet-1k where other mergers lose 2.6 (off "
+            "the shelf)."
+        ),
     ),
     Method(
         name="diffrate",
@@ -19,14 +23,21 @@ METHODS = (
         year=2023,
         trains=True,
         summary="Learns by gradient how many tokens each layer prunes and merges.",
+        claim=(
+            "ViT-H (MAE): 40% fewer FLOPs and 1.5x images/s for 0.16 points of ImageNet-1k top-1, backbone "
+            "not fine-tuned."
+        ),
     ),
     Method(
         name="zero-tprune",
         job="reduce",
-        title="Zero-TPrune: Zero-Shot Token Pruning through Leveraging of the Attention Graph in Pre-Trained Transformers",
+        title=(
+            "Zero-TPrune: Zero-Shot Token Pruning through Leveraging of the Attention Graph in Pre-Trained Transformers"
+        ),
         arxiv="2305.17328",
         year=2023,
         summary="Prunes tokens by a weighted PageRank over the attention graph, without training.",
+        claim=("DeiT-S: 34.7% fewer FLOPs and 45.3% more images/s for 0.4 points of top-1, without any training."),
     ),
     Method(
         name="sparsifiner",
@@ -36,6 +47,10 @@ METHODS = (
         year=2023,
         trains=True,
         summary="Predicts a sparse attention mask per image with a low-rank connectivity predictor.",
+        claim=(
+            "48-69% fewer attention FLOPs for at most 0.4 points of top-1; with token sparsity over 60% "
+            "fewer ViT FLOPs."
+        ),
     ),
     Method(
         name="sit-slim",
@@ -45,6 +60,7 @@ METHODS = (
         year=2021,
         trains=True,
         summary="Re-weights all tokens into fewer by a learned slimming module, distilled densely.",
+        claim="1.7x images/s with negligible drop, 3.6x at 97% of the accuracy (LV-ViT, ImageNet-1k).",
     ),
     Method(
         name="mustdrop",
@@ -53,6 +69,7 @@ METHODS = (
         arxiv="2411.10803",
         year=2024,
         summary="Drops vision tokens in the encoder, the prefill and the decode of a VLM.",
+        claim="88.5% fewer FLOPs on LLaVA with 92.2% of the vision tokens gone, at comparable accuracy.",
     ),
     Method(
         name="fopru",
@@ -61,6 +78,7 @@ METHODS = (
         arxiv="2411.14164",
         year=2024,
         summary="Prunes a VLM's vision tokens by the vision encoder's attention, in rows or ranks.",
+        claim="Prunes a large number of redundant vision tokens at high accuracy, without training.",
     ),
     Method(
         name="globalcom2",
@@ -68,6 +86,10 @@ METHODS = (
         title="Compression with Global Guidance: Towards Training-free High-Resolution MLLMs Acceleration",
         arxiv="2501.05179",
         year=2025,
-        summary="Lets the global thumbnail decide how many tokens each crop of a high-resolution image keeps.",
+        summary=("Lets the global thumbnail decide how many tokens each crop of a high-resolution image keeps."),
+        claim=(
+            "Over 90% of the score with 90% of the vision tokens gone; 9.1% of the FLOPs, 60% of the peak "
+            "memory (LLaVA-NeXT)."
+        ),
     ),
 )

@@ -11,6 +11,10 @@ METHODS = (
         year=2024,
         trains=True,
         summary="A hypernetwork predicts the embeddings of any new tokenizer for a trained model.",
+        claim=(
+            "Close to the original models across languages and code, with markedly shorter token sequences, "
+            "without retraining."
+        ),
     ),
     Method(
         name="dynamic-tokens",
@@ -20,13 +24,15 @@ METHODS = (
         year=2024,
         trains=True,
         summary="Merges frequent subwords of the batch at run time and predicts their embeddings.",
+        claim="XLM-R, XNLI in 14 languages: sequences over 20% shorter for less than 2% of accuracy.",
     ),
     Method(
         name="exact-bytes",
         job="retrofit",
-        title="Exact Byte-Level Probabilities from Tokenized Language Models for FIM-Tasks and Model Ensembles",
+        title=("Exact Byte-Level Probabilities from Tokenized Language Models for FIM-Tasks and Model Ensembles"),
         arxiv="2410.09303",
         year=2024,
         summary="Turns a token model into the exactly equivalent byte model.",
+        claim=("About +18% on code fill-in-the-middle; up to +3.7% from ensembles over different vocabularies."),
     ),
 )

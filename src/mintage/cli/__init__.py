@@ -1,0 +1,58 @@
+"""The command line: one file per verb. Verbs import what they need when they run, so that ``--help`` stays light."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from mintage import __version__
+from mintage.cli.bench import bench
+from mintage.cli.generate import generate
+from mintage.cli.methods import methods
+from mintage.cli.report import report
+from mintage.cli.show import show
+from mintage.errors import UserError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with [bold]mintage methods[/bold], then [bold]mintage generate 'Tell me about tides'[/bold].",
+)
+
+app.command(rich_help_panel="Look")(methods)
+app.command(rich_help_panel="Look")(show)
+app.command(rich_help_panel="Use")(generate)
+app.command(rich_help_panel="Measure")(bench)
+app.command(rich_help_panel="Measure")(report)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mintage {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Published methods about [bold]tokens[/bold] behind ten small contracts, each claim re-measured here."""
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on stderr and exit status 2."""
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"mintage: {error}", markup=False, style="red")
+        sys.exit(2)
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        sys.stderr.close()
+        sys.exit(0)

@@ -1,0 +1,153 @@
+"""``mintage bench``: measure again."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from mintage import catalog
+from mintage.errors import UserError
+
+
+def bench(
+    names: Annotated[list[str], typer.Argument(help="A job (all its usual arms), or methods of one job.")],
+    model: Annotated[str, typer.Option(help="smollm2 (embedded), a folder, or a hub id.")] = "smollm2",
+    prompts: Annotated[
+        str | None, typer.Option(help="JSON lines with turns or prompt (Spec-Bench's format); default: bundled.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Use this many prompts, spread over categories; 0 for all.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", "-n", help="Per answer.")] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", "-t", help="0 is greedy.")] = None,
+    draft_model: Annotated[str | None, typer.Option(help="Folder or hub id of a draft model.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="bfloat16, float32 or float16.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder that results are appended to.")] = Path("results"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON lines.")] = False,
+    save: Annotated[bool, typer.Option(help="Append the rows to the results folder.")] = True,
+) -> None:
+    """Measure methods beside their baseline and rivals in one run, and append the results.
+
+    Naming a job measures its usual arms; naming one method runs its paper's claim check.
+
+    [dim]Examples[/dim]
+
+      mintage bench draft --limit 6
+
+      mintage bench token-recycling
+
+      mintage bench "token-recycling:budget=16" "token-recycling cold" prompt-lookup --prompts question.jsonl
+
+    Next: [bold]mintage report[/bold]
+    """
+    job, methods = _resolve(names)
+    try:
+        module = importlib.import_module(f"mintage.{job}.bench")
+    except ModuleNotFoundError:
+        raise UserError(f"the {job} job has no bench yet; ready: draft") from None
+    given = {
+        "model": model,
+        "prompts": prompts,
+        "limit": limit,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "draft_model": draft_model,
+        "dtype": dtype,
+        "device": device,
+        "seed": seed,
+    }
+    settings = {name: value for name, value in given.items() if value is not None}
+    if settings.get("limit") == 0:
+        settings["limit"] = None
+    known = inspect.signature(module.run).parameters
+    for name in settings:
+        if name not in known:
+            raise UserError(f"bench {job} has no --{name.replace('_', '-')}")
+    console = Console(stderr=True)
+    command = "mintage bench " + " ".join(_quoted(a) for a in sys.argv[2:])
+    with _progress(console) as progress:
+        task = progress.add_task(f"bench {' '.join(names)}", total=None)
+
+        def step(done: int, total: int, label: str) -> None:
+            progress.update(task, completed=done, total=total, description=label)
+
+        rows = module.run(methods, progress=step, command=command, **settings)
+    if save:
+        from mintage.measure import append_results
+
+        append_results(out / f"{job}.jsonl", rows)
+    _print(rows, as_json=as_json)
+    if save and not as_json:
+        console.print(f"appended {len(rows)} rows to {out / f'{job}.jsonl'}; next: mintage report", style="dim")
+
+
+def _quoted(argument: str) -> str:
+    return f'"{argument}"' if " " in argument else argument
+
+
+def _resolve(names: list[str]) -> tuple[str, list[str]]:
+    """Tell the job that `names` belong to; a leading job name stands for its usual arms."""
+    if names[0] in catalog.JOBS:
+        return names[0], names[1:]
+    jobs = []
+    for name in names:
+        first = name.removesuffix(" cold").split("+")[0]
+        jobs.append(catalog.find(catalog.parse_spec(first)[0]).job)
+    if len(set(jobs)) > 1:
+        raise UserError(f"{', '.join(names)} belong to different jobs ({', '.join(jobs)}); bench one job at a time")
+    return jobs[0], names
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+    )
+
+
+def _print(rows: list[Any], *, as_json: bool) -> None:
+    from mintage.measure import Result
+
+    results = [row for row in rows if isinstance(row, Result)]
+    if as_json:
+        import dataclasses
+
+        for row in results:
+            typer.echo(json.dumps(dataclasses.asdict(row)))
+        return
+    console = Console()
+    metrics = list(dict.fromkeys(r.metric for r in results if not r.claim))
+    methods = list(dict.fromkeys(r.method for r in results))
+    if metrics:
+        table = Table(box=None)
+        table.add_column("")
+        for metric in metrics:
+            table.add_column(metric, justify="right")
+        baseline = next((r.baseline for r in results if r.baseline), {})
+        for name in baseline:
+            cells = [
+                next((f"{r.baseline[name]:.3g}" for r in results if r.metric == m and name in r.baseline), "")
+                for m in metrics
+            ]
+            table.add_row(f"[dim]{name}[/dim]", *cells)
+        for method in methods:
+            cells = [next((_cell(r) for r in results if r.metric == m and r.method == method), "") for m in metrics]
+            table.add_row(method, *cells)
+        console.print(table)
+    for row in (r for r in results if r.claim):
+        colour = "green" if row.verdict == "holds" else "red"
+        console.print(f"[{colour}]{row.verdict}[/{colour}]  {row.claim}: {_cell(row)} {row.unit}", highlight=False)
+
+
+def _cell(row: Any) -> str:
+    if row.interval is None or row.interval[0] == row.interval[1]:
+        return f"{row.value:.3g}"
+    return f"{row.value:.3g} [dim]({row.interval[0]:.3g}-{row.interval[1]:.3g})[/dim]"

@@ -1,0 +1,27 @@
+"""``mintage report``: the scoreboard as one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    results: Annotated[Path, typer.Argument(help="A folder of *.jsonl, or one file.")] = Path("results"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
+) -> None:
+    """Write one self-contained HTML page: the scoreboard of all 46 papers, tables, plots and pictures.
+
+    [dim]Examples[/dim]
+
+      mintage report
+
+      mintage report results/draft.jsonl -o draft.html
+    """
+    from mintage import catalog
+    from mintage.measure import read_results, write_report
+
+    page = write_report(read_results(results), out, rows=catalog.methods())
+    typer.echo(f"wrote {page.resolve()}")

@@ -1,0 +1,97 @@
+"""Named inputs: prompts that ship with mintage, prompts of a file, and the folder of larger data sets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from mintage.errors import UserError, did_you_mean
+from mintage.files import read_jsonl
+
+__all__ = ["Prompt", "data_file", "read_prompts", "spread"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A user's request: one or more turns, of which each is sent after the answer to the one before."""
+
+    id: str
+    category: str
+    turns: tuple[str, ...]
+
+
+def read_prompts(path: str | Path | None = None, *, categories: Sequence[str] = ()) -> list[Prompt]:
+    """Read prompts.
+
+    Parameters
+    ----------
+    path
+        JSON lines (also ``.gz``) with ``turns`` (a list of texts, as in Spec-Bench's ``question.jsonl``) or ``prompt``
+        (one text), and optionally ``id`` or ``question_id`` and ``category``. Default: the 72 prompts that ship with
+        mintage.
+    categories
+        Keep these only; default all.
+
+    Raises
+    ------
+    UserError
+        Unreadable file, a line without a usable prompt (file and line are named), or an unknown category.
+    """
+    source = path or str(files("mintage") / "assets" / "prompts.jsonl")
+    prompts = [_prompt(row, source, number) for number, row in enumerate(read_jsonl(source), start=1)]
+    if not prompts:
+        raise UserError(f"{source} holds no prompts; expected one JSON object per line")
+    known = sorted({p.category for p in prompts})
+    for category in categories:
+        if category not in known:
+            raise UserError(f"no prompts of category {category!r} in {source}; {did_you_mean(category, known)}")
+    return [p for p in prompts if not categories or p.category in categories]
+
+
+def _prompt(row: dict[str, Any], source: str | Path, number: int) -> Prompt:
+    turns = row.get("turns", [row["prompt"]] if "prompt" in row else None)
+    if not isinstance(turns, list) or not turns or not all(isinstance(t, str) and t.strip() for t in turns):
+        raise UserError(f'{source}, prompt {number}: expected "turns": [text, ...] or "prompt": text')
+    identity = row.get("id", row.get("question_id", number))
+    return Prompt(id=str(identity), category=str(row.get("category", "all")), turns=tuple(turns))
+
+
+def spread(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
+    """Take `limit` prompts evenly over the categories, in file order within each; all of them if `limit` is None.
+
+    Raises
+    ------
+    UserError
+        `limit` is below 1.
+    """
+    if limit is None or limit >= len(prompts):
+        return list(prompts)
+    if limit < 1:
+        raise UserError(f"limit={limit}; keep at least 1 prompt")
+    by_category: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        by_category.setdefault(prompt.category, []).append(prompt)
+    rounds = max(map(len, by_category.values()))
+    dealt = [group[i] for i in range(rounds) for group in by_category.values() if i < len(group)]
+    return dealt[:limit]
+
+
+def data_file(name: str) -> Path:
+    """Return a file of the data folder, ``$MINTAGE_DATA``.
+
+    Raises
+    ------
+    UserError
+        The variable is not set, or the file is not there.
+    """
+    folder = os.environ.get("MINTAGE_DATA")
+    if not folder:
+        raise UserError(f"{name} is not shipped with mintage; set MINTAGE_DATA to the folder that holds it")
+    path = Path(folder) / name
+    if not path.exists():
+        raise UserError(f"{path} does not exist; MINTAGE_DATA={folder} should hold {name}")
+    return path

@@ -1,0 +1,506 @@
+import dataclasses
+import json
+import re
+import shutil
+import struct
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mintage.catalog import JOBS, Method, methods
+from mintage.measure import draw
+from mintage.measure.figure import Figure
+from mintage.measure.report import write_report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+QUIET = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+]
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+HOSTILE = (
+    "<script>document.title='pwned'</script>",
+    "</script><script>document.title='pwned'</script>",
+    "</style></title></textarea><img src=x onerror=document.title='pwned'>",
+    "\" onmouseover=\"document.title='pwned'\" x='",
+    "' autofocus onfocus=document.title='pwned' '",
+    "javascript:document.title='pwned'",
+    "{{ 7 * 7 }}{% raw %}<!-- ]]> \x00\x1b\u202e\ud800\u2028",
+)
+
+
+class Page(HTMLParser):
+    """The elements of a page, each with its attributes, its ancestors and the text inside."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.elements = [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        element = {"tag": tag, "text": "", "path": list(self.open), **dict(attrs)}
+        self.elements.append(element)
+        if tag not in VOID:
+            self.open.append(element)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append({"tag": tag, "text": "", "path": list(self.open), **dict(attrs)})
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop()["tag"] != tag:
+            pass
+
+    def handle_data(self, data):
+        for element in self.open:
+            element["text"] += data
+
+    def all(self, tag, **wanted):
+        wanted = {name.rstrip("_"): value for name, value in wanted.items()}
+        return [e for e in self.elements if e["tag"] == tag and all(e.get(n) == v for n, v in wanted.items())]
+
+    def inside(self, tag, outer):
+        return [e for e in self.elements if e["tag"] == tag and any(above is outer for above in e["path"])]
+
+    @property
+    def papers(self):
+        """Lines of the scoreboard by method, in order, without those filtered away."""
+        board = self.all("table", id="scoreboard")[0]
+        lines = [row for row in self.inside("tr", board) if "data-job" in row and "hidden" not in row]
+        return {self.inside("th", line)[0]["data-sort"]: line for line in lines}
+
+    def cell(self, method, label):
+        line = self.papers[method]
+        return " ".join(next(e for e in self.inside("td", line) if e.get("data-label") == label)["text"].split())
+
+
+@pytest.fixture
+def page(rows, tmp_path):
+    return Page(write_report(rows, tmp_path / "report.html").read_text())
+
+
+# -- what the page says -------------------------------------------------------------------------------------------
+
+
+def test_every_paper_has_a_line_measured_or_not(page):
+    papers = [m for m in methods() if m.role == "paper"]
+    assert list(page.papers) == [m.name for m in papers]
+    assert len(papers) >= 46
+    for method in papers:
+        assert method.title in page.papers[method.name]["text"]
+        assert method.claim in page.papers[method.name]["text"]
+        assert page.papers[method.name]["data-status"] == method.status
+    assert page.papers["ems"]["data-verdict"] == "not measured"
+    assert "prompt-lookup" not in page.papers  # a baseline is no paper, but its results are shown in its job
+    assert page.all("article", id="method-draft-prompt-lookup")
+
+
+def test_a_line_tells_value_interval_n_baseline_peer_verdict_and_device(page):
+    assert "1.80\N{MULTIPLICATION SIGN} [1.70, 1.88] n = 20" in page.cell("token-recycling", "Measured here")
+    assert page.cell("token-recycling", "Baseline") == "1.00\N{MULTIPLICATION SIGN} plain greedy"
+    assert page.cell("token-recycling", "Best peer") == "1.61\N{MULTIPLICATION SIGN} cold table"
+    assert page.cell("token-recycling", "Device") == "A Intel Xeon Platinum 8481C, 2 cores"
+    assert page.cell("pitome", "Best peer") == "1.70 points zero-tprune"  # lower is better here
+    assert page.cell("double-sparsity", "Measured here").startswith("perplexity at 1/8 of the tokens ↓ 26.10 n = 4")
+
+
+def test_the_arxiv_link(page):
+    links = {e["href"] for e in page.inside("a", page.papers["pitome"]) if e["href"].startswith("http")}
+    assert links == {"https://arxiv.org/abs/2405.16148"}
+
+
+def test_a_verdict_that_is_not_the_headline_is_counted_not_hidden(page):
+    assert page.papers["token-recycling"]["data-verdict"] == "holds"
+    assert page.cell("token-recycling", "Verdict") == "holds also 1 holds also 1 does not hold"
+
+
+def test_the_headline_is_the_first_claim_of_the_newest_run(make_result, tmp_path):
+    def at(hour, **changes):
+        return make_result(environment={"time": f"2026-03-01T{hour:02d}:00:00+00:00"}, **changes)
+
+    rows = [
+        at(9, metric="old claim"),
+        at(11, metric="side number", claim="", verdict="measured"),
+        at(11, metric="first claim", verdict="does not hold"),
+        at(11, metric="second claim"),
+    ]
+    page = Page(write_report(rows, tmp_path / "r.html").read_text())
+    assert "first claim" in page.cell("token-recycling", "Measured here")
+    assert page.papers["token-recycling"]["data-verdict"] == "does not hold"
+
+
+def test_a_job_section_holds_every_row_and_what_repeats_it(page, rows):
+    section = page.all("section", id="job-draft")[0]["text"]
+    for row in rows:
+        if getattr(row, "metric", None) and row.job == "draft":
+            assert row.metric in section
+            assert row.command in section
+            assert row.claim in section
+            assert row.note in section
+    assert "prompt-lookup" in section
+    assert "Not measured yet: dyspec, rsd, spectr, ppd." in section
+
+
+def test_rows_of_unknown_jobs_and_methods_are_shown(make_result, tmp_path):
+    rows = [make_result(method="my-method", job="brew"), make_result(method="other-drafter")]
+    page = Page(write_report(rows, tmp_path / "r.html").read_text())
+    assert "my-method" in page.all("section", id="job-brew")[0]["text"]
+    assert "other-drafter" in page.all("section", id="job-draft")[0]["text"]
+
+
+def test_machines_are_lettered_and_described_once(page):
+    assert [e["id"] for e in page.all("article") if e.get("id", "").startswith("machine-")] == [
+        "machine-A",
+        "machine-B",
+    ]
+    assert "NVIDIA H100 80GB HBM3" in page.all("article", id="machine-B")[0]["text"]
+    assert "82300d8c0ffee" in page.all("article", id="machine-A")[0]["text"]
+
+
+def test_broken_plugins_show_their_problem(tmp_path):
+    rows = [
+        Method(name="foo", job="", title="foo:ROW", package="foo-tokens 0.2", problem="plug-in 'foo' failed to import")
+    ]
+    page = Page(write_report([], tmp_path / "r.html", rows=rows).read_text())
+    assert page.papers["foo"]["data-status"] == "broken"
+    assert "plug-in 'foo' failed to import" in page.papers["foo"]["text"]
+
+
+def test_an_empty_report_is_the_list_of_papers(tmp_path):
+    page = Page(write_report([], tmp_path / "r.html").read_text())
+    assert len(page.papers) >= 46
+    assert not [e for e in page.all("section") if e.get("class") == "job"]
+
+
+def test_only_the_newest_row_of_a_key_is_shown(make_result, tmp_path):
+    text = write_report([make_result(value=1.75), make_result(value=1.85)], tmp_path / "r.html").read_text()
+    assert "1.85\N{MULTIPLICATION SIGN}" in text
+    assert "1.75\N{MULTIPLICATION SIGN}" not in text
+
+
+def test_the_rows_can_be_taken_out_of_the_page(page, rows):
+    taken = json.loads(page.all("script", id="rows")[0]["text"])
+    assert [row["value"] for row in taken] == [row.value for row in rows if hasattr(row, "metric")]
+
+
+def test_the_page_asks_the_network_for_nothing(rows, tmp_path):
+    text = write_report(rows, tmp_path / "r.html").read_text()
+    page = Page(text)
+    assert not [
+        e for e in page.elements if e["tag"] in ("link", "img", "iframe", "object", "embed", "form") and "action" in e
+    ]
+    assert not [e for e in page.elements if {"src", "srcset", "data"} & set(e)]
+    assert not re.search(r"@import|url\(", text)
+    assert len(text) < 400_000
+    policy = next(e["content"] for e in page.all("meta") if "http-equiv" in e)
+    assert policy.startswith("default-src 'none'")
+
+
+def test_ids_are_unique_and_links_inside_the_page_lead_somewhere(page):
+    ids = [e["id"] for e in page.elements if "id" in e]
+    assert len(ids) == len(set(ids))
+    targets = {e["href"][1:] for e in page.all("a") if e["href"].startswith("#")}
+    assert targets <= set(ids)
+
+
+# -- hostile texts ------------------------------------------------------------------------------------------------
+
+
+def poisoned(make_result, text):
+    row = make_result(
+        method=text, metric=text, unit=text, claim=text, model=text, data=text, command=text, note=text,
+        baseline={text: 1.0}, peers={text: 2.0}, settings={text: text},
+        environment={"cpu": text, text: text, "time": text},
+    )  # fmt: skip
+    series = [{"name": text, "x": [1, 2], "y": [1.0, None]}, {"name": text + "2", "x": [1, 2], "y": [1, 3]}]
+    nodes = [{"parent": -1, "token": text, "accepted": True, "score": 0.1}]
+    layouts = {
+        "curve": {"x_label": text, "y_label": text, "series": series},
+        "bars": {"y_label": text, "categories": [text, text], "series": series},
+        "heatmap": {"x_label": text, "y_label": text, "z_label": text, "z": [[1, 2]], "x": [text, text], "y": [text]},
+        "tree": {"nodes": nodes, "context": text, "emitted": text},
+        "token-map": {"tokens": [{"text": text, "value": 0.5, "group": text}]},
+    }
+    figures = [
+        Figure(
+            job=text, name=kind, title=text, caption=text, kind=kind, data=data, method=text, environment={text: text}
+        )
+        for kind, data in layouts.items()
+    ]
+    method = Method(
+        name=text, job="draft", title=text, arxiv=text, year=2024, claim=text, summary=text, package=text, problem=text
+    )
+    return [row, dataclasses.replace(row, job=text), *figures], [method]
+
+
+def harmless(html):
+    """Check that a page has its own two scripts and nothing that a text could have added."""
+    page = Page(html)
+    assert len(page.all("script")) == 2
+    assert not page.all("img")
+    assert not [name for e in page.elements for name in e if name.startswith("on")]
+    assert not [e for e in page.all("a") if not re.match(r"#|https://arxiv\.org/abs/[\d.v]+$", e["href"])]
+    assert page.all("title")[0]["text"] == "mintage: the scoreboard"
+    return page
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_text_becomes_markup(make_result, tmp_path, text):
+    rows, catalogue = poisoned(make_result, text)
+    html = write_report(rows, tmp_path / "r.html", rows=catalogue).read_bytes().decode("utf-8")
+    page = harmless(html)
+    if text.isprintable():
+        assert page.all("article", class_="method")[0]["text"].count(text) >= 8
+        assert json.loads(page.all("script", id="rows")[0]["text"])[0]["note"] == text
+    if "{{" in text:
+        assert "{{ 7 * 7 }}{% raw %}" in page.all("article", class_="method")[0]["text"]
+
+
+# -- drawings -----------------------------------------------------------------------------------------------------
+
+
+@given(st.text())
+def test_visible_text_is_visible(text):
+    shown = draw.visible(text)
+    assert shown.isprintable()
+    assert " " not in shown
+
+
+def test_visible_examples():
+    assert draw.visible(" the\n\t") == "␣the↵⇥"
+    assert draw.visible("a\u202eb\u200b") == "a⟨U+202E⟩b⟨U+200B⟩"
+    assert draw.visible("\u0301") == "◌\u0301"
+    assert draw.visible("naïve 漢字 👍") == "naïve␣漢字␣👍"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0, "0"), (46, "46"), (1.796, "1.796"), (12345.6, "12,346"), (-0.25, "\N{MINUS SIGN}0.2500"), (2e-7, "2.00e-07")],
+)
+def test_numbers(value, shown):
+    assert draw.number(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "interval", "places"),
+    [(1.796, (1.7, 1.88), 2), (0.42, (0.11, 0.73), 2), (97.25, (96.1, 98.2), 1), (2.0, None, 0), (26.1, None, 2),
+     (812.0, (700.0, 900.0), 0)],
+)  # fmt: skip
+def test_the_interval_decides_how_many_places_are_worth_printing(make_result, value, interval, places):
+    assert draw.shown_decimals(make_result(value=value, interval=interval)) == places
+
+
+@pytest.mark.parametrize(
+    ("changes", "side"),
+    [
+        ({}, "up"),
+        ({"higher_is_better": False}, "down"),
+        ({"interval": (0.9, 1.9)}, "level"),
+        ({"interval": None}, "level"),
+        ({"baseline": {}}, "level"),
+        ({"baseline": {"a": 1.0, "b": 1.75}}, "level"),
+        ({"baseline": {"a": 1.9, "b": 2.0}}, "down"),
+    ],
+)
+def test_a_gauge_takes_colour_only_where_the_interval_decides(make_result, changes, side):
+    assert f'class="dot {side}"' in draw.gauge(make_result(**changes))
+
+
+@st.composite
+def trees(draw_from):
+    nodes = []
+    for place in range(draw_from(st.integers(0, 25))):
+        parent = draw_from(st.integers(-1, place - 1))
+        taken = any(n["accepted"] for n in nodes if n["parent"] == parent)
+        accepted = draw_from(st.booleans()) and not taken and (parent < 0 or nodes[parent]["accepted"])
+        nodes.append({"parent": parent, "token": draw_from(st.text(max_size=30)), "accepted": accepted, "score": None})
+    return nodes
+
+
+@settings(deadline=None, max_examples=50)
+@given(trees())
+def test_tree_boxes_never_overlap_and_the_accepted_path_is_straight(nodes):
+    figure = Figure(
+        job="draft", name="t", title="t", caption="", kind="tree",
+        data={"nodes": nodes, "context": "some context", "emitted": "x"},
+    )  # fmt: skip
+    page = Page(draw.draw(figure))
+    boxes = []
+    for group in [e for e in page.all("g") if e.get("class", "").startswith("node ")]:
+        rect = page.inside("rect", group)[0]
+        boxes.append((float(rect["x"]), float(rect["y"]), float(rect["width"]), group["class"]))
+    assert len(boxes) == len(nodes) + 1
+    for i, (x, y, width, _) in enumerate(boxes):
+        for other_x, other_y, _, _ in boxes[i + 1 :]:
+            assert y != other_y or not x - 1e-6 <= other_x < x + width
+    assert len({y for _, y, _, kind in boxes if kind != "node rejected"}) == 1
+    view = [float(v) for v in page.all("svg")[0]["viewbox"].split()]
+    assert all(x >= 0 and x + width <= view[2] + 1 and 0 <= y <= view[3] for x, y, width, _ in boxes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        ("curve", {"x_label": "x", "y_label": "y", "series": []}),
+        ("curve", {"x_label": "x", "y_label": "y", "series": [{"name": "a", "x": [1], "y": [2]}]}),
+        ("curve", {"x_label": "x", "y_label": "y", "series": [{"name": "a", "x": [0, 0], "y": [None, None]}]}),
+        ("curve", {"x_label": "x", "y_label": "y", "series": [{"name": "a", "x": [0, 1e9], "y": [-1e-7, 0]}]}),
+        ("bars", {"y_label": "y", "categories": [], "series": []}),
+        ("bars", {"y_label": "y", "categories": ["a"], "series": [{"name": "a", "y": [-3]}]}),
+        ("heatmap", {"x_label": "x", "y_label": "y", "z": []}),
+        ("heatmap", {"x_label": "x", "y_label": "y", "z": [[None, 1], [1, 1]]}),
+        ("tree", {"nodes": [], "context": "", "emitted": ""}),
+        ("token-map", {"tokens": []}),
+    ],
+)
+def test_figures_with_little_in_them_are_drawn(tmp_path, kind, data):
+    figure = Figure(job="draft", name="x", title="t", caption="c", kind=kind, data=data)
+    assert "nan" not in draw.draw(figure)
+    harmless(write_report([figure], tmp_path / "r.html").read_text())
+
+
+def test_a_gap_breaks_the_line(page):
+    series = {"name": "a", "x": [1, 2, 3, 4, 5], "y": [1, 2, None, 4, 5]}
+    data = {"x_label": "x", "y_label": "y", "series": [series]}
+    drawn = Page(draw.draw(Figure(job="draft", name="x", title="t", caption="c", kind="curve", data=data)))
+    assert len(drawn.all("path", class_="line")) == 2
+    assert len(drawn.all("circle", class_="point")) == 4
+
+
+def test_the_numbers_behind_a_chart_stand_beside_it(page):
+    table = next(e for e in page.all("table", class_="numbers") if "Zero-TPrune" in e["text"])
+    cells = [e["text"] for e in page.inside("td", table)]
+    assert cells == ["1.120", "1.410", "1.190", "1.520", "0.9400", "", "1.240", "1.710"]
+
+
+# -- in a browser -------------------------------------------------------------------------------------------------
+
+browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH; install it to open the report")
+
+
+def chromium(profile, *arguments):
+    run = subprocess.run([CHROMIUM, *QUIET, f"--user-data-dir={profile}", *arguments], capture_output=True, timeout=120)
+    assert run.returncode == 0, run.stderr.decode(errors="replace")[-2000:]
+    return run.stdout.decode("utf-8")
+
+
+@pytest.fixture
+def open_page(rows, tmp_path):
+    path = write_report(rows, tmp_path / "report.html")
+
+    def load(fragment=""):
+        return Page(chromium(tmp_path / "profile", "--dump-dom", f"{path.as_uri()}{fragment}"))
+
+    return load
+
+
+@browser
+@pytest.mark.browser
+def test_browser_shows_all_papers_and_the_controls(open_page):
+    page = open_page()
+    assert list(page.papers) == [m.name for m in methods() if m.role == "paper"]
+    assert "hidden" not in page.all("form", id="controls")[0]
+    assert page.all("output", id="shown")[0]["text"] == f"{len(page.papers)} of {len(page.papers)}"
+    assert [e["text"] for e in page.all("option")][1:11] == list(JOBS)
+
+
+@browser
+@pytest.mark.browser
+def test_browser_filters(open_page):
+    page = open_page("#filter=token%20recycling&job=draft")
+    assert list(page.papers) == ["token-recycling"]
+    assert page.all("output", id="shown")[0]["text"].startswith("1 of ")
+    assert "hidden" in page.all("p", id="none-shown")[0]
+    page = open_page("#verdict=holds")
+    assert list(page.papers) == ["token-recycling", "pitome", "number-tokens"]
+    page = open_page("#filter=%3Cscript%3Ealert(1)%3C/script%3E&sort=__proto__&job=nonsense")
+    assert page.papers == {}
+    assert "hidden" not in page.all("p", id="none-shown")[0]
+    assert len(page.all("script")) == 2
+
+
+@browser
+@pytest.mark.browser
+def test_browser_sorts_and_keeps_lines_without_a_value_last(open_page):
+    page = open_page("#sort=measured&dir=desc")
+    measured = ["number-tokens", "double-sparsity", "zett", "token-recycling", "pitome"]
+    assert list(page.papers)[:5] == measured
+    head = next(e for e in page.all("th") if e.get("data-key") == "measured")
+    assert head["aria-sort"] == "descending"
+    assert list(open_page("#sort=measured").papers)[:5] == measured[::-1]
+    assert list(open_page("#sort=method").papers) == sorted(page.papers)
+
+
+@browser
+@pytest.mark.browser
+def test_browser_clicks_on_heads_and_keeps_the_state_in_the_address(rows, tmp_path):
+    """Drives the page from a second page in a frame of the same origin, served as one file with the report inside."""
+    path = write_report(rows, tmp_path / "report.html")
+    driver = """
+      const frame = document.querySelector("iframe"), out = document.querySelector("pre");
+      frame.onload = () => {
+        const page = frame.contentDocument, seen = [];
+        const lines = () => [...page.querySelectorAll("#scoreboard tbody tr:not([hidden])")];
+        const order = () => lines().map(line => line.cells[0].dataset.sort);
+        const head = page.querySelector("th[data-key=method] button");
+        seen.push(order()[0]); head.click(); seen.push(order()[0]); head.click(); seen.push(order()[0]);
+        const box = page.getElementById("filter");
+        box.value = "dnabert"; box.dispatchEvent(new Event("input", {bubbles: true}));
+        seen.push(order().join(), frame.contentWindow.location.hash);
+        page.querySelector("button[type=reset]").click(); seen.push(order().length, box.value);
+        out.textContent = JSON.stringify(seen);
+      };
+      frame.src = "report.html";
+    """
+    (tmp_path / "driver.html").write_text(f"<pre></pre><iframe></iframe><script>{driver}</script>")
+    dom = chromium(
+        tmp_path / "profile", "--allow-file-access-from-files", "--virtual-time-budget=3000", "--dump-dom",
+        (path.parent / "driver.html").as_uri(),
+    )  # fmt: skip
+    seen = json.loads(Page(dom).all("pre")[0]["text"])
+    names = sorted(m.name for m in methods() if m.role == "paper")
+    first = next(m.name for m in methods() if m.role == "paper")
+    assert seen[:3] == [first, names[0], names[-1]]
+    assert seen[3] == "dnabert2"
+    assert seen[4] == "#filter=dnabert&sort=method&dir=desc"
+    assert seen[5:] == [len(names), ""]
+
+
+@browser
+@pytest.mark.browser
+def test_browser_runs_nothing_that_came_with_a_result(make_result, tmp_path):
+    rows, catalogue = [], []
+    for text in HOSTILE:
+        more, methods_ = poisoned(make_result, text)
+        rows += more
+        catalogue += methods_
+    path = write_report(rows, tmp_path / "r.html", rows=catalogue)
+    page = harmless(chromium(tmp_path / "profile", "--dump-dom", path.as_uri()))
+    assert len(page.papers) == len(HOSTILE)
+
+
+@browser
+@pytest.mark.browser
+def test_browser_draws_light_dark_and_narrow(rows, tmp_path):
+    path = write_report(rows, tmp_path / "report.html")
+    pictures = {}
+    for name, width, more in (
+        ("light", 1400, ()),
+        ("dark", 1400, ("--blink-settings=preferredColorScheme=0",)),
+        ("narrow", 500, ()),
+    ):
+        shot = tmp_path / f"{name}.png"
+        chromium(tmp_path / "profile", *more, f"--window-size={width},900", f"--screenshot={shot}", path.as_uri())
+        pictures[name] = shot.read_bytes()
+        assert struct.unpack(">II", pictures[name][16:24]) == (width, 900)
+        assert len(pictures[name]) > 20_000
+    assert len(set(pictures.values())) == 3
