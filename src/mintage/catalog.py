@@ -314,6 +314,11 @@ def _convert(text: str, kind: Any) -> Any:
 
 
 def _kind_name(kind: Any) -> str:
-    if typing.get_origin(kind) is Literal:
-        return f"one of {', '.join(map(str, typing.get_args(kind)))}"
-    return " or ".join(getattr(o, "__name__", str(o)) for o in _alternatives(kind))
+    return " or ".join(map(_option_name, _alternatives(kind)))
+
+
+def _option_name(option: Any) -> str:
+    if typing.get_origin(option) is Literal:
+        choices = typing.get_args(option)
+        return f"one of {', '.join(map(str, choices))}" if len(choices) > 1 else str(choices[0])
+    return getattr(option, "__name__", str(option))

@@ -39,12 +39,18 @@ def read_prompts(path: str | Path | None = None, *, categories: Sequence[str] = 
     Raises
     ------
     UserError
-        Unreadable file, a line without a usable prompt (file and line are named), or an unknown category.
+        Unreadable file, a line without a usable prompt (file and line are named), an id that comes twice, or an
+        unknown category.
     """
     source = path or str(files("mintage") / "assets" / "prompts.jsonl")
     prompts = [_prompt(row, source, number) for number, row in enumerate(read_jsonl(source), start=1)]
     if not prompts:
         raise UserError(f"{source} holds no prompts; expected one JSON object per line")
+    seen: set[str] = set()
+    for number, prompt in enumerate(prompts, start=1):
+        if prompt.id in seen:  # a bench pairs the arms' answers by it
+            raise UserError(f"{source}, prompt {number}: id {prompt.id!r} came before; give every prompt its own")
+        seen.add(prompt.id)
     known = sorted({p.category for p in prompts})
     for category in categories:
         if category not in known:
@@ -68,10 +74,10 @@ def spread(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
     UserError
         `limit` is below 1.
     """
+    if limit is not None and limit < 1:
+        raise UserError(f"limit={limit}; keep at least 1 prompt")
     if limit is None or limit >= len(prompts):
         return list(prompts)
-    if limit < 1:
-        raise UserError(f"limit={limit}; keep at least 1 prompt")
     by_category: dict[str, list[Prompt]] = {}
     for prompt in prompts:
         by_category.setdefault(prompt.category, []).append(prompt)

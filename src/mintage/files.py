@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,7 +90,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     try:
         with opener(path, "rt", encoding="utf-8") as file:
             lines = file.read().split("\n")
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text; expected one JSON object per line") from None

@@ -100,8 +100,7 @@ def load_causal_lm(
         if dtype not in _DTYPES:
             raise UserError(f"unknown dtype {dtype!r}; {did_you_mean(dtype, _DTYPES)}")
         dtype = _DTYPES[dtype]
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {str(device)!r} is not available on this machine; pass device='cpu'")
+    _check_device(device)
     settings: dict[str, Any] = {"dtype": dtype}
     if attn_implementation:
         settings["attn_implementation"] = attn_implementation
@@ -110,6 +109,13 @@ def load_causal_lm(
     else:
         model, tokenizer = _load(name, settings)
     return CausalLM(model.to(device).eval(), tokenizer, name)
+
+
+def _check_device(device: str | torch.device) -> None:
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception:  # every backend has its own; torch.device alone accepts what is not there
+        raise UserError(f"device {str(device)!r} is not available on this machine; pass device='cpu'") from None
 
 
 def _load(name: str | Path, settings: dict[str, Any]) -> tuple[Any, Any]:

@@ -14,6 +14,7 @@ from mintage.cli.generate import generate
 from mintage.cli.methods import methods
 from mintage.cli.report import report
 from mintage.cli.show import show
+from mintage.cli.train import app as train
 from mintage.errors import UserError
 
 __all__ = ["app", "main"]
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.command(rich_help_panel="Look")(methods)
 app.command(rich_help_panel="Look")(show)
 app.command(rich_help_panel="Use")(generate)
+app.add_typer(train, name="train", rich_help_panel="Use")
 app.command(rich_help_panel="Measure")(bench)
 app.command(rich_help_panel="Measure")(report)
 
@@ -51,8 +53,16 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"mintage: {error}", markup=False, style="red")
-        sys.exit(2)
+        _fail(str(error))
     except BrokenPipeError:  # the reader (head, less) has seen enough
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:  # a folder that cannot be written, a full disk
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}; pass another path, or make that one writable")
+
+
+def _fail(line: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"mintage: {line}", markup=False, style="red")
+    sys.exit(2)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -80,6 +81,7 @@ def bench(
         def step(done: int, total: int, label: str) -> None:
             progress.update(task, completed=done, total=total, description=label)
 
+        _hush_transformers()
         rows = module.run(methods, progress=step, command=command, **settings)
     if save:
         from mintage.measure import append_results
@@ -88,6 +90,13 @@ def bench(
     _print(rows, as_json=as_json)
     if save and not as_json:
         console.print(f"appended {len(rows)} rows to {out / f'{job}.jsonl'}; next: mintage report", style="dim")
+
+
+def _hush_transformers() -> None:
+    """Keep transformers' advice on its own decoders out of the progress bar."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
 
 
 def _quoted(argument: str) -> str:
@@ -124,27 +133,29 @@ def _print(rows: list[Any], *, as_json: bool) -> None:
             typer.echo(json.dumps(dataclasses.asdict(row)))
         return
     console = Console()
-    metrics = list(dict.fromkeys(r.metric for r in results if not r.claim))
-    methods = list(dict.fromkeys(r.method for r in results))
-    if metrics:
-        table = Table(box=None)
-        table.add_column("")
-        for metric in metrics:
-            table.add_column(metric, justify="right")
-        baseline = next((r.baseline for r in results if r.baseline), {})
-        for name in baseline:
-            cells = [
-                next((f"{r.baseline[name]:.3g}" for r in results if r.metric == m and name in r.baseline), "")
-                for m in metrics
-            ]
-            table.add_row(f"[dim]{name}[/dim]", *cells)
-        for method in methods:
-            cells = [next((_cell(r) for r in results if r.metric == m and r.method == method), "") for m in metrics]
-            table.add_row(method, *cells)
-        console.print(table)
+    _table(console, [r for r in results if not r.claim])
     for row in (r for r in results if r.claim):
         colour = "green" if row.verdict == "holds" else "red"
         console.print(f"[{colour}]{row.verdict}[/{colour}]  {row.claim}: {_cell(row)} {row.unit}", highlight=False)
+
+
+def _table(console: Console, results: list[Any]) -> None:
+    """Print one line per arm and one column per metric; ratios with their interval."""
+    metrics = list(dict.fromkeys(r.metric for r in results))
+    if not metrics:
+        return
+    table = Table(box=None, padding=(0, 1))
+    table.add_column("", overflow="fold", min_width=22)
+    for metric in metrics:
+        table.add_column(metric, justify="right", overflow="fold")
+    cells: dict[str, dict[str, str]] = {}
+    for row in results:
+        for name, value in row.baseline.items():
+            cells.setdefault(name, {})[row.metric] = f"[dim]{value:.3g}[/dim]"
+        cells.setdefault(row.method, {})[row.metric] = _cell(row) if row.unit == "x" else f"{row.value:.3g}"
+    for name, values in cells.items():
+        table.add_row(escape(name), *(values.get(metric, "") for metric in metrics))
+    console.print(table)
 
 
 def _cell(row: Any) -> str:

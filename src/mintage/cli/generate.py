@@ -57,19 +57,20 @@ def generate(
 
     Next: [bold]mintage bench draft[/bold]
     """
-    from mintage.draft import Union, generate
+    from mintage.draft import generate
     from mintage.models import load_causal_lm
 
-    text = sys.stdin.read() if prompt == "-" else prompt
-    if not text.strip():
-        raise UserError("the prompt is empty; pass some text, or - to read standard input")
+    text = _text(prompt)
+    if raw and system is not None:
+        raise UserError("--system is part of the chat, which --raw leaves out; put it into the prompt, or drop --raw")
+    if compare and not max_new_tokens:
+        raise UserError("--compare needs at least 1 new token; pass --max-new-tokens 1 or more")
     spec = "plain" if draft == "none" else draft
-    given: dict[str, Any] = {"store": None if table is None else str(table)}
     if draft_model is None:
-        drafter = Union.from_spec(spec, **given)  # a bad spec is told before the model loads
+        drafter = _drafter(spec, table)  # a bad spec is told before the model loads
     lm = load_causal_lm(model, dtype=dtype, device=device)
     if draft_model is not None:
-        drafter = Union.from_spec(spec, draft_model=_draft_model(draft_model, lm, dtype, device), **given)
+        drafter = _drafter(spec, table, draft_model=_draft_model(draft_model, lm, dtype, device))
     ids = lm.encode(text, chat=not raw, system=system)
     settings: dict[str, Any] = {
         "temperature": temperature,
@@ -86,9 +87,30 @@ def generate(
         console.print(Text(lm.tokenizer.decode(out.sequences[0, ids.shape[1] :], skip_special_tokens=True)))
     notes.print(_summary(spec, out.stats), style="dim")
     if table is not None:
-        _save(drafter)
+        for learner in _learners(drafter):
+            learner.save()
     if compare:
         _compare(notes, lm, ids, out, settings)
+
+
+def _text(prompt: str) -> str:
+    try:
+        text = sys.stdin.read() if prompt == "-" else prompt
+        text.encode()  # bytes that are not UTF-8 arrive as lone surrogates in some locales
+    except UnicodeError:
+        raise UserError("the prompt is not UTF-8 text; convert it first, e.g. with iconv") from None
+    if not text.strip():
+        raise UserError("the prompt is empty; pass some text, or - to read standard input")
+    return text
+
+
+def _drafter(spec: str, table: Path | None, **given: Any) -> Any:
+    from mintage.draft import Union
+
+    drafter = Union.from_spec(spec, store=None if table is None else str(table), **given)
+    if table is not None and not _learners(drafter):
+        raise UserError("--table needs token-recycling among the drafters")
+    return drafter
 
 
 def _draft_model(name: str, lm: Any, dtype: str, device: str) -> Any:
@@ -102,13 +124,9 @@ def _draft_model(name: str, lm: Any, dtype: str, device: str) -> Any:
     return load_causal_lm(name, dtype=dtype, device=device).model
 
 
-def _save(drafter: Any) -> None:
-    """Save what was learned, for every part of a union that can."""
-    learners = [d for d in (drafter, *getattr(drafter, "drafters", ())) if hasattr(d, "save")]
-    if not learners:
-        raise UserError("--table needs token-recycling among the drafters")
-    for learner in learners:
-        learner.save()
+def _learners(drafter: Any) -> list[Any]:
+    """Tell the drafter, or the parts of a union, that can save what they learned."""
+    return [d for d in (drafter, *getattr(drafter, "drafters", ())) if hasattr(d, "save")]
 
 
 def _summary(name: str, stats: Stats) -> str:

@@ -52,9 +52,11 @@ class Target:
         if model.config.is_encoder_decoder:
             raise UserError(f"{name} is an encoder-decoder; drafting needs a decoder-only model such as Llama")
         kinds = set(getattr(self.config, "layer_types", None) or ())
-        if getattr(model, "_is_stateful", False) or kinds - _LAYERS:
-            odd = ", ".join(sorted(kinds - _LAYERS)) or "recurrent"
-            raise UserError(f"{name} cannot branch: it has {odd} layers; drafting needs full or sliding attention")
+        odd = kinds - _LAYERS
+        odd |= {"local"} & set(getattr(self.config, "attention_layers", ()))  # GPT-Neo: a window over columns
+        if odd or getattr(model, "_is_stateful", False):
+            listed = ", ".join(sorted(odd)) or "recurrent"
+            raise UserError(f"{name} cannot branch: it has {listed} layers; drafting needs full or sliding attention")
         accepted = inspect.signature(model.forward).parameters
         if not {"position_ids", "past_key_values", "attention_mask"} <= accepted.keys():
             raise UserError(f"{name} takes no explicit positions (ALiBi?), so its sequences cannot branch")
@@ -217,7 +219,8 @@ class Target:
             paths = [[0, 1, 2, 3, 5], [0, 1, 2, 3, 4, 6]]  # to the second child, to the grandchild of the first
             wanted = [self.model(input_ids=ids[None, path]).logits[0, -1].float() for path in paths]
         except Exception as error:
-            raise UserError(f"{type(self.model).__name__} cannot score trees: {error}") from error
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise UserError(f"{type(self.model).__name__} cannot score trees: {reason}") from error
         tolerance = 1e-3 if self.dtype in (torch.float32, torch.float64) else 0.1
         for got, want in zip(scored[[2, 3]], wanted, strict=True):
             if not (got - want).norm() <= tolerance * want.norm():

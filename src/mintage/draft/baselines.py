@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
+from operator import mul
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mintage.draft.adapters import Target
 from mintage.draft.contract import Context, Drafter
+from mintage.draft.draft_model import DraftSession, open_session
+from mintage.draft.rsd import RSD, Growth, check_branching
 from mintage.draft.tree import TokenTree, Topology
+from mintage.draft.verify import RecursiveRejection, Verifier
 from mintage.errors import UserError
 
-__all__ = ["Plain", "PromptLookup"]
+__all__ = ["Chain", "Plain", "PromptLookup", "SpecInfer", "independent_draws"]
 
 _PRIOR = (0.35, 0.6, 0.75)  # chance that the next token repeats, after a match of 1, 2, 3 or more tokens
 _PRIOR_WEIGHT = 5.0
@@ -92,3 +100,150 @@ class PromptLookup(Drafter):
     def tiny(cls) -> PromptLookup:
         """Make an instance for the laws."""
         return cls(length=4)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Chain(Drafter):
+    """Speculative sampling (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318): one drafted chain.
+
+    The same as RSD-C with one child per node, by which it is done.
+
+    Parameters
+    ----------
+    draft_model
+        A causal LM with the target's vocabulary, on its device.
+    length
+        Tokens to draft (Chen et al. use 4).
+    """
+
+    verifier: ClassVar[Verifier] = RSD.verifier
+
+    draft_model: Any = field(repr=False)
+    length: int = 4
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise UserError(f"length={self.length}; draft at least 1 token")
+
+    @cached_property
+    def _rsd(self) -> RSD:
+        return RSD(draft_model=self.draft_model, branching=(1,) * self.length)
+
+    def begin(self, target: Target, context: Context) -> None:
+        """Open the draft model's side of the request."""
+        self._rsd.begin(target, context)
+
+    def propose(self, context: Context) -> TokenTree:
+        """Sample the chain."""
+        return self._rsd.propose(context)
+
+    def observe(
+        self, context: Context, tree: TokenTree, logits: Float[Tensor, "nodes vocabulary"], path: Sequence[int]
+    ) -> None:
+        """Keep the draft model's cache rows of what was accepted."""
+        self._rsd.observe(context, tree, logits, path)
+
+    @classmethod
+    def tiny(cls) -> Chain:
+        """Make an instance for the laws."""
+        from mintage.models import tiny_causal_lm
+
+        return cls(draft_model=tiny_causal_lm(seed=1, num_hidden_layers=1), length=2)
+
+
+def independent_draws(
+    law: Float[Tensor, "nodes vocabulary"], counts: Sequence[int], generator: torch.Generator | None
+) -> tuple[Int[Tensor, " draws"], Int[Tensor, " draws"]]:
+    """Draw ``counts[n]`` tokens from every row n, with replacement, by inverse CDF as `mintage.draft.warp.draw` does.
+
+    Returns
+    -------
+    rows, tokens
+        Of every draw, by row.
+    """
+    mass = law.double().cumsum(-1)
+    total = mass[:, -1:].contiguous()
+    shape = len(counts), max(counts)
+    uniform = torch.rand(shape, dtype=torch.float64, device=law.device, generator=generator)
+    tokens = torch.searchsorted(mass, uniform * total, right=True)
+    tokens = tokens.minimum(torch.searchsorted(mass, total))  # rounding up to the total would end past the last token
+    wanted = torch.arange(shape[1], device=law.device) < torch.tensor(counts, device=law.device)[:, None]
+    rows, draws = wanted.nonzero(as_tuple=True)
+    return rows, tokens[rows, draws]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SpecInfer(Drafter):
+    """SpecInfer (Miao et al., ASPLOS 2024, arXiv 2305.09781): independent siblings, multi-step rejection.
+
+    Siblings are drawn from one law with replacement, so a token can come twice; every draw is a node and a candidate of
+    its own. A repeat could be accepted only after its first draw was rejected, and then never is (P is 0 there), so its
+    children hang under the first: that node has as many candidates as independent draws from the root would give it.
+    At temperature 0, where draws would all repeat, the likeliest children are drafted. Not here: several draft models.
+
+    Parameters
+    ----------
+    draft_model
+        A causal LM with the target's vocabulary, on its device; costs one forward per level.
+    branching
+        Draws below every draw, per level. The default is the paper's.
+    """
+
+    verifier: ClassVar[Verifier] = RecursiveRejection(replacement=True)
+
+    draft_model: Any = field(repr=False)
+    branching: tuple[int, ...] = (1, 1, 3, 1, 1, 1, 1, 1)
+
+    def __post_init__(self) -> None:
+        check_branching(self.branching)
+
+    @property
+    def levels(self) -> int:
+        """Levels of the tree below the root; also the draft forwards per round."""
+        return len(self.branching)
+
+    @property
+    def budget(self) -> int:
+        """Most nodes that a tree has, the root not counted."""
+        return sum(accumulate(self.branching, mul))
+
+    def begin(self, target: Target, context: Context) -> None:
+        """Open the draft model's side of the request."""
+        context.memory[self] = open_session(self.draft_model, target, context)
+
+    def propose(self, context: Context) -> TokenTree:
+        """Grow the tree level by level; first draws alone are read by the draft model."""
+        levels = self.branching[: context.room]
+        if not levels:
+            return TokenTree.root_only(context.root)
+        growth = Growth(context.memory[self], context)
+        nodes, times = [0], [1]  # the first draw of every token below its parent, and how often it was drawn
+        for level, count in enumerate(levels):
+            if level:
+                growth.advance(nodes)
+            if context.warp.greedy:
+                likeliest = growth.law.topk(min(count, growth.law.shape[-1]), dim=-1).indices
+                rows = torch.arange(len(likeliest), device=likeliest.device).repeat_interleave(likeliest.shape[1])
+                tokens = likeliest.flatten()
+            else:
+                rows, tokens = independent_draws(growth.law, [count * n for n in times], context.generator)
+            draws = list(zip(rows.tolist(), tokens.tolist(), strict=True))
+            first: dict[tuple[int, int], int] = {}
+            for draw, node in zip(draws, growth.hang(rows, tokens), strict=True):
+                first.setdefault(draw, node)
+            nodes, times = list(first.values()), list(Counter(draws).values())  # both in order of first draw
+        return growth.tree()
+
+    def observe(
+        self, context: Context, tree: TokenTree, logits: Float[Tensor, "nodes vocabulary"], path: Sequence[int]
+    ) -> None:
+        """Keep the draft model's cache rows of what was accepted."""
+        session: DraftSession = context.memory[self]
+        session.commit(session.follow(tree.tokens[list(path[1:])].tolist()))
+
+    @classmethod
+    def tiny(cls) -> SpecInfer:
+        """Make an instance for the laws."""
+        from mintage.models import tiny_causal_lm
+
+        return cls(draft_model=tiny_causal_lm(seed=1, num_hidden_layers=1), branching=(2, 2))

@@ -9,6 +9,7 @@ Not here: the claims that need no generation (acceptance by exact enumeration); 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -201,7 +202,7 @@ class Run:
 
     def measure(self, arms: Sequence[Arm], step: Callable[[str], None] = lambda _: None) -> None:
         """Answer every prompt with every arm; `step` is told the arm after each answer."""
-        ids = {p.id: self.lm.encode(p.turns[0], chat=bool(self.lm.tokenizer.chat_template)) for p in self.prompts}
+        ids = {p.id: self.ids(p) for p in self.prompts}
         warm = next(iter(ids.values()))[:, -8:]
         for arm in arms:
             self.measurements[arm.name] = Measurement()
@@ -224,6 +225,31 @@ class Run:
         same = [a.tokens == b.tokens for a, b in pairs]
         return sum(same) / len(same)
 
+    def gaps(self) -> dict[str, list[float]]:
+        """Per arm, the float32 logit gap between the two choices wherever its tokens first differ from ``generate``'s.
+
+        In bfloat16 a forward over one token and one over many round differently, so ties and near-ties may fall either
+        way, for transformers' own speculative decoders too. A gap that is not small would be a wrong answer.
+        """
+        found: dict[str, list[float]] = {name: [] for name in self.measurements if name != GENERATE}
+        exact = copy.deepcopy(self.lm.model).float()
+        for i, prompt in enumerate(self.prompts):
+            plain = self.measurements[GENERATE].answers[i].tokens
+            for name, gaps in found.items():
+                mine = self.measurements[name].answers[i].tokens
+                at = next((n for n, (a, b) in enumerate(zip(mine, plain, strict=False)) if a != b), None)
+                if at is not None:
+                    ids = self.ids(prompt)
+                    prefix = torch.cat([ids, torch.tensor([plain[:at]], dtype=ids.dtype, device=ids.device)], dim=1)
+                    with torch.no_grad():
+                        logits = exact(input_ids=prefix, logits_to_keep=1).logits[0, -1]
+                    gaps.append(float((logits[mine[at]] - logits[plain[at]]).abs()))
+        return found
+
+    def ids(self, prompt: Prompt) -> Tensor:
+        """Return a prompt's ids, as a chat where the model has a chat template."""
+        return self.lm.encode(prompt.turns[0], chat=bool(self.lm.tokenizer.chat_template))
+
     def speed_up(self, name: str, *, of: str = "median") -> Interval:
         """Seconds per token of plain ``generate`` over the arm's, paired over prompts."""
         return self.pairs.ratio(GENERATE, name, of=of)  # type: ignore[arg-type]
@@ -245,7 +271,8 @@ class Run:
         }
         rows: list[Result | Figure] = self._claims(common)
         flops = self._flops_per_token()
-        for metric, unit, up, value in self._metrics(flops):
+        gaps = {} if self.temperature or self.lm.model.dtype == torch.float32 else self.gaps()
+        for metric, unit, up, value in self._metrics(flops, gaps):
             values = {name: value(name) for name in self.measurements}
             for name, interval in values.items():
                 if name == GENERATE or interval is None:
@@ -267,13 +294,22 @@ class Run:
                 )
         return [*rows, *self._figures(described)]
 
-    def _metrics(self, flops: float) -> Iterable[tuple[str, str, bool, Callable[[str], Interval | None]]]:
+    def _metrics(
+        self, flops: float, gaps: dict[str, list[float]]
+    ) -> Iterable[tuple[str, str, bool, Callable[[str], Interval | None]]]:
         yield "tokens per target forward", "tokens", True, lambda n: self.measurements[n].tokens_per_forward
         yield "speed over generate, median prompt", "x", True, lambda n: self.speed_up(n)
         yield "speed over generate, whole run", "x", True, lambda n: self.speed_up(n, of="sums")
         yield "tokens per second", "tokens/s", True, lambda n: self.measurements[n].throughput
         if not self.temperature:
             yield "outputs identical to generate", "share", True, lambda n: _exact(self.identical(n))
+        if any(gaps.values()):
+            yield (
+                "largest logit gap at a first difference",
+                "logits",
+                False,
+                lambda n: _exact(max(gaps.get(n) or [0.0])),
+            )
         yield "target GFLOPs per token", "GFLOP", False, lambda n: self._target_flops(n, flops)
         yield "draft forwards per token", "forwards", False, self._draft_forwards
 
@@ -306,7 +342,7 @@ class Run:
 
     def _flops_per_token(self) -> float:
         """FLOPs of the target per token read, at the context of the first prompt."""
-        ids = self.lm.encode(self.prompts[0].turns[0], chat=bool(self.lm.tokenizer.chat_template))[:, :64]
+        ids = self.ids(self.prompts[0])[:, :64]
         with torch.no_grad():
             return count_flops(lambda: self.lm.model(input_ids=ids, use_cache=False)) / ids.shape[1]
 

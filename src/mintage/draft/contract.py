@@ -105,7 +105,11 @@ class Drafter(ABC):
         streamer: Any = None,
         **model_kwargs: Any,
     ) -> Any:
-        """Serve as ``model.generate(input_ids, custom_generate=drafter)``."""
+        """Serve as ``model.generate(input_ids, custom_generate=drafter)``.
+
+        transformers 5.23 hands a function neither the `streamer` nor the tokenizer of `stop_strings`: stream with
+        `mintage.draft.generate`, and put ``StopStringCriteria(tokenizer, strings)`` among the `stopping_criteria`.
+        """
         from mintage.draft.loop import generate_inside_transformers
 
         return generate_inside_transformers(

@@ -89,7 +89,10 @@ class Stats:
     def _count(self, tree: TokenTree, path: Sequence[int]) -> None:
         self.rounds += 1
         self.tree_nodes += len(tree)
-        reach = max(tree.topology.depth)
+        depths = tree.topology.depth
+        if tree.embeddings is not None:  # probes offer nothing
+            depths = [d for d, token in zip(depths, tree.tokens.tolist(), strict=True) if token >= 0]
+        reach = max(depths)
         grow = max(reach, len(path) - 1) - len(self.offered)
         self.offered += [0] * grow
         self.accepted += [0] * grow
@@ -163,10 +166,8 @@ def generate(
     if pad_token_id is None:
         pad_token_id = min(ends, default=0)
     generator = None if seed is None else torch.Generator(target.device).manual_seed(seed)
-    if streamer is not None:
-        streamer.put(input_ids.cpu())
     run = _Run(target, drafter, warp, ends, max_new_tokens, generator, streamer, stop=None)
-    rows = run(input_ids, attention_mask)
+    rows = run(input_ids, attention_mask, stream_prompt=True)
     if streamer is not None:
         streamer.end()
     return Generation(_pad(input_ids, rows, pad_token_id), run.stats)
@@ -188,7 +189,8 @@ def generate_inside_transformers(
 
     if generation_config.num_beams != 1:
         raise UserError(f"num_beams={generation_config.num_beams} cannot be drafted; use num_beams=1")
-    wanted = [n for n in ("output_scores", "output_logits", "output_attentions") if getattr(generation_config, n)]
+    extras = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+    wanted = [name for name in extras if getattr(generation_config, name)]
     if wanted:
         raise UserError(f"{wanted[0]}=True cannot be used with a drafter; generate without it")
     past = model_kwargs.get("past_key_values")
@@ -196,13 +198,16 @@ def generate_inside_transformers(
         raise UserError("past_key_values holds tokens already; a drafter starts from the whole prompt")
     ends: set[int] = set()
     others = []
+    longest = generation_config.max_length
     for criterion in stopping_criteria:
         if isinstance(criterion, EosTokenCriteria):
             ends |= set(criterion.eos_token_id.flatten().tolist())
-        elif not isinstance(criterion, MaxLengthCriteria):
+        elif isinstance(criterion, MaxLengthCriteria):
+            longest = criterion.max_length  # the user's own takes the place of the configuration's
+        else:
             others.append(criterion)
     warp = Warp.from_processors(logits_processor, do_sample=bool(generation_config.do_sample))
-    new = generation_config.max_length - input_ids.shape[1]
+    new = longest - input_ids.shape[1]
     run = _Run(Target(model), drafter, warp, ends, new, None, streamer, stop=others)
     rows = run(input_ids, model_kwargs.get("attention_mask"))
     if streamer is not None:
@@ -269,11 +274,15 @@ class _Run:
         self.verifier = GreedyMatch() if warp.greedy else drafter.verifier
         self.stats = Stats()
 
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor | None) -> list[Tensor]:
+    def __call__(
+        self, input_ids: Tensor, attention_mask: Tensor | None, *, stream_prompt: bool = False
+    ) -> list[Tensor]:
         began = time.perf_counter()
         prompts = self._prompts(input_ids, attention_mask)
         if self.streamer is not None and len(prompts) > 1:
             raise UserError(f"a streamer follows one sequence; the batch has {len(prompts)}")
+        if self.streamer is not None and stream_prompt:  # inside transformers it has had the prompt already
+            self.streamer.put(input_ids.cpu())
         rows = [_Row(prompt, self.max_new_tokens, self.warp, self.generator) for prompt in prompts]
         self.stats.prompt_tokens = sum(map(len, prompts))
         if self.max_new_tokens:
@@ -291,9 +300,11 @@ class _Run:
     def _prompts(self, ids: Tensor, mask: Tensor | None) -> list[Tensor]:
         if ids.ndim != 2:
             raise UserError(f"input_ids has shape {tuple(ids.shape)}; expected (batch, length)")
+        if ids.is_floating_point() or ids.dtype == torch.bool:
+            raise UserError(f"input_ids holds {ids.dtype}; expected token ids, i.e. integers")
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.target.vocabulary:
             raise UserError(f"input_ids holds ids outside the model's vocabulary of {self.target.vocabulary}")
-        ids = ids.to(self.target.device)
+        ids = ids.to(self.target.device, torch.long)
         kept = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device).bool()
         if kept.shape != ids.shape:
             raise UserError(f"attention_mask has shape {tuple(kept.shape)}, input_ids {tuple(ids.shape)}")
@@ -305,9 +316,10 @@ class _Run:
             raise UserError("the prompt is empty; pass at least one token (e.g. the beginning-of-sequence token)")
         limit = self.target.positions
         if limit and longest + self.max_new_tokens > limit:
+            fits = f" or pass max_new_tokens={limit - longest}" if longest < limit else ""
             raise UserError(
                 f"prompt of {longest} tokens plus max_new_tokens={self.max_new_tokens} exceeds the model's context of "
-                f"{limit}; shorten the prompt or pass max_new_tokens={max(limit - longest, 0)}"
+                f"{limit}; shorten the prompt{fits}"
             )
         return prompts
 
@@ -405,7 +417,7 @@ class _Run:
         """Ask transformers' stopping criteria after every token, as its own loop does."""
         for count in range(1, len(tokens) + 1):
             ids = torch.cat([row.context.ids, row.buffer.new_tensor(tokens[:count])])[None]
-            if any(bool(criterion(ids, None).all()) for criterion in self.stop):
+            if any(bool(torch.as_tensor(criterion(ids, None)).all()) for criterion in self.stop):
                 row.done = True
                 return tokens[:count]
         return tokens

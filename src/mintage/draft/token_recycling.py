@@ -4,15 +4,16 @@ Luo et al., "Turning Trash into Treasure", ACL 2025, arXiv 2408.08696. A matrix 
 likely successors seen after it last time. A draft tree is grown from M alone, whatever the target says at the tree's
 nodes, accepted or not, goes back into M. M is kept across requests ("hot start"): the more it has seen the better.
 
-Deviations, both off by default: `budget` replaces the paper's fixed tree by the best one of a given or measured size,
-and `recycle_prompt` also recycles the logits of the prompt. Not here: the authors' typical acceptance (not lossless).
+Deviations, both off by default. `budget` replaces the paper's fixed tree by the most promising nodes of each round: the
+drafter also keeps how sure the target was of each successor (softmax over its top k) and learns from its own rounds how
+often such a successor comes true. `recycle_prompt` also recycles the logits of the prompt. Not here: the authors'
+typical acceptance (not lossless).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from heapq import heappop, heappush
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from mintage.draft.adapters import Target
 from mintage.draft.contract import Context, Drafter
-from mintage.draft.latency import latency_curve
+from mintage.draft.latency import LatencyCurve, latency_curve
 from mintage.draft.tree import TokenTree, Topology
 from mintage.errors import UserError
 from mintage.files import replace_file
@@ -46,36 +47,38 @@ TEMPLATES = {
 }
 """The paper's tree of 80 nodes; a path "021" takes successor 0 of the root, then successor 2, then successor 1."""
 
-RANK_ACCEPTANCE = (0.42, 0.12, 0.06, 0.04, 0.03, 0.02, 0.015, 0.012)
-"""Prior for how often the token after a node is its r-th recycled successor; the drafter's own counts take over."""
+_EDGES = (0.01, 0.03, 0.08, 0.2, 0.4, 0.65, 0.9)
+"""How sure the target was of a successor, cut into bins within which the drafter learns how often it comes true."""
 
-_PRIOR_WEIGHT = 200.0  # rounds' worth of evidence that the prior stands for
-_LARGEST, _DEEPEST = 95, 12  # bounds of a tree of automatic size
+_MIDDLES = (0.005, 0.02, 0.05, 0.14, 0.3, 0.5, 0.8, 0.95)
+_BINS = len(_MIDDLES)
+_PRIOR_WEIGHT, _PRIOR_TRUST = 4.0, 0.5  # before anything is learned, half of the target's sureness is believed
+_LARGEST, _DEEPEST, _NEGLIGIBLE = 64, 16, 0.01  # bounds of trees of automatic size, and of a node worth a place
 _FORMAT = "mintage token-recycling table 1"
 
-Path_ = tuple[int, ...]
 
+class _Template:
+    """The paper's tree of rank paths, level by level, ready to be filled from the matrix."""
 
-class _Plan:
-    """A tree of rank paths, level by level, ready to be filled from the matrix."""
-
-    def __init__(self, paths: Sequence[Path_], acceptance: Sequence[float], device: torch.device) -> None:
-        paths = sorted(paths, key=lambda p: (len(p), p))
+    def __init__(self, name: str, device: torch.device) -> None:
+        paths = sorted((tuple(map(int, path)) for path in TEMPLATES[name].split()), key=lambda p: (len(p), p))
         index = {(): 0} | {path: node for node, path in enumerate(paths, start=1)}
         self.topology = Topology([-1, *(index[path[:-1]] for path in paths)])
         self.ranks = torch.tensor([0, *(path[-1] for path in paths)], device=device)
         self.parent = self.topology.on(device)[0]
         ends = np.cumsum(np.bincount(self.topology.depth))
         self.levels = [slice(int(a), int(b)) for a, b in pairwise(ends)]
-        value = [1.0, *(float(np.prod([acceptance[rank] for rank in path])) for path in paths)]
-        self.confidence = torch.tensor(value, device=device)
 
-    def grow(self, root: Tensor, matrix: Tensor) -> TokenTree:
+    def grow(self, root: Tensor, matrix: Tensor, bins: Tensor, rates: Tensor) -> TokenTree:
+        """Take, level by level, each node's rank's successor of its parent's token."""
         tokens = torch.empty(len(self.topology), dtype=torch.long, device=root.device)
+        confidence = torch.ones(len(self.topology), device=root.device)
         tokens[0] = root
         for level in self.levels:
-            tokens[level] = matrix[tokens[self.parent[level]], self.ranks[level]].long()
-        return TokenTree(tokens=tokens, topology=self.topology, confidence=self.confidence)
+            above, rank = self.parent[level], self.ranks[level]
+            tokens[level] = matrix[tokens[above], rank].long()
+            confidence[level] = confidence[above] * rates[rank, bins[tokens[above], rank].long()]
+        return TokenTree(tokens=tokens, topology=self.topology, confidence=confidence)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,8 +92,8 @@ class TokenRecycling(Drafter):
     template
         Name of a tree in `TEMPLATES`; used while `budget` is ``"template"``.
     budget
-        ``"template"``: the paper's tree. A number: the tree of that many nodes with the highest expected acceptance.
-        ``"auto"``: the size that maximises expected tokens per second, from the target's measured latency curve.
+        ``"template"``: the paper's tree. A number: in every round that many nodes, the most promising ones. ``"auto"``:
+        in every round as many as maximise the expected tokens per second, from the target's measured latency curve.
     recycle_prompt
         Recycle the prompt's logits too (costs the head over the whole prompt).
     store
@@ -116,19 +119,121 @@ class TokenRecycling(Drafter):
             raise UserError(f"unknown template {self.template!r}; known: {', '.join(TEMPLATES)}")
         if isinstance(self.budget, int) and self.budget < 1:
             raise UserError(f"budget={self.budget}; draft at least 1 node, or pass 'auto'")
-        if self.budget == "template" and (widest := max(map(max, self._template_paths))) >= self.k:
+        widest = max(int(rank) for path in TEMPLATES[self.template].split() for rank in path)
+        if self.budget == "template" and widest >= self.k:
             raise UserError(f"k={self.k} is too small for template {self.template!r}, which takes successor {widest}")
 
-    @cached_property
-    def _template_paths(self) -> list[Path_]:
-        return [tuple(map(int, path)) for path in TEMPLATES[self.template].split()]
+    # -- the method -----------------------------------------------------------------------------------------------
 
-    # -- state ----------------------------------------------------------------------------------------------------
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether the prompt's logits are recycled."""
+        return self.recycle_prompt
+
+    def propose(self, context: Context) -> TokenTree:
+        """Grow a tree from the matrix: the template, or the most promising nodes."""
+        plan: _Template | LatencyCurve | None = context.memory[self]
+        if isinstance(plan, _Template):
+            return plan.grow(context.root, self.matrix, self._learned["bins"], self._rates.float())
+        return self._best_first(context, plan)
+
+    def _best_first(self, context: Context, curve: LatencyCurve | None) -> TokenTree:
+        """Add, one by one, the successor with the highest estimated chance that the whole path to it comes true."""
+        most = self.budget if isinstance(self.budget, int) else _LARGEST
+        deepest = min(context.room, _DEEPEST)
+        floor = 0.0 if curve is None else _NEGLIGIBLE
+        rates = self._rates.tolist()
+        tokens, parents, values, depths = [int(context.root)], [-1], [1.0], [0]
+        heap: list[tuple[float, int, int, int]] = []  # -value, order of arrival, parent, token
+
+        def offer_successors(node: int) -> None:
+            if depths[node] < deepest:
+                token = tokens[node]
+                bins = self._learned["bins"][token].tolist()
+                for rank, successor in enumerate(self.matrix[token].tolist()):
+                    value = values[node] * rates[rank][bins[rank]]
+                    if bins[rank] and value > floor:
+                        heappush(heap, (-value, len(heap) + len(tokens) * self.k, node, successor))
+
+        offer_successors(0)
+        while heap and len(tokens) <= most:
+            value, _, parent, token = heappop(heap)
+            tokens.append(token)
+            parents.append(parent)
+            values.append(-value)
+            depths.append(depths[parent] + 1)
+            offer_successors(len(tokens) - 1)
+        size = 1 + (len(tokens) - 1 if curve is None else curve.best_size(values[1:]))
+        device = context.ids.device
+        return TokenTree(
+            tokens=torch.tensor(tokens[:size], device=device),
+            topology=Topology(parents[:size]),
+            confidence=torch.tensor(values[:size], device=device),
+        )
+
+    def observe(
+        self, context: Context, tree: TokenTree, logits: Float[Tensor, "nodes vocabulary"], path: Sequence[int]
+    ) -> None:
+        """Recycle: every node's top-k becomes its token's row; among nodes of one token the last wins."""
+        top = logits.topk(min(self.k, logits.shape[-1]), dim=-1)
+        successors, scores = top.indices.to(self.matrix.device), top.values.to(self.matrix.device)
+        tokens, lived = tree.tokens.to(self.matrix.device), list(path)
+        self._count(tokens[lived], successors[lived, 0])
+        last = ~(tokens[:, None] == tokens).triu(1).any(1)
+        row, width = tokens[last], successors.shape[1]
+        self.matrix[row, :width] = successors[last].int()
+        sure = scores[last].float().softmax(-1)
+        self._learned["bins"][row, :width] = torch.bucketize(sure, self._edges, out_int32=True).add_(1).to(torch.uint8)
+
+    # -- what it learns -------------------------------------------------------------------------------------------
 
     @property
     def matrix(self) -> Int[Tensor, "vocabulary k"]:
         """The k successors of every token, most likely first; 0 where nothing was seen."""
         return self._learned["matrix"]
+
+    @property
+    def _edges(self) -> Tensor:
+        return torch.tensor(_EDGES, device=self.matrix.device)
+
+    @property
+    def _rates(self) -> Float[Tensor, "k bins"]:
+        """How often a successor of this rank came true, by how sure the target was of it; bin 0 was never seen."""
+        return self._learned["came"] / self._learned["tried"]
+
+    def _count(self, tokens: Tensor, following: Tensor) -> None:
+        """Count which successors of the accepted nodes' tokens the target now confirms."""
+        bins = self._learned["bins"][tokens].long()
+        came = (self.matrix[tokens] == following[:, None]) & (bins > 0)
+        index = bins + torch.arange(self.k, device=bins.device) * (_BINS + 1)
+        for name, amount in (("tried", bins > 0), ("came", came)):
+            counts = self._learned[name]
+            counts.view(-1).index_add_(0, index.flatten(), amount.flatten().to(counts.dtype))
+
+    def begin(self, target: Target, context: Context) -> None:
+        """Allocate (or load) what is learned once, and get the tree's shape or the latency curve for this request."""
+        if not self._learned and self.store and Path(self.store).exists():
+            self.load(self.store)
+        if not self._learned:
+            trust = torch.tensor([0.0, *_MIDDLES], dtype=torch.float64).expand(self.k, -1) * _PRIOR_TRUST
+            self._learned.update(
+                matrix=torch.zeros(target.vocabulary, self.k, dtype=torch.int32),
+                bins=torch.zeros(target.vocabulary, self.k, dtype=torch.uint8),
+                came=trust * _PRIOR_WEIGHT,
+                tried=torch.full_like(trust, _PRIOR_WEIGHT),
+            )
+        if len(self.matrix) != target.vocabulary:
+            raise UserError(
+                f"the token-recycling table has {len(self.matrix)} rows, the model {target.vocabulary} tokens; "
+                "use one drafter per model, or reset()"
+            )
+        # growing node by node reads single rows, which a GPU is slow at
+        home = target.device if self.budget == "template" else torch.device("cpu")
+        self._learned.update({name: t.to(home) for name, t in self._learned.items()})
+        if self.budget == "template":
+            context.memory[self] = _Template(self.template, target.device)
+        else:
+            context.memory[self] = latency_curve(target) if self.budget == "auto" else None
 
     def reset(self) -> None:
         """Forget everything: the next request starts cold."""
@@ -139,6 +244,10 @@ class TokenRecycling(Drafter):
         target = path or self.store
         if target is None:
             raise UserError("nowhere to save the table; pass a path or set store=")
+        if not self._learned:
+            raise UserError("there is no table to save yet; generate something first")
+        if not self._learned:  # no request yet: do not put an empty table in the place of a full one
+            return
         with replace_file(target) as temporary:
             save_file({n: t.cpu() for n, t in self._learned.items()}, temporary, metadata={"format": _FORMAT})
 
@@ -148,79 +257,20 @@ class TokenRecycling(Drafter):
         Raises
         ------
         UserError
-            The file is missing or not such a table, or holds another k.
+            The file is missing, damaged or not such a table, or holds another k.
         """
         try:
             with safe_open(path, framework="pt") as file:
                 if (found := (file.metadata() or {}).get("format")) != _FORMAT:
                     raise UserError(f"{path} is {found!r}, expected {_FORMAT!r}; delete it to start cold")
-                learned = {name: file.get_tensor(name) for name in ("matrix", "hits")}
+                learned = {name: file.get_tensor(name) for name in ("matrix", "bins", "came", "tried")}
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} is not a token-recycling table ({error}); delete it to start cold") from None
-        if learned["matrix"].shape[1] != self.k:
+        if learned["matrix"].ndim == 2 and learned["matrix"].shape[1] != self.k:
             raise UserError(f"{path} keeps k={learned['matrix'].shape[1]} successors, the drafter k={self.k}")
+        if not _is_sound(**learned):
+            raise UserError(f"{path} holds values that no token-recycling table has; delete it to start cold")
         self._learned.update(learned)
-
-    def begin(self, target: Target, context: Context) -> None:
-        """Allocate (or load) the matrix once, and lay out the tree for this request."""
-        if not self._learned and self.store and Path(self.store).exists():
-            self.load(self.store)
-        if not self._learned:
-            self._learned["matrix"] = torch.zeros(target.vocabulary, self.k, dtype=torch.int32)
-            prior = torch.zeros(self.k + 1, dtype=torch.float64)  # the last entry counts misses
-            prior[: min(self.k, 8)] = torch.tensor(RANK_ACCEPTANCE[: self.k], dtype=torch.float64)
-            prior[-1] = 1 - prior.sum()
-            self._learned["hits"] = prior * _PRIOR_WEIGHT
-        if len(self.matrix) != target.vocabulary:
-            raise UserError(
-                f"the token-recycling table has {len(self.matrix)} rows, the model {target.vocabulary} tokens; "
-                "use one drafter per model, or reset()"
-            )
-        self._learned.update({name: t.to(target.device) for name, t in self._learned.items()})
-        context.memory[self] = _Plan(self._paths(target), self.acceptance, target.device)
-
-    @property
-    def acceptance(self) -> list[float]:
-        """Observed share of accepted nodes whose next token is the r-th recycled successor, r = 0 .. k-1."""
-        hits = self._learned["hits"]
-        return (hits[:-1] / hits.sum()).tolist()
-
-    def _paths(self, target: Target) -> list[Path_]:
-        if self.budget == "template":
-            return self._template_paths
-        wanted = self.budget if isinstance(self.budget, int) else _LARGEST
-        paths, values = best_paths(self.acceptance, wanted, _DEEPEST)
-        if self.budget == "auto":
-            paths = paths[: max(1, latency_curve(target).best_size(values))]
-        return paths
-
-    # -- the method -----------------------------------------------------------------------------------------------
-
-    @property
-    def reads_prompt(self) -> bool:
-        """Whether the prompt's logits are recycled."""
-        return self.recycle_prompt
-
-    def propose(self, context: Context) -> TokenTree:
-        """Grow the tree level by level: each node takes its rank's successor of its parent's token."""
-        return context.memory[self].grow(context.root, self.matrix)
-
-    def observe(
-        self, context: Context, tree: TokenTree, logits: Float[Tensor, "nodes vocabulary"], path: Sequence[int]
-    ) -> None:
-        """Recycle: every node's top-k becomes its token's row; among nodes of one token the last wins."""
-        tops = logits.topk(min(self.k, logits.shape[-1]), dim=-1).indices
-        self._count(tree.tokens[list(path)], tops[list(path), 0])
-        same = tree.tokens[:, None] == tree.tokens
-        last = ~same.triu(1).any(1)
-        self.matrix[tree.tokens[last], : tops.shape[1]] = tops[last].int()
-
-    def _count(self, tokens: Tensor, following: Tensor) -> None:
-        """Count at which rank the matrix held the token that the target now puts after each accepted node."""
-        hit = self.matrix[tokens] == following[:, None]
-        rank = torch.where(hit.any(1), hit.int().argmax(1), self.k)
-        hits = self._learned["hits"]
-        hits.index_add_(0, rank, torch.ones_like(rank, dtype=hits.dtype))
 
     @classmethod
     def tiny(cls) -> TokenRecycling:
@@ -228,29 +278,13 @@ class TokenRecycling(Drafter):
         return cls(k=8)
 
 
-def best_paths(acceptance: Sequence[float], count: int, deepest: int) -> tuple[list[Path_], list[float]]:
-    """Choose the `count` rank paths with the largest products of per-rank acceptance, best first.
-
-    The set is prefix-closed, because a product never exceeds its prefix's; ties prefer the shorter path.
-
-    Returns
-    -------
-    paths, values
-        The paths and their products.
-    """
-    heap: list[tuple[float, int, Path_]] = []
-
-    def offer(path: Path_, value: float) -> None:
-        heappush(heap, (-value, len(path), path))
-
-    for rank, share in enumerate(acceptance):
-        offer((rank,), share)
-    paths, values = [], []
-    while heap and len(paths) < count:
-        negative, depth, path = heappop(heap)
-        paths.append(path)
-        values.append(-negative)
-        if depth < deepest:
-            for rank, share in enumerate(acceptance):
-                offer((*path, rank), -negative * share)
-    return paths, values
+def _is_sound(matrix: Tensor, bins: Tensor, came: Tensor, tried: Tensor) -> bool:
+    """Whether a stored table can be used without reading outside it, whoever wrote it."""
+    if matrix.ndim != 2 or not matrix.numel() or bins.shape != matrix.shape:
+        return False
+    if (matrix.dtype, bins.dtype, came.dtype, tried.dtype) != (torch.int32, torch.uint8, torch.float64, torch.float64):
+        return False
+    if not came.shape == tried.shape == (matrix.shape[1], _BINS + 1):
+        return False
+    in_range = 0 <= int(matrix.min()) <= int(matrix.max()) < len(matrix) and int(bins.max()) <= _BINS
+    return in_range and bool(((came >= 0) & (came <= tried) & (tried > 0) & tried.isfinite()).all())

@@ -1,8 +1,8 @@
 """Verifiers: the rules that turn a draft tree and the target's laws into tokens with exactly the target's law.
 
 `GreedyMatch` and `SampleAndDescend` serve every tree. `RecursiveRejection` uses the draft distributions of trees whose
-siblings were drawn without replacement (RSD, DySpec). K-SEQ, for independent drafts, stands with its method in
-`mintage.draft.spectr`.
+siblings were drawn without replacement (RSD, DySpec) or with it (SpecInfer). K-SEQ, for independent drafts, stands with
+its method in `mintage.draft.spectr`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ __all__ = [
     "TargetLaws",
     "Verdict",
     "Verifier",
+    "after_rejection",
     "recursive_rejection",
 ]
 
@@ -95,50 +96,90 @@ class SampleAndDescend(Verifier):
             path.append(below[0])
 
 
-_NO_MASS = 1e-9  # below this a residual is rounding dust
+def after_rejection(
+    p: Float[Tensor, "*batch vocabulary"],
+    q: Float[Tensor, "*batch vocabulary"],
+    tokens: Int[Tensor, "*batch"],
+    *,
+    replacement: bool = False,
+) -> tuple[Float[Tensor, "*batch vocabulary"], Float[Tensor, "*batch vocabulary"]]:
+    """Return P and Q after a child drawn from Q was rejected: P loses what Q offered, Q loses the child.
+
+    Parameters
+    ----------
+    p, q
+        Target law P and draft law Q before this child.
+    tokens
+        The rejected child.
+    replacement
+        The next sibling is drawn from the same Q again, which therefore stays as it is.
+
+    Notes
+    -----
+    Where P exceeds Q nowhere, P equals Q and the rejection had probability 0; P stays, so that nothing becomes NaN.
+    """
+    rest = (p - q).clamp_min(0)
+    mass = rest.sum(-1, keepdim=True)
+    p = torch.where(mass > 0, rest / mass, p)
+    if not replacement:
+        q = q.scatter(-1, tokens[..., None], 0.0)
+        mass = q.sum(-1, keepdim=True)
+        q = torch.where(mass > 0, q / mass, q)
+    return p, q
 
 
 def recursive_rejection(
     target: Float[Tensor, " vocabulary"],
     draft: Float[Tensor, " vocabulary"],
     tokens: Sequence[int],
-    uniforms: Sequence[float] | Tensor,
+    uniforms: Sequence[float],
+    *,
+    replacement: bool = False,
 ) -> tuple[int, Float[Tensor, " vocabulary"]]:
-    """Verify siblings that were drawn without replacement from one draft law (RSD, arXiv 2402.14160, section 3).
+    """Verify siblings that were drawn in turn from one draft law (RSD, arXiv 2402.14160, section 3).
 
-    Child k is accepted if its uniform is below ``P[x] / Q[x]``; otherwise the target law P loses what the draft law Q
-    offered, and Q loses the child. The emitted token, accepted or drawn from the residual, has law `target` exactly.
+    Child k is accepted if its uniform is below ``P[x] / Q[x]``; otherwise P and Q go on as `after_rejection` says.
+    The emitted token, accepted or drawn from the residual, has law `target` exactly, however peaked the laws are.
 
     Parameters
     ----------
     target, draft
-        Laws of the next token, warped. They are worked on in float64.
+        Laws of the next token, warped. They are normalised and worked on in float64.
     tokens
         The siblings, in drawing order.
     uniforms
         One number in [0, 1) per sibling.
+    replacement
+        Whether siblings were drawn independently, repeats included (SpecInfer, arXiv 2305.09781, algorithm 2), rather
+        than without replacement.
 
     Returns
     -------
     index, residual
         Index of the accepted sibling or -1, and the law of the token to emit when none is accepted.
     """
-    p, q = target.double(), draft.double().clone()
+    p, q = target.double(), draft.double()
+    p, q = p / p.sum(), q / q.sum()
     for k, (token, uniform) in enumerate(zip(tokens, uniforms, strict=True)):
-        if float(uniform) * q[token] < p[token]:
-            return k, p
-        rest = (p - q).clamp_min(0)
-        if (mass := rest.sum()) > _NO_MASS:  # else P equals Q, and rejection had probability 0
-            p = rest / mass
-        q[token] = 0
-        if (mass := q.sum()) <= _NO_MASS:
+        if not q[token] > 0:  # Q is used up: no draw gives this child, and the ones before it decide alone
             break
-        q /= mass
+        if uniform * q[token] < p[token]:
+            return k, p
+        p, q = after_rejection(p, q, torch.tensor(token, device=q.device), replacement=replacement)
     return -1, p
 
 
+@dataclass(frozen=True)
 class RecursiveRejection(Verifier):
-    """Temperature > 0, siblings drawn without replacement: recursive rejection at every node from the root down."""
+    """Temperature > 0, siblings drawn from the node's draft law: recursive rejection from the root down.
+
+    Parameters
+    ----------
+    replacement
+        Whether siblings were drawn independently; by default without replacement.
+    """
+
+    replacement: bool = False
 
     def verify(self, tree: TokenTree, target: TargetLaws, generator: torch.Generator | None) -> Verdict:
         """Descend into accepted children; the residual of the first node without one gives the last token."""
@@ -150,7 +191,11 @@ class RecursiveRejection(Verifier):
                 return Verdict(path, draw(law, generator))
             uniforms = torch.rand(len(below), dtype=torch.float64, device=law.device, generator=generator)
             index, residual = recursive_rejection(
-                law, tree.law(path[-1]), [tokens[c] for c in below], uniforms.tolist()
+                law,
+                tree.law(path[-1]),
+                [tokens[c] for c in below],
+                uniforms.tolist(),
+                replacement=self.replacement,
             )
             if index < 0:
                 return Verdict(path, draw(residual, generator))

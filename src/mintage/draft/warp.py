@@ -113,9 +113,10 @@ class Warp:
                     f"{type(processor).__name__} cannot be used with a draft tree; "
                     "remove it, or generate without a drafter"
                 )
-        penalties = tuple(p for p in processors if type(p) in _PENALTIES)
-        object.__setattr__(warp, "warpers", tuple(p for p in processors if type(p) in _WARPERS))
-        object.__setattr__(warp, "penalties", penalties)
+        # Whatever stands before a penalty goes with it, so that the order is kept. Greedy decoding has no law to warp.
+        last = max((i for i, p in enumerate(processors, start=1) if not do_sample or type(p) in _PENALTIES), default=0)
+        object.__setattr__(warp, "penalties", tuple(processors[:last]))
+        object.__setattr__(warp, "warpers", tuple(processors[last:]))
         return warp
 
     @property

@@ -14,12 +14,20 @@ from mintage.models import TINY_VOCABULARY
 
 __all__ = ["TableLM"]
 
+WIDTH = 32
+"""Width of the toys' input embeddings; `mintage.models.tiny_causal_lm` has the same."""
+
+_UNKNOWN = -1
+
 
 class TableLM(PreTrainedModel, GenerationMixin):
     """A language model whose next-token logits are ``table[previous, current]``: a known law to test against.
 
     It finds the previous token through its key-value cache, its mask and its positions, as attention would, so a wrong
     mask, position or cache row changes the output. Before the first token, previous counts as token 0.
+
+    Inputs may also be embeddings. A row that is no token's embedding is an unknown token: whatever is said at it or
+    right after it is uniform, so an ordinary token that wrongly sees a probe gives itself away.
 
     Parameters
     ----------
@@ -32,10 +40,11 @@ class TableLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, table: Float[Tensor, "*order vocabulary"]) -> None:
         size = table.shape[-1]
-        super().__init__(PreTrainedConfig(vocab_size=size, num_hidden_layers=1, eos_token_id=None, pad_token_id=0))
+        settings: dict[str, Any] = {"vocab_size": size, "num_hidden_layers": 1, "eos_token_id": None, "pad_token_id": 0}
+        super().__init__(PreTrainedConfig(**settings))
         self.config._attn_implementation = "sdpa"
         self.table = nn.Parameter(table.expand(size, size, size).clone(), requires_grad=False)
-        self.embedding = nn.Embedding(size, 1)
+        self.embedding = nn.Embedding(size, WIDTH)
 
     @classmethod
     def random(cls, *, seed: int = 0, size: int = TINY_VOCABULARY, scale: float = 1.5, order: int = 2) -> TableLM:
@@ -52,19 +61,21 @@ class TableLM(PreTrainedModel, GenerationMixin):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
         logits_to_keep: int = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Look up the visible token at the position before each input."""
-        batch, new = input_ids.shape
+        ids = self._tokens_of(inputs_embeds) if input_ids is None else input_ids
+        batch, new = ids.shape
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         if position_ids is None:
-            position_ids = (torch.arange(new, device=input_ids.device) + past).expand(batch, -1)
-        state = torch.stack([input_ids.double(), position_ids.expand(batch, -1).double()], -1)[:, None]
+            position_ids = (torch.arange(new, device=ids.device) + past).expand(batch, -1)
+        state = torch.stack([ids.double(), position_ids.expand(batch, -1).double()], -1)[:, None]
         if past_key_values is not None:
             state, _ = past_key_values.update(state, state, 0)
         tokens, positions = state[:, 0, :, 0].long(), state[:, 0, :, 1].long()
@@ -76,5 +87,12 @@ class TableLM(PreTrainedModel, GenerationMixin):
         before = visible & (positions[:, None, :] == position_ids[:, :, None] - 1)
         column = before.int().argmax(-1)
         previous = torch.where(before.any(-1), tokens.gather(1, column), 0)
-        logits = self.table[previous, input_ids]
+        known = (previous != _UNKNOWN) & (ids != _UNKNOWN)
+        logits = self.table[previous, ids] * known[..., None]
         return CausalLMOutputWithPast(logits=logits[:, -logits_to_keep:], past_key_values=past_key_values)
+
+    def _tokens_of(self, embedded: Tensor | None) -> Tensor:
+        """Recognise tokens by their embeddings."""
+        assert embedded is not None, "pass input_ids or inputs_embeds"
+        equal = (embedded[:, :, None] == self.embedding.weight.to(embedded.dtype)).all(-1)
+        return torch.where(equal.any(-1), equal.int().argmax(-1), _UNKNOWN)

@@ -1,0 +1,225 @@
+"""Tables of the documentation, made from the catalogue and the result files, so that no page can go stale."""
+
+from __future__ import annotations
+
+import dataclasses
+import pkgutil
+import re
+from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from mintage import catalog
+from mintage.catalog import Method
+from mintage.measure import Result, newest, read_results
+
+__all__ = ["ROOT", "readme_results", "render", "replace_between", "status"]
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results"
+
+_MARK = re.compile(r"<!-- (?P<kind>[a-z-]+)(?:: (?P<argument>[\w.]+))? -->")
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _rows(job: str | None = None) -> list[Method]:
+    """Rows of this repository; what else is installed on the machine that builds the pages stays out."""
+    return [m for m in catalog.methods(job) if m.package == "mintage"]
+
+
+def _paper(method: Method) -> str:
+    if not method.arxiv:
+        return f"{method.title} ({method.role})"
+    return f"[{method.title}](https://arxiv.org/abs/{method.arxiv})"
+
+
+# -- what there is -------------------------------------------------------------------------------------------------
+
+
+def methods(job: str) -> str:
+    """Every method of a job: what it does, where it is from, what its paper claims, whether it is built."""
+    return _table(
+        ("method", "what it does", "paper", "year", "trains", "the paper's claim", "status"),
+        [
+            (
+                f"`{m.name}`",
+                m.summary,
+                _paper(m),
+                str(m.year or ""),
+                "yes" if m.trains else "no",
+                m.claim,
+                f"**{m.status}**" if m.status == "ready" else m.status,
+            )
+            for m in _rows(job)
+        ],
+    )
+
+
+def jobs() -> str:
+    """The ten jobs, each with how many of its papers are ready."""
+    rows = []
+    for job in catalog.JOBS:
+        papers = [m for m in _rows(job) if m.role == "paper"]
+        ready = sum(m.status == "ready" for m in papers)
+        rows.append((f"[{job}]({job}.md)", catalog.job_summary(job), f"{ready} of {len(papers)}"))
+    return _table(("job", "what it is", "papers ready"), rows)
+
+
+def status() -> str:
+    """One sentence on how far the catalogue is."""
+    papers = [m for m in _rows() if m.role == "paper"]
+    ready = [m for m in papers if m.status == "ready"]
+    names = ", ".join(f"`{m.name}`" for m in ready)
+    return f"{len(papers)} papers in the catalogue, **{len(ready)} ready**{f': {names}' if ready else ''}."
+
+
+def chooser(job: str) -> str:
+    """What each ready method asks of its user, read off its class."""
+    rows = []
+    for m in _rows(job):
+        if m.status != "ready":
+            continue
+        cls = m.load()
+        fields = catalog.hyperparameters(cls)
+        needed = [name for name, (_, default) in fields.items() if default is dataclasses.MISSING]
+        settings = [name for name in fields if name not in needed]
+        verifier = type(cls.verifier).__name__ if hasattr(cls, "verifier") else ""
+        rows.append(
+            (
+                f"`{m.name}`",
+                "yes" if m.trains else "no",
+                ", ".join(f"`{n}`" for n in needed) or "nothing",
+                ", ".join(f"`{n}`" for n in settings) or "none",
+                f"`{verifier}`" if verifier else "",
+            )
+        )
+    return _table(("method", "trains", "needs", "settings", "verified when sampling by"), rows)
+
+
+def modules(package: str) -> str:
+    """Reference entries for every public module of a package, found without importing it."""
+    spec = find_spec(package)
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    names = sorted(info.name for info in pkgutil.iter_modules(folders) if not info.name.startswith("_"))
+    if not names:
+        return "Nothing is built here yet."
+    return "\n\n".join(f"## {name.replace('_', ' ')}\n\n::: {package}.{name}" for name in names)
+
+
+# -- what was measured ---------------------------------------------------------------------------------------------
+
+
+def results(job: str) -> str:
+    """The newest row of everything measured in one job."""
+    rows = [r for r in _measured() if r.job == job]
+    if not rows:
+        return f"Nothing measured yet: run `mintage bench {job}`."
+    tested, informing = [r for r in rows if r.claim], [r for r in rows if not r.claim]
+    parts = [_claims(tested)] if tested else []
+    if informing:
+        parts.append(
+            _table(
+                ("method", "metric", "here (95% interval, n)", "baseline", "best peer", "model", "data", "device"),
+                [
+                    (f"`{r.method}`", r.metric, _number(r), _named(r.baseline), _peer(r), r.model, r.data, r.device)
+                    for r in informing
+                ],
+            )
+        )
+    return "\n\n".join(parts)
+
+
+def readme_results() -> str:
+    """The tested claims of every job, misses included."""
+    rows = _measured()
+    tested = [r for r in rows if r.claim]
+    if not tested:
+        return "Nothing measured yet: run `mintage bench draft`."
+    return _claims(tested)
+
+
+def _claims(rows: Sequence[Result]) -> str:
+    return _table(
+        ("method", "tested claim", "verdict", "here (95% interval, n)", "baseline", "best peer", "device"),
+        [
+            (
+                f"`{r.method}`",
+                r.claim,
+                r.verdict if r.verdict == "holds" else f"**{r.verdict}**",
+                _number(r),
+                _named(r.baseline),
+                _peer(r),
+                r.device,
+            )
+            for r in rows
+        ],
+    )
+
+
+def _measured() -> list[Result]:
+    if not any(RESULTS.glob("*.jsonl")):
+        return []
+    return newest(row for row in read_results(RESULTS) if isinstance(row, Result))
+
+
+def _number(row: Result) -> str:
+    text = f"{row.value:.3g} {row.unit}".strip()
+    if row.interval is not None:
+        text += f" ({row.interval[0]:.3g} to {row.interval[1]:.3g})"
+    return f"{text}, n={row.n}"
+
+
+def _named(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3g}" for name, value in values.items())
+
+
+def _peer(row: Result) -> str:
+    best = row.best_peer()
+    return f"{best[0]} {best[1]:.3g}" if best else ""
+
+
+# -- filling pages -------------------------------------------------------------------------------------------------
+
+_KINDS: dict[str, Callable[..., str]] = {
+    "methods": methods,
+    "jobs": jobs,
+    "status": status,
+    "chooser": chooser,
+    "modules": modules,
+    "results": results,
+}
+
+
+def render(markdown: str) -> str:
+    """Replace every ``<!-- kind: argument -->`` of a page by its table; unknown kinds are an error.
+
+    Raises
+    ------
+    KeyError
+        A page asks for a table that does not exist.
+    """
+
+    def fill(mark: re.Match[str]) -> str:
+        argument = mark["argument"]
+        return _KINDS[mark["kind"]](*([argument] if argument else []))
+
+    return _MARK.sub(fill, markdown)
+
+
+def replace_between(text: str, mark: str, content: str) -> str:
+    """Replace what stands between ``<!-- mark -->`` and ``<!-- /mark -->``.
+
+    Raises
+    ------
+    ValueError
+        The marks are not there.
+    """
+    start, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+    if text.count(start) != 1 or text.count(end) != 1:
+        raise ValueError(f"expected one {start} and one {end}")
+    before, rest = text.split(start)
+    return f"{before}{start}\n{content}\n{end}{rest.split(end)[1]}"

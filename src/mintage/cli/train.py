@@ -1,0 +1,89 @@
+"""``mintage train``: the methods that have something to train."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+app = typer.Typer(no_args_is_help=True, help="Train the methods that have something to train; killed runs go on.")
+
+
+@app.command()
+def ppd(
+    model: Annotated[str, typer.Option(help="smollm2 (embedded), a folder, or a hub id.")] = "smollm2",
+    prompts: Annotated[
+        str | None, typer.Option(help="JSON lines with turns or prompt; default: made from the data in $MINTAGE_DATA.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Safetensors file to write.")] = Path("ppd.safetensors"),
+    work: Annotated[Path, typer.Option(help="Keeps continuations, checkpoint and log; a killed run goes on.")] = Path(
+        ".mintage/ppd"
+    ),
+    count: Annotated[int, typer.Option(help="How many prompts to make where no file is given.")] = 240,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 400,
+    lr: Annotated[float, typer.Option(help="Peak learning rate (cosine).")] = 1e-2,
+    new_tokens: Annotated[int, typer.Option(help="Tokens of each continuation that the model writes itself.")] = 96,
+    dtype: Annotated[str, typer.Option(help="bfloat16, float32 or float16.")] = "bfloat16",
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+) -> None:
+    """Train prompt tokens for parallel prompt decoding: the model teaches a few embeddings to guess ahead.
+
+    [dim]Examples[/dim]
+
+      mintage train ppd --out ppd-smollm2.safetensors
+
+      mintage train ppd --model ./my-model --prompts prompts.jsonl --steps 800
+
+    Next: [bold]mintage generate "Hello" --draft ppd:prompt_tokens=ppd.safetensors[/bold]
+    """
+    from mintage.data import read_prompts
+    from mintage.draft.ppd_training import train_prompt_tokens, training_prompts
+    from mintage.models import load_causal_lm
+
+    texts = [p.turns[0] for p in read_prompts(prompts)] if prompts else training_prompts(count, seed=seed)
+    lm = load_causal_lm(model, dtype=dtype, device=device)
+    with _Stages() as stages:
+        train_prompt_tokens(
+            lm,
+            texts,
+            out,
+            folder=work,
+            new_tokens=new_tokens,
+            steps=steps,
+            lr=lr,
+            seed=seed,
+            command="mintage " + " ".join(sys.argv[1:]),
+            report=stages,
+        )
+    typer.echo(f"wrote {out}")
+
+
+class _Stages:
+    """One progress bar per stage that a training reports."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> _Stages:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, stage: str, done: int, of: int) -> None:
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(stage, total=of)
+        self._progress.update(self._tasks[stage], completed=done, total=of)

@@ -1,0 +1,354 @@
+"""DySpec: grow the draft tree, at run time, where the draft model's own probability says a token will be accepted.
+
+Xiong et al., "DySpec: Faster Speculative Decoding with Dynamic Token Tree Structure", World Wide Web journal 28:36,
+2025, arXiv 2410.11744. A token X drawn from the residual draft law R of its node is accepted, once it is tried, with
+probability about R[X]. Hence a node is worth the chance that its whole path is accepted, and a *slot* ("draw one more
+child here") the chance that it is ever tried::
+
+    value(child)        = value(slot) * R[X]
+    first slot of node  = value(node)
+    next sibling's slot = value(slot) * (1 - R[X])
+
+Two builders fill slots: the most valuable one first (`grow_best_first`), or layer by layer all above a threshold
+(`grow_threshold`). Whether a slot is filled depends on earlier draws only, never on the token about to be drawn, so
+recursive rejection keeps the target's law. (Dropping nodes by the value of their *drawn* token would not.)
+
+Deviations: the best-first builder asks the draft model about several open nodes in one forward, which changes no draw;
+`max_depth` is ours. Not here: the verifier (`mintage.draft.verify`), a block-sparse attention kernel (`block_order`
+only arranges the nodes for one), the choice of the tree size by latency.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
+from itertools import count
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mintage.draft.adapters import Target
+from mintage.draft.contract import Context, Drafter
+from mintage.draft.draft_model import DraftSession, open_session
+from mintage.draft.tree import TokenTree, Topology
+from mintage.draft.verify import RecursiveRejection, Verifier
+from mintage.draft.warp import Warp
+from mintage.errors import UserError
+
+__all__ = ["Bin", "DySpec", "Growth", "calibration", "depth_first", "grow_best_first", "grow_threshold", "tried"]
+
+_NO_MASS = 1e-12  # no slot opens for a smaller share of the draft law
+
+NextLaws = Callable[[Sequence[int], Sequence[int], Sequence[int]], Tensor]
+"""``(nodes, tokens, parents) -> (nodes, vocabulary)``: the draft laws after these nodes of the tree in growth.
+
+Called first with the root (node 0, parent -1) alone; afterwards every parent was asked about before.
+"""
+
+
+class Growth:
+    """A tree in growth; nodes are numbered as drawn, the root is 0.
+
+    Parameters
+    ----------
+    root
+        The last committed token.
+
+    Attributes
+    ----------
+    tokens, parent, depth, value
+        One entry per node.
+    slot_value
+        Value of the slot that each node but the root fills.
+    laws
+        Draft law of every node that was asked about, as the draft model gave it.
+    children
+        Children of those nodes, in drawing order.
+    """
+
+    def __init__(self, root: int) -> None:
+        self.tokens, self.parent, self.depth, self.value = [root], [-1], [0], [1.0]
+        self.slot_value: list[float] = []
+        self.laws: dict[int, Float[Tensor, " vocabulary"]] = {}
+        self.children: dict[int, list[int]] = {}
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def ask(self, nodes: Sequence[int], next_laws: NextLaws) -> None:
+        """Get the draft laws after `nodes`, all at once."""
+        laws = next_laws(nodes, [self.tokens[n] for n in nodes], [self.parent[n] for n in nodes])
+        for node, law in zip(nodes, laws, strict=True):
+            self.laws[node], self.children[node] = law, []
+
+    def draw(self, node: int, slot: float, uniform: float) -> float:
+        """Draw the next child of `node` without replacement, by inverse CDF in float64.
+
+        Returns
+        -------
+        float
+            Value of the next sibling's slot; 0 if nothing is left to draw.
+        """
+        residual = self.laws[node].to(torch.float64, copy=True)
+        if drawn := [self.tokens[child] for child in self.children[node]]:
+            residual[drawn] = 0
+        mass = residual.cumsum(-1)
+        at = torch.searchsorted(mass, torch.stack([uniform * mass[-1]]), right=True)
+        at = torch.minimum(at, torch.searchsorted(mass, mass[-1:]))  # rounding must not run past the last token
+        token, share = int(at), min(float(residual[at] / mass[-1]), 1.0)
+        self.children[node].append(len(self))
+        self.tokens.append(token)
+        self.parent.append(node)
+        self.depth.append(self.depth[node] + 1)
+        self.value.append(slot * share)
+        self.slot_value.append(slot)
+        return slot * (1 - share) if 1 - share > _NO_MASS else 0.0
+
+    def tree(self) -> TokenTree:
+        """Return the draft tree in drawing order; values become the nodes' confidence, float64."""
+        asked = [node for node, below in self.children.items() if below]
+        row = {node: i for i, node in enumerate(asked)}
+        laws = torch.stack([self.laws[node] for node in asked])
+        return TokenTree(
+            tokens=torch.tensor(self.tokens, device=laws.device),
+            topology=Topology(self.parent),
+            confidence=torch.tensor(self.value, dtype=torch.float64, device=laws.device),
+            laws=laws,
+            law_of=tuple(row.get(node, -1) for node in range(len(self))),
+        )
+
+
+def grow_best_first(
+    next_laws: NextLaws, root: int, budget: int, uniforms: Iterator[float], *, max_depth: int | None = None
+) -> Growth:
+    """Fill the `budget` most valuable slots, best first (Algorithm 1); ties go to the slot that opened first.
+
+    Values of open slots sum to at most 1 and there are never more than `budget` of them, so with unlimited depth no
+    slot below ``1 / budget`` is ever filled. Whenever a law is missing, all open nodes above that bound are asked
+    about in the same forward. That is at most one row per drawn node, and no draw depends on it.
+
+    Parameters
+    ----------
+    next_laws
+        The draft model.
+    root
+        The last committed token.
+    budget
+        Nodes to draw, the root not counted.
+    uniforms
+        Numbers in [0, 1), one per draw.
+    max_depth
+        Nodes at this depth get no children.
+    """
+    growth, opened = Growth(root), count()
+    heap = [(-1.0, next(opened), 0)]
+    while heap and len(growth) <= budget:
+        negative, _, node = heappop(heap)
+        slot = -negative
+        if node not in growth.laws:
+            floor = min(slot, 1 / budget)
+            rivals = sorted(entry for entry in heap if -entry[0] >= floor and entry[2] not in growth.laws)
+            growth.ask([node, *(n for _, _, n in rivals[: budget - len(growth)])], next_laws)
+        following = growth.draw(node, slot, next(uniforms))
+        child = len(growth) - 1
+        if growth.value[child] > 0 and (max_depth is None or growth.depth[child] < max_depth):
+            heappush(heap, (-growth.value[child], next(opened), child))
+        if following > 0:
+            heappush(heap, (-following, next(opened), node))
+    return growth
+
+
+def grow_threshold(
+    next_laws: NextLaws, root: int, threshold: float, uniforms: Iterator[float], *, max_depth: int, max_nodes: int
+) -> Growth:
+    """Fill all slots worth more than `threshold`, layer by layer, with one draft forward per layer (Algorithm 2).
+
+    Parameters
+    ----------
+    next_laws
+        The draft model.
+    root
+        The last committed token.
+    threshold
+        In (0, 1); ``1 / m`` gives a tree of order m.
+    uniforms
+        Numbers in [0, 1), one per draw.
+    max_depth
+        Layers to draw.
+    max_nodes
+        Stop after this many nodes, the root not counted.
+    """
+    growth, layer = Growth(root), [0]
+    for _ in range(max_depth):
+        room = max_nodes + 1 - len(growth)
+        layer = [node for node in layer if growth.value[node] > threshold][:room]  # each gets one child at least
+        if not layer:
+            break
+        growth.ask(layer, next_laws)
+        first = len(growth)
+        for node in layer:
+            slot = growth.value[node]
+            while slot > threshold and len(growth) <= max_nodes:
+                slot = growth.draw(node, slot, next(uniforms))
+        layer = list(range(first, len(growth)))
+    return growth
+
+
+def depth_first(tree: TokenTree) -> TokenTree:
+    """Put the nodes in depth-first order, so that the ancestor mask is made of dense blocks (section 4 of the paper).
+
+    Siblings keep their drawing order, so verification is unchanged.
+    """
+    order, pending = [], [0]
+    while pending:
+        order.append(node := pending.pop())
+        pending += reversed(tree.topology.children[node])
+    place = {old: new for new, old in enumerate(order)}
+    return replace(
+        tree,
+        tokens=tree.tokens[order],
+        topology=Topology([place[tree.topology.parent[old]] if old else -1 for old in order]),
+        confidence=None if tree.confidence is None else tree.confidence[order],
+        law_of=None if tree.law_of is None else tuple(tree.law_of[old] for old in order),
+    )
+
+
+class _Draft:
+    """The draft model's side of one request; a growing tree asks it for laws."""
+
+    def __init__(self, session: DraftSession, warp: Warp, generator: torch.Generator | None) -> None:
+        self.session, self.warp = session, warp
+        self.uniforms = _uniforms(generator, session.draft.device)
+
+    def __call__(self, nodes: Sequence[int], tokens: Sequence[int], parents: Sequence[int]) -> Tensor:
+        """Return the laws after these nodes, of shape (nodes, vocabulary), warped as they are sampled."""
+        if nodes[0] == 0:
+            logits = self.session.begin_round()[None]
+        else:
+            logits = self.session.extend(nodes, torch.tensor(tokens, device=self.session.draft.device), parents)
+        laws = self.warp.probabilities(logits)
+        if laws.isnan().any():
+            raise UserError("the draft model returned NaN logits; check its weights, or load it in float32")
+        return laws
+
+
+def _uniforms(generator: torch.Generator | None, device: torch.device) -> Iterator[float]:
+    while True:
+        yield from torch.rand(64, dtype=torch.float64, device=device, generator=generator).tolist()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DySpec(Drafter):
+    """Drafter that grows a tree from a draft model under a node budget.
+
+    Parameters
+    ----------
+    draft_model
+        A causal LM with the target's vocabulary.
+    budget
+        Most nodes to draft. The paper's values are 64, and 768 where the target's weights are offloaded.
+    threshold
+        None: best first. A number in (0, 1): layer by layer, all slots worth more than it, at most `budget` nodes;
+        fewer draft forwards. About ``1 / budget`` suits.
+    max_depth
+        Deepest node. A confident draft model would else spend the whole budget on one chain.
+    draft_temperature
+        Temperature of the draft law when the target is decoded greedily; a law of one token would give no width.
+    block_order
+        Depth-first node order. It pays with a block-sparse attention kernel; sdpa and eager read the mask densely.
+
+    Examples
+    --------
+    >>> drafter = DySpec(draft_model=small, budget=32)  # doctest: +SKIP
+    >>> generate(model, ids, drafter, temperature=0.6).stats.tokens_per_forward  # doctest: +SKIP
+    """
+
+    verifier: ClassVar[Verifier] = RecursiveRejection()
+
+    draft_model: Any = field(repr=False)
+    budget: int = 64
+    threshold: float | None = None
+    max_depth: int = 12
+    draft_temperature: float = 0.6
+    block_order: bool = False
+
+    def __post_init__(self) -> None:
+        if self.budget < 1:
+            raise UserError(f"budget={self.budget}; draft at least 1 node, e.g. 64")
+        if self.threshold is not None and not 0 < self.threshold < 1:
+            raise UserError(f"threshold={self.threshold} is outside (0, 1); pass about 1 / budget, or None")
+        if self.max_depth < 1:
+            raise UserError(f"max_depth={self.max_depth}; draft at least 1 level, e.g. 12")
+        if not self.draft_temperature > 0:
+            raise UserError(f"draft_temperature={self.draft_temperature} is not positive; the paper uses 0.6")
+
+    def begin(self, target: Target, context: Context) -> None:
+        """Open a session with the draft model."""
+        greedy, generator = context.warp.greedy, context.generator
+        if greedy:  # the output is fixed, so the draws are made reproducible too
+            generator = torch.Generator(target.device).manual_seed(0)
+        warp = Warp(temperature=self.draft_temperature) if greedy else context.warp
+        context.memory[self] = _Draft(open_session(self.draft_model, target, context), warp, generator)
+
+    @torch.no_grad()
+    def propose(self, context: Context) -> TokenTree:
+        """Grow a tree no deeper than can still be used."""
+        draft: _Draft = context.memory[self]
+        root, depth = int(context.root), min(self.max_depth, context.room)
+        if self.threshold is None:
+            growth = grow_best_first(draft, root, self.budget, draft.uniforms, max_depth=depth)
+        else:
+            growth = grow_threshold(draft, root, self.threshold, draft.uniforms, max_depth=depth, max_nodes=self.budget)
+        tree = growth.tree()
+        return depth_first(tree) if self.block_order else tree
+
+    def observe(
+        self, context: Context, tree: TokenTree, logits: Float[Tensor, "nodes vocabulary"], path: Sequence[int]
+    ) -> None:
+        """Keep the accepted nodes in the draft model's cache."""
+        session: DraftSession = context.memory[self].session
+        session.commit(session.follow(tree.tokens[list(path[1:])].tolist()))
+
+    @classmethod
+    def tiny(cls) -> DySpec:
+        """Make an instance for the laws."""
+        from mintage.models import tiny_causal_lm
+
+        return cls(draft_model=tiny_causal_lm(seed=1), budget=3, max_depth=2)
+
+
+# -- the paper's hypothesis ---------------------------------------------------------------------------------------
+
+
+class Bin(NamedTuple):
+    """A bin of `calibration`: mean predicted acceptance, observed share accepted, number of nodes."""
+
+    predicted: float
+    observed: float
+    nodes: int
+
+
+def tried(tree: TokenTree, path: Sequence[int]) -> list[tuple[float, bool]]:
+    """Return R[X] and the outcome of every node that a verifier tried on its way along the accepted `path`."""
+    if tree.confidence is None:
+        raise ValueError("the tree states no confidence, so there is no predicted acceptance")
+    value, outcomes = tree.confidence.tolist(), []
+    for node, accepted in zip(path, [*path[1:], -1], strict=True):
+        slot = value[node]
+        for child in tree.topology.children[node]:
+            outcomes.append((min(value[child] / slot, 1.0), child == accepted))
+            if child == accepted:
+                break
+            slot -= value[child]
+    return outcomes
+
+
+def calibration(values: Sequence[float], accepted: Sequence[bool], bins: int = 10) -> list[Bin]:
+    """Compare predicted with observed acceptance in `bins` groups of equal size, least confident first."""
+    predicted, observed = np.asarray(values, dtype=float), np.asarray(accepted, dtype=float)
+    groups = np.array_split(predicted.argsort(kind="stable"), bins)
+    return [Bin(float(predicted[g].mean()), float(observed[g].mean()), len(g)) for g in groups if len(g)]
