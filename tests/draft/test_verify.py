@@ -1,6 +1,6 @@
 """Recursive rejection: the authors' equations, and the exact output law by enumeration."""
 
-from itertools import permutations, product
+from itertools import pairwise, permutations, product
 from pathlib import Path
 
 import numpy as np
@@ -194,7 +194,7 @@ def test_one_child_is_standard_speculative_sampling(case):
 def test_acceptance_never_falls_with_more_children(case, rule):
     p, q = CASES[case]
     values = [float(exact_acceptance(p[None], q[None], k, rule)) for k in range(1, len(p) + 1)]
-    assert all(b >= a - 1e-12 for a, b in zip(values, values[1:], strict=False))
+    assert all(b >= a - 1e-12 for a, b in pairwise(values))
 
 
 def test_all_children_of_full_support_are_always_enough():

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 
 import pytest
@@ -16,31 +15,25 @@ from torch import nn
 from mintage.errors import UserError
 from mintage.train import Settings, train
 
-TOY = textwrap.dedent(
-    """
-    import torch
-    from torch import nn
 
-    class Toy:
-        '''Regression with dropout, a tied weight and a buffer, so that all three must survive a resume.'''
+class Toy:
+    """Regression with dropout, a tied weight and buffers, all of which must survive a resume."""
 
-        def __init__(self):
-            torch.manual_seed(0)
-            self.module = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Dropout(0.2), nn.Linear(6, 6))
-            self.module[3].weight = self.module[0].weight
+    def __init__(self):
+        torch.manual_seed(0)
+        self.module = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Dropout(0.2), nn.Linear(6, 6))
+        self.module[3].weight = self.module[0].weight
 
-        def batch(self, index):
-            generator = torch.Generator().manual_seed(index)
-            x = torch.randn(16, 6, generator=generator)
-            return x, x.flip(-1)
+    def batch(self, index):
+        x = torch.randn(16, 6, generator=torch.Generator().manual_seed(index))
+        return x, x.flip(-1)
 
-        def loss(self, module, batch):
-            x, y = batch
-            error = (module(x) - y).square().mean()
-            return error, {"half": error.item() / 2}
-    """
-)
-exec(TOY)
+    def loss(self, module, batch):
+        x, y = batch
+        error = (module(x) - y).square().mean()
+        return error, {"half": error.item() / 2}
+
+
 SETTINGS = {"steps": 23, "lr": 1e-2, "warmup": 5, "weight_decay": 0.1, "accumulate": 2, "ema": 0.9, "log_every": 5}
 
 
@@ -95,12 +88,11 @@ def test_a_finished_run_is_loaded_not_repeated(tmp_path):
 
 
 def test_kill_9_leaves_a_usable_checkpoint(tmp_path):
-    script = TOY + textwrap.dedent(
-        f"""
-        import sys
-        from mintage.train import Settings, train
-        train(Toy(), {str(tmp_path / "killed")!r}, Settings(**{ {**SETTINGS, "steps": 20_000}!r}, save_every=1))
-        """
+    slow = {**SETTINGS, "steps": 20_000}
+    script = (
+        "import runpy; from mintage.train import Settings, train; "
+        f"toy = runpy.run_path({__file__!r})['Toy'](); "
+        f"train(toy, {str(tmp_path / 'killed')!r}, Settings(**{slow!r}, save_every=1))"
     )
     process = subprocess.Popen([sys.executable, "-c", script])
     path = tmp_path / "killed" / "checkpoint.safetensors"
@@ -110,7 +102,7 @@ def test_kill_9_leaves_a_usable_checkpoint(tmp_path):
     time.sleep(0.3)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    settings = Settings(**{**SETTINGS, "steps": 20_000}, save_every=10_000)
+    settings = Settings(**slow, save_every=10_000)
     step = json.loads(_state(path))["step"]
     assert 1 <= step < 19_990
     resumed, whole = Toy(), Toy()

@@ -35,10 +35,11 @@ app.command(rich_help_panel="Measure")(bench)
 app.command(rich_help_panel="Measure")(report)
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         typer.echo(f"mintage {__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

@@ -46,7 +46,9 @@ def bench(
 
       mintage bench token-recycling
 
-      mintage bench "token-recycling:budget=16" "token-recycling cold" prompt-lookup --prompts question.jsonl
+      mintage bench token-recycling:budget=16 prompt-lookup -t 0.7
+
+      mintage bench token-recycling "token-recycling cold" --prompts mine.jsonl
 
     Next: [bold]mintage report[/bold]
     """
@@ -73,6 +75,8 @@ def bench(
     for name in settings:
         if name not in known:
             raise UserError(f"bench {job} has no --{name.replace('_', '-')}")
+    if save:
+        out.mkdir(parents=True, exist_ok=True)  # told before anything is measured
     console = Console(stderr=True)
     command = "mintage bench " + " ".join(_quoted(a) for a in sys.argv[2:])
     with _progress(console) as progress:
@@ -118,7 +122,13 @@ def _resolve(names: list[str]) -> tuple[str, list[str]]:
 
 def _progress(console: Console) -> Progress:
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
     )
 
 

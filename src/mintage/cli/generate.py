@@ -15,7 +15,7 @@ from mintage.errors import UserError
 if TYPE_CHECKING:
     from mintage.draft import Stats
 
-DRAFT = "token-recycling+prompt-lookup"
+DRAFT = "token-recycling:budget=auto+prompt-lookup"
 
 
 def generate(
@@ -51,9 +51,9 @@ def generate(
 
       mintage generate "Fix this: def f(x) return x" --compare
 
-      mintage generate "Once upon a time" --raw -t 0.8 --seed 1 --draft token-recycling:budget=16
+      mintage generate "Once upon" --raw -t 0.8 --draft token-recycling:budget=16
 
-      git diff | mintage generate - --system "Summarise this diff in one line" --draft prompt-lookup
+      git diff | mintage generate - --system "Summarise this diff in one line"
 
     Next: [bold]mintage bench draft[/bold]
     """
@@ -84,7 +84,7 @@ def generate(
     streamer = _Streamer(console, lm.tokenizer) if stream else None
     out = generate(lm.model, ids, drafter, streamer=streamer, **settings)
     if streamer is None:
-        console.print(Text(lm.tokenizer.decode(out.sequences[0, ids.shape[1] :], skip_special_tokens=True)))
+        _write(console, lm.tokenizer.decode(out.sequences[0, ids.shape[1] :], skip_special_tokens=True) + "\n")
     notes.print(_summary(spec, out.stats), style="dim")
     if table is not None:
         for learner in _learners(drafter):
@@ -178,6 +178,14 @@ def _sameness(lm: Any, ids: Any, drafted: Any, plain: Any) -> str:
     )
 
 
+def _write(console: Console, text: str, style: str = "") -> None:
+    if console.is_terminal:
+        console.print(Text(text, style=style), end="")
+    else:  # to a file or a pipe as it is: rich would expand tabs and drop control characters
+        console.file.write(text)
+        console.file.flush()
+
+
 class _Streamer:
     """Prints every round's text; tokens that were drafted and accepted are green, the target's own are plain."""
 
@@ -199,12 +207,12 @@ class _Streamer:
     def end(self) -> None:
         """Print what was held back."""
         self._show([], "", final=True)
-        self.console.print()
+        _write(self.console, "\n")
 
     def _show(self, tokens: list[int], style: str, *, final: bool = False) -> None:
         self.ids += tokens
         text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
         if text.endswith("\ufffd") and not final:  # in the middle of a character
             return
-        self.console.print(Text(text[len(self.shown) :], style=style), end="")
+        _write(self.console, text[len(self.shown) :], style)
         self.shown = text

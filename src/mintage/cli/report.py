@@ -19,6 +19,8 @@ def report(
       mintage report
 
       mintage report results/draft.jsonl -o draft.html
+
+    Next: open the page in a browser
     """
     from mintage import catalog
     from mintage.measure import read_results, write_report

@@ -4,7 +4,7 @@ The arms are transformers' own decoders (plain ``generate``, prompt lookup, assi
 job. Each prompt is one unit; ratios are paired over prompts. Hot drafters keep what they learned from prompt to prompt,
 in file order; an arm called ``NAME cold`` starts every prompt afresh.
 
-Not here: the claims that need no generation (acceptance by exact enumeration); they stand in `mintage.draft.claims`.
+What the papers claim, and from where on it holds here, stands in `mintage.draft.claims`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,23 @@ from transformers import PreTrainedModel
 
 from mintage import catalog
 from mintage.data import Prompt, read_prompts, spread
-from mintage.draft.claims import CLAIMS, GENERATE, LOOKUP
+from mintage.draft.adapters import Target
+from mintage.draft.claims import (
+    AUTO,
+    CLAIMS,
+    COLD,
+    EXACT_CLAIMS,
+    GENERATE,
+    LOOKUP,
+    RECYCLING,
+    UNION,
+    ExactClaim,
+)
 from mintage.draft.contract import Context, Drafter
 from mintage.draft.loop import Stats, generate
 from mintage.draft.tree import TokenTree
 from mintage.draft.union import Union
+from mintage.draft.warp import Warp
 from mintage.errors import UserError
 from mintage.measure import Figure, Interval, Pairs, Result, bootstrap_ratio, interleaved, timed
 from mintage.measure.cost import count_flops
@@ -34,7 +46,7 @@ from mintage.models import EMBEDDED, CausalLM, load_causal_lm, rounded_copy
 __all__ = ["Arm", "Measurement", "Run", "Watched", "default_arms", "run"]
 
 ASSISTED = "assisted (transformers, 4-bit copy)"
-DEFAULT = ("token-recycling", "token-recycling:budget=auto", "prompt-lookup", "token-recycling+prompt-lookup")
+DEFAULT = (RECYCLING, COLD, AUTO, "prompt-lookup", UNION)
 """Arms of ``mintage bench draft`` beside transformers' own."""
 
 
@@ -169,15 +181,16 @@ def default_arms(
         arms.append(_transformers_arm(label, lm, counter, assistant_model=draft()))
     for spec in specs:
         bare = spec.removesuffix(" cold")
-        needs = _needs_draft_model(bare)
-        make = _maker(bare, {"draft_model": draft()} if needs else {})
+        make = _maker(bare, {"draft_model": draft()} if _needs_draft_model(bare) else {})
         make()  # a bad spec is told before anything is measured
         arms.append(_drafter_arm(spec, lm, make))
     return arms
 
 
 def _needs_draft_model(spec: str) -> bool:
-    names = [catalog.parse_spec(part)[0] for part in spec.split("+") if ":" in part or "=" not in part]
+    names = [
+        catalog.parse_spec(part)[0] for part in spec.removesuffix(" cold").split("+") if ":" in part or "=" not in part
+    ]
     return any("draft_model" in catalog.hyperparameters(catalog.find(name, "draft").load()) for name in names)
 
 
@@ -197,12 +210,14 @@ class Run:
     temperature: float
     max_new_tokens: int
     seed: int
+    draft: str = ""  # what the draft model was, if an arm had one
     measurements: dict[str, Measurement] = field(default_factory=dict)
     pairs: Pairs = field(default_factory=Pairs)  # seconds per emitted token
 
     def measure(self, arms: Sequence[Arm], step: Callable[[str], None] = lambda _: None) -> None:
         """Answer every prompt with every arm; `step` is told the arm after each answer."""
         ids = {p.id: self.ids(p) for p in self.prompts}
+        self._check_lengths({name: tokens.shape[1] for name, tokens in ids.items()})
         warm = next(iter(ids.values()))[:, -8:]
         for arm in arms:
             self.measurements[arm.name] = Measurement()
@@ -218,6 +233,15 @@ class Run:
             self.measurements[name].answers.append(Answer(tuple(tokens.tolist()), seconds, stats))
             self.pairs.add(prompt.id, name, seconds / max(len(tokens), 1))
             step(name)
+
+    def _check_lengths(self, lengths: dict[str, int]) -> None:
+        limit = Target(self.lm.model).positions
+        for name, length in lengths.items():
+            if limit and length + self.max_new_tokens > limit:
+                raise UserError(
+                    f"prompt {name} of {length} tokens plus max_new_tokens={self.max_new_tokens} exceeds the model's "
+                    f"context of {limit}; leave that prompt out"
+                )
 
     def identical(self, name: str) -> float:
         """Share of prompts on which an arm's tokens are plain ``generate``'s."""
@@ -259,6 +283,8 @@ class Run:
         described = environment()
         settings = {"temperature": self.temperature, "max_new_tokens": self.max_new_tokens}
         settings["dtype"] = str(self.lm.model.dtype).removeprefix("torch.")
+        if self.draft:
+            settings["draft"] = self.draft
         common: dict[str, Any] = {
             "job": "draft",
             "model": self.lm.name,
@@ -318,8 +344,8 @@ class Run:
         exact = self.lm.model.dtype == torch.float32
         rows: list[Result | Figure] = []
         for claim in CLAIMS:
-            fits = not (claim.greedy_only and self.temperature) and exact >= claim.lossless_dtype
-            if not fits or not set(claim.arms) <= self.measurements.keys():
+            fits = (claim.when == "sampling") == bool(self.temperature) and exact >= claim.exact_dtype
+            if not fits or not set(claim.arms) <= self.measurements.keys() or not claim.applies(self):
                 continue
             measured = claim.measure(self)
             baseline, peers = claim.compare(self)
@@ -456,11 +482,13 @@ class Watched(Drafter):
 
     def propose(self, context: Context) -> TokenTree:
         """Propose the inner drafter's tree."""
+        context.memory[self] = True  # what is observed before is the prompt, not a round
         return self.inner.propose(context)
 
     def observe(self, context: Context, tree: TokenTree, logits: Tensor, path: Sequence[int]) -> None:
         """Remember, and pass on."""
-        self.seen.append((context.ids.clone(), tree, list(path)))
+        if self in context.memory:
+            self.seen.append((context.ids.clone(), tree, list(path)))
         self.inner.observe(context, tree, logits, path)
 
     @classmethod
@@ -504,6 +532,36 @@ def tree_figure(lm: CausalLM, prompt: Prompt, spec: str, max_new_tokens: int, **
         },
         environment=environment(),
     )
+
+
+def _exact_rows(claims: Sequence[ExactClaim], command: str, seed: int) -> list[Result | Figure]:
+    """Test the claims that need no model."""
+    rows: list[Result | Figure] = []
+    for claim in claims:
+        measured, baseline, peers, holds = claim.measure()
+        rows.append(
+            Result(
+                method=claim.method,
+                job="draft",
+                metric=claim.metric,
+                unit=claim.unit,
+                higher_is_better=True,
+                value=measured.value,
+                interval=measured.bounds,
+                n=claim.n,
+                baseline=baseline,
+                peers=peers,
+                claim=claim.text,
+                verdict="holds" if holds else "does not hold",
+                model="random laws",
+                data="exact enumeration",
+                seed=seed,
+                settings=claim.settings,
+                command=command,
+                environment=environment(),
+            )
+        )
+    return rows
 
 
 # -- the front of the bench ----------------------------------------------------------------------------------------
@@ -552,15 +610,19 @@ def run(
     """
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens={max_new_tokens}; a bench needs at least 1")
+    Warp(temperature=temperature)  # tells a bad one
     specs = list(methods) or list(DEFAULT)
-    if len(specs) == 1 and (arms := {arm: None for c in CLAIMS if c.method == specs[0] for arm in c.arms}):
-        specs = list(arms)
+    when = "sampling" if temperature else "greedy"
+    claims = [c for c in CLAIMS if [c.method] == specs and c.when == when]
+    specs = list(dict.fromkeys(arm for claim in claims for arm in claim.arms)) or specs
     for spec in specs:
-        _needs_draft_model(spec.removesuffix(" cold"))  # unknown names are told before the model loads
+        _needs_draft_model(spec)  # unknown names are told before the model loads
     chosen = spread(read_prompts(prompts), limit)
+    exact = _exact_rows([c for c in EXACT_CLAIMS if c.method in methods], command, seed)
     lm = load_causal_lm(model, dtype=dtype, device=device)
     draft = load_causal_lm(draft_model, dtype=dtype, device=device).model if draft_model else None
-    bench = Run(lm, chosen, temperature, max_new_tokens, seed)
+    drafting = draft_model or ("4-bit-rounded copy" if any(map(_needs_draft_model, specs)) else "")
+    bench = Run(lm, chosen, temperature, max_new_tokens, seed, drafting)
     arms = default_arms(lm, specs, draft_model=draft)
     total, done = len(arms) * len(chosen), 0
 
@@ -570,7 +632,7 @@ def run(
         progress(done, total, arm)
 
     bench.measure(arms, step)
-    rows = bench.rows(command, data="bundled prompts" if prompts is None else str(prompts).rsplit("/", 1)[-1])
+    rows = exact + bench.rows(command, data="bundled prompts" if prompts is None else str(prompts).rsplit("/", 1)[-1])
     for spec in specs:
         if not spec.endswith(" cold") and not temperature and not _needs_draft_model(spec):
             rows.append(tree_figure(lm, chosen[0], spec, max_new_tokens))

@@ -1,28 +1,43 @@
-"""The papers' claims as tests of a measured run: what is compared with what, and from where on it holds.
+"""The papers' claims as tests: what is compared with what, and from where on it holds.
 
-A claim names the arms it needs. ``mintage bench METHOD`` runs the arms of all its claims; any other bench run tests the
-claims whose arms it happens to have.
+A `Claim` is about a measured run and names the arms it needs; ``mintage bench METHOD`` runs the arms of all its claims,
+and any other bench run tests the claims whose arms it happens to have. An `ExactClaim` needs no model: it enumerates.
+
+The methods with a draft model are compared at an equal budget of 14 drafted nodes per target forward.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
-from mintage.measure import Interval, bootstrap_ratio
+from mintage.draft.acceptance import exact_acceptance, random_pairs
+from mintage.measure import Interval, bootstrap, bootstrap_ratio
 
 if TYPE_CHECKING:
     from mintage.draft.bench import Run
 
-__all__ = ["CLAIMS", "Claim"]
+__all__ = ["CLAIMS", "EXACT_CLAIMS", "Claim", "ExactClaim"]
 
 GENERATE = "generate (transformers)"
 LOOKUP = "prompt lookup (transformers)"
 RECYCLING = "token-recycling"
 COLD = "token-recycling cold"
 AUTO = "token-recycling:budget=auto"
-UNION = "token-recycling+prompt-lookup"
+UNION = "token-recycling:budget=auto+prompt-lookup"
+
+CHAIN = "speculative:length=7"
+INDEPENDENT = "specinfer:branching=2x2x2"
+RSD_C = "rsd:branching=2x2x2"
+RSD_S = "rsd:width=2,depth=7"
+SPECTR = "spectr:num_drafts=2,draft_len=7"
+DYSPEC = "dyspec:budget=14"
+FIXED = (CHAIN, INDEPENDENT, RSD_C, RSD_S, SPECTR)
+"""Tree shapes of 14 nodes that do not look at the context (the chain has 7)."""
+
+MANY, ONE = "spectr:num_drafts=8,draft_len=4", "spectr:num_drafts=1,draft_len=4"
+PPD = "ppd"
 
 COPYING = ("summarise", "extraction")
 """Categories whose answers repeat the prompt; look-up is made for them."""
@@ -58,9 +73,25 @@ class Claim:
     measure: Callable[[Run], Interval]
     holds: Callable[[Interval], bool]
     compare: Callable[[Run], tuple[dict[str, float], dict[str, float]]] = lambda run: ({}, {})
-    greedy_only: bool = True
-    lossless_dtype: bool = False
+    when: Literal["greedy", "sampling"] = "greedy"
+    exact_dtype: bool = False
     """Whether the claim is about exact arithmetic, so only tested in float32."""
+    applies: Callable[[Run], bool] = lambda run: True
+    """Whether the run has the prompts that the claim is about."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactClaim:
+    """A claim about laws of the next token, tested by exact enumeration over random pairs of them."""
+
+    method: str
+    text: str
+    metric: str
+    unit: str
+    n: int
+    measure: Callable[[], tuple[Interval, dict[str, float], dict[str, float], bool]]
+    """Returns the number, baselines, peers and the verdict."""
+    settings: dict[str, Any]
 
 
 def _forwards_ratio(run: Run, arm: str, over: str, categories: tuple[str, ...] | None = None) -> Interval:
@@ -69,6 +100,11 @@ def _forwards_ratio(run: Run, arm: str, over: str, categories: tuple[str, ...] |
     a, b = ([run.measurements[name].answers[i].stats for i in chosen] for name in (arm, over))
     # both arms emit (almost) equally many tokens, so the ratio is over forwards per token
     return bootstrap_ratio([s.rounds / s.new_tokens for s in b], [s.rounds / s.new_tokens for s in a])
+
+
+def _best(run: Run, arms: tuple[str, ...]) -> str:
+    """The arm with the most tokens per forward over the whole run."""
+    return max(arms, key=lambda arm: run.measurements[arm].tokens_per_forward.value)
 
 
 def _not_copying(run: Run) -> tuple[str, ...]:
@@ -122,6 +158,7 @@ CLAIMS: tuple[Claim, ...] = (
         unit="x",
         measure=lambda run: _forwards_ratio(run, RECYCLING, LOOKUP, _not_copying(run)),
         holds=lambda x: x.low > 1,
+        applies=lambda run: bool(_not_copying(run)),
     ),
     Claim(
         method="token-recycling",
@@ -131,7 +168,7 @@ CLAIMS: tuple[Claim, ...] = (
         unit="share",
         measure=lambda run: Interval(*[run.identical(RECYCLING)] * 3),
         holds=lambda x: x.value == 1,
-        lossless_dtype=True,
+        exact_dtype=True,
     ),
     Claim(
         method="union",
@@ -142,5 +179,135 @@ CLAIMS: tuple[Claim, ...] = (
         measure=lambda run: run.pairs.ratio(LOOKUP, UNION, of="sums"),
         holds=lambda x: x.low > 1,
         compare=lambda run: ({LOOKUP: 1.0}, {}),
+    ),
+    Claim(
+        method="rsd",
+        text="RSD-C emits more tokens per forward than independent siblings on the same tree (14 nodes, sampling)",
+        arms=(RSD_C, INDEPENDENT),
+        metric="tokens per target forward, RSD-C over SpecInfer",
+        unit="x",
+        measure=lambda run: _forwards_ratio(run, RSD_C, INDEPENDENT),
+        holds=lambda x: x.low > 1,
+        compare=_forwards,
+        when="sampling",
+    ),
+    Claim(
+        method="rsd",
+        text="RSD-S emits at least as many tokens per forward as RSD-C at the same budget (14 nodes, sampling)",
+        arms=(RSD_S, RSD_C),
+        metric="tokens per target forward, RSD-S over RSD-C",
+        unit="x",
+        measure=lambda run: _forwards_ratio(run, RSD_S, RSD_C),
+        holds=lambda x: x.value >= 1,
+        when="sampling",
+    ),
+    Claim(
+        method="rsd",
+        text="RSD-S beats a single speculative chain of the same length in tokens per forward (sampling)",
+        arms=(RSD_S, CHAIN),
+        metric="tokens per target forward, RSD-S over one chain",
+        unit="x",
+        measure=lambda run: _forwards_ratio(run, RSD_S, CHAIN),
+        holds=lambda x: x.low > 1,
+        when="sampling",
+    ),
+    *(
+        Claim(
+            method="dyspec",
+            text=f"DySpec emits >= 5% more tokens per forward than the best fixed tree of 14 nodes ({when})",
+            arms=(DYSPEC, *FIXED),
+            metric=f"tokens per target forward over the best fixed tree, {when}",
+            unit="x",
+            measure=lambda run: _forwards_ratio(run, DYSPEC, _best(run, FIXED)),
+            holds=lambda x: x.value >= 1.05,
+            compare=_forwards,
+            when=when,
+        )
+        for when in ("greedy", "sampling")
+    ),
+    Claim(
+        method="spectr",
+        text="eight drafts emit >= 1.2 times the tokens per forward of one draft of the same length (sampling)",
+        arms=(MANY, ONE),
+        metric="tokens per target forward, 8 drafts over 1",
+        unit="x",
+        measure=lambda run: _forwards_ratio(run, MANY, ONE),
+        holds=lambda x: x.value >= 1.2,
+        compare=_forwards,
+        when="sampling",
+    ),
+    Claim(
+        method="ppd",
+        text="trained prompt tokens emit >= 1.3 tokens per forward",
+        arms=(PPD,),
+        metric="tokens per target forward, trained prompt tokens",
+        unit="tokens",
+        measure=lambda run: run.measurements[PPD].tokens_per_forward,
+        holds=lambda x: x.value >= 1.3,
+        compare=_forwards,
+    ),
+)
+
+
+# -- claims by enumeration ----------------------------------------------------------------------------------------
+
+_PAIRS = 2000
+
+
+def _acceptance(scale: float, correlation: float, better: str, others: tuple[str, ...]) -> Any:
+    """Compare mean acceptance of rules over random pairs with logits of this scale and correlation, three siblings."""
+
+    def measure() -> tuple[Interval, dict[str, float], dict[str, float], bool]:
+        p, q = random_pairs(scale, correlation, pairs=_PAIRS)
+        values = {rule: exact_acceptance(p, q, 3, rule).numpy() for rule in (better, *others)}
+        means = {rule: float(v.mean()) for rule, v in values.items()}
+        holds = all(bootstrap(values[better] - values[other]).low > 0 for other in others)
+        baseline, *peers = others
+        return bootstrap(values[better]), {baseline: means[baseline]}, {p: means[p] for p in peers}, holds
+
+    return measure
+
+
+def _exact(
+    method: str, text: str, scale: float, correlation: float, better: str, others: tuple[str, ...]
+) -> ExactClaim:
+    return ExactClaim(
+        method=method,
+        text=text,
+        metric=f"mean acceptance of 3 siblings, logit scale {scale:g}, correlation {correlation:g}",
+        unit="probability",
+        n=_PAIRS,
+        measure=_acceptance(scale, correlation, better, others),
+        settings={"vocabulary": 6, "siblings": 3, "scale": scale, "correlation": correlation},
+    )
+
+
+EXACT_CLAIMS: tuple[ExactClaim, ...] = (
+    _exact(
+        "rsd",
+        "on peaked laws RSD accepts more than a chain, independent siblings and K-SEQ (exact)",
+        1.5,
+        0.7,
+        "rsd",
+        ("chain", "specinfer", "kseq"),
+    ),
+    _exact(
+        "rsd",
+        "on flat laws, too, RSD accepts more than a chain and independent siblings (exact; K-SEQ may win there)",
+        0.7,
+        0.7,
+        "rsd",
+        ("chain", "specinfer"),
+    ),
+    _exact(
+        "spectr",
+        "on flat laws K-SEQ accepts more than SpecInfer's rule and RSD (exact)",
+        0.7,
+        0.7,
+        "kseq",
+        ("specinfer", "rsd"),
+    ),
+    _exact(
+        "spectr", "K-SEQ accepts more than SpecInfer's rule on peaked laws (exact)", 1.5, 0.0, "kseq", ("specinfer",)
     ),
 )

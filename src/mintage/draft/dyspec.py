@@ -125,7 +125,7 @@ class Growth:
 def grow_best_first(
     next_laws: NextLaws, root: int, budget: int, uniforms: Iterator[float], *, max_depth: int | None = None
 ) -> Growth:
-    """Fill the `budget` most valuable slots, best first (Algorithm 1); ties go to the slot that opened first.
+    """Fill the `budget` most valuable slots, best first; ties go to the slot that opened first.
 
     Values of open slots sum to at most 1 and there are never more than `budget` of them, so with unlimited depth no
     slot below ``1 / budget`` is ever filled. Whenever a law is missing, all open nodes above that bound are asked
@@ -165,7 +165,7 @@ def grow_best_first(
 def grow_threshold(
     next_laws: NextLaws, root: int, threshold: float, uniforms: Iterator[float], *, max_depth: int, max_nodes: int
 ) -> Growth:
-    """Fill all slots worth more than `threshold`, layer by layer, with one draft forward per layer (Algorithm 2).
+    """Fill all slots worth more than `threshold`, layer by layer, with one draft forward per layer.
 
     Parameters
     ----------
@@ -199,7 +199,7 @@ def grow_threshold(
 
 
 def depth_first(tree: TokenTree) -> TokenTree:
-    """Put the nodes in depth-first order, so that the ancestor mask is made of dense blocks (section 4 of the paper).
+    """Put the nodes in depth-first order, so that the ancestor mask is made of dense blocks, as in the paper.
 
     Siblings keep their drawing order, so verification is unchanged.
     """

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache as memoise
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -30,17 +31,30 @@ _REPEATS = 5
 
 @dataclass(frozen=True)
 class LatencyCurve:
-    """Seconds of one target forward over `sizes` tokens, non-decreasing, interpolated linearly between them."""
+    """Seconds of one target forward over `sizes` tokens, non-decreasing, interpolated linearly between them.
+
+    Raises
+    ------
+    ValueError
+        Fewer than two sizes, sizes that do not ascend, or seconds that are not positive or fall.
+    """
 
     sizes: tuple[int, ...]
     seconds: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        ascending = all(a < b for a, b in pairwise((0, *self.sizes)))
+        if not (len(self.sizes) == len(self.seconds) > 1 and ascending):
+            raise ValueError(f"a latency curve needs two or more ascending sizes, got {self.sizes}")
+        if not (self.seconds[0] > 0 and all(a <= b < np.inf for a, b in pairwise(self.seconds))):
+            raise ValueError(f"a latency curve never falls, got {self.seconds}")
 
     def __call__(self, tokens: int | np.ndarray) -> np.ndarray:
         """Seconds of a forward over `tokens` tokens; beyond the largest size measured, its slope continues."""
         tokens = np.asarray(tokens, dtype=float)
         inside = np.interp(tokens, self.sizes, self.seconds)
         slope = (self.seconds[-1] - self.seconds[-2]) / (self.sizes[-1] - self.sizes[-2])
-        return inside + np.clip(tokens - self.sizes[-1], 0, None) * slope
+        return np.asarray(inside + np.clip(tokens - self.sizes[-1], 0, None) * slope)
 
     def best_size(self, confidence: Sequence[float] | np.ndarray) -> int:
         """Choose how many of the most confident nodes to draft.
@@ -65,7 +79,7 @@ def _curve_at(path: str) -> LatencyCurve | None:
         with open(path) as file:
             stored = json.load(file)
         return LatencyCurve(tuple(stored["sizes"]), tuple(stored["seconds"]))
-    except (OSError, ValueError, KeyError):  # absent or damaged: measure (again)
+    except (OSError, ValueError, KeyError, TypeError):  # absent or damaged: measure (again)
         return None
 
 

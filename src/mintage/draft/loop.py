@@ -9,13 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
 
 from mintage.draft.adapters import Target
 from mintage.draft.contract import Context, Drafter
@@ -27,6 +26,17 @@ from mintage.errors import UserError
 __all__ = ["Generation", "Stats", "generate"]
 
 _PROMPT_CHUNK = 512  # bounds the logits of a prompt that a drafter wants to read
+
+
+@runtime_checkable
+class Streamer(Protocol):
+    """What transformers' streamers are: anything that takes tokens as they come."""
+
+    def put(self, value: Tensor) -> None:
+        """Take the prompt first, then every round's tokens."""
+
+    def end(self) -> None:
+        """Nothing more comes."""
 
 
 @dataclass
@@ -123,7 +133,7 @@ def generate(
     repetition_penalty: float = 1.0,
     eos_token_id: int | Sequence[int] | None = None,
     pad_token_id: int | None = None,
-    streamer: BaseStreamer | None = None,
+    streamer: Streamer | None = None,
     seed: int | None = None,
 ) -> Generation:
     """Generate with a drafter; the output has exactly the law of decoding `model` without one.
@@ -180,7 +190,7 @@ def generate_inside_transformers(
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
-    streamer: BaseStreamer | None,
+    streamer: Streamer | None,
     model_kwargs: dict[str, Any],
 ) -> Any:
     """Decode for ``model.generate(input_ids, custom_generate=drafter)``, honouring what transformers prepared."""
@@ -263,7 +273,7 @@ class _Run:
         ends: set[int],
         max_new_tokens: int,
         generator: torch.Generator | None,
-        streamer: BaseStreamer | None,
+        streamer: Streamer | None,
         stop: Sequence[Any] | None,
     ) -> None:
         if max_new_tokens < 0:

@@ -303,7 +303,7 @@ def guess_logits(
 
 
 def text_initialised(lm: CausalLM, *, distances: int = 3, copies: int = 1) -> PromptTokens:
-    """Start from words, as the paper does: a prompt token is the mean embedding of "Next i+1 word" (copies: its parts)."""
+    """Start from words, as the paper does: the mean embedding of "Next 2 word" and so on (copies: of its parts)."""
     weight: Any = lm.model.get_input_embeddings().weight
     table: Tensor = weight.detach().float()
     rows = []

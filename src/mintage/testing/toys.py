@@ -73,9 +73,8 @@ class TableLM(PreTrainedModel, GenerationMixin):
         ids = self._tokens_of(inputs_embeds) if input_ids is None else input_ids
         batch, new = ids.shape
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        if position_ids is None:
-            position_ids = (torch.arange(new, device=ids.device) + past).expand(batch, -1)
-        state = torch.stack([ids.double(), position_ids.expand(batch, -1).double()], -1)[:, None]
+        places = torch.arange(past, past + new, device=ids.device)[None] if position_ids is None else position_ids
+        state = torch.stack([ids.double(), places.expand(batch, -1).double()], -1)[:, None]
         if past_key_values is not None:
             state, _ = past_key_values.update(state, state, 0)
         tokens, positions = state[:, 0, :, 0].long(), state[:, 0, :, 1].long()
@@ -84,7 +83,7 @@ class TableLM(PreTrainedModel, GenerationMixin):
             visible = attention_mask[:, 0]
         elif attention_mask is not None:
             visible = visible & attention_mask[:, None, :].bool()
-        before = visible & (positions[:, None, :] == position_ids[:, :, None] - 1)
+        before = visible & (positions[:, None, :] == places[:, :, None] - 1)
         column = before.int().argmax(-1)
         previous = torch.where(before.any(-1), tokens.gather(1, column), 0)
         known = (previous != _UNKNOWN) & (ids != _UNKNOWN)

