@@ -200,6 +200,34 @@ def test_installing_is_repeated_only_when_its_inputs_change(tmp_path):
 
 
 @make
+def test_a_failed_installation_is_tried_again_and_a_finished_one_is_not(tmp_path):
+    """With stand-ins for pip and mintage that write down how they were called."""
+    clone(tmp_path)
+    log, tools = tmp_path / "log", tmp_path / ".venv" / "bin"
+    tools.mkdir(parents=True)
+    for name in ("pip", "python", "mintage"):
+        (tools / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {log}\ntest ! -e {tmp_path}/offline\n')
+        (tools / name).chmod(0o755)
+
+    def demo():
+        log.write_text("")
+        done = subprocess.run(["make", "demo"], cwd=tmp_path, capture_output=True, check=False, timeout=60)
+        return done.returncode, log.read_text().splitlines()
+
+    (tmp_path / "offline").touch()
+    status, calls = demo()
+    assert status
+    assert len(calls) == 1, "nothing goes on after pip has failed"
+    (tmp_path / "offline").unlink()
+    status, calls = demo()
+    assert not status
+    assert ["pip install" in call for call in calls[:2]] == [True, True]
+    assert [call.split()[1] for call in calls[2:]] == ["generate", "bench", "report"]
+    status, calls = demo()
+    assert [call.split()[1] for call in calls] == ["generate", "bench", "report"]
+
+
+@make
 def test_the_demo_installs_no_development_tools(tmp_path):
     steps = run("make", "-n", "demo", cwd=clone(tmp_path))
     assert ".[report]" in steps

@@ -216,7 +216,7 @@ def _complete(folder: Path) -> bool:
     try:
         sizes = json.loads((folder / _MANIFEST).read_text())["sizes"]
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
@@ -243,7 +243,8 @@ def rounded_copy(model: PreTrainedModel, *, bits: int = 4, group: int = 32) -> P
     """Copy `model` with the weights of its blocks rounded to `bits` bits in groups along the input (absolute maximum).
 
     A stand-in for a draft model where no smaller one with the same vocabulary is at hand: it agrees with the target
-    about as often as a small draft model would, but costs as much as the target. Embeddings and norms are shared.
+    about as often as a small draft model would, but costs as much as the target. Embeddings are shared; norms, and
+    layers whose input is not a multiple of `group`, stay as they are.
 
     Raises
     ------

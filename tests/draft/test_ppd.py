@@ -188,8 +188,8 @@ def test_limit_follows_the_hardware():
     flat = LatencyCurve((1, 100), (1.0, 1.0001))
     gentle = LatencyCurve((1, 8, 100), (1.0, 1.1, 4.0))
     steep = LatencyCurve((1, 100), (1.0, 100.0))
-    chosen = [choose_limit(accuracies, curve) for curve in (flat, gentle, steep)]
-    assert chosen[0] == 64 > chosen[1] > chosen[2] == 0
+    chosen = [choose_limit(accuracies, curve, limits=(2, 8, 16, 30)) for curve in (flat, gentle, steep)]
+    assert chosen[0] == 30 > chosen[1] > chosen[2] == 0
 
 
 @pytest.mark.parametrize(
@@ -382,8 +382,8 @@ def test_shapes_that_do_not_fit_are_refused():
 def own_texts(model, count=12, new=20):
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(0, 12, (count, 5), generator=generator)
-    rows = model.generate(prompts, max_new_tokens=new, do_sample=False, pad_token_id=0).tolist()
-    return [Continuation(tuple(row), 5) for row in rows]
+    settings = {"do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(prompts)}
+    return [Continuation(tuple(row), 5) for row in model.generate(prompts, max_new_tokens=new, **settings).tolist()]
 
 
 def test_training_sees_what_drafting_sees():
@@ -419,7 +419,7 @@ def test_training_teaches_and_leaves_the_model_alone(tmp_path):
     untrained = guess_accuracy(Target(model), tokens, texts)
     first = recipe.loss(tokens, recipe.batch(0))[0].item()
     train(recipe, tmp_path, Settings(steps=60, lr=3e-2, clip=0.0), device="cpu")
-    assert recipe.loss(tokens, recipe.batch(0))[0].item() < 0.8 * first
+    assert recipe.loss(tokens, recipe.batch(0))[0].item() < 0.9 * first
     trained = guess_accuracy(Target(model), tokens, texts)
     assert trained[0, 0] > untrained[0, 0]
     assert (trained.sum(1) <= 1).all()

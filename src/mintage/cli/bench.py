@@ -29,6 +29,9 @@ def bench(
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", "-n", help="Per answer.")] = None,
     temperature: Annotated[float | None, typer.Option("--temperature", "-t", help="0 is greedy.")] = None,
     draft_model: Annotated[str | None, typer.Option(help="Folder or hub id of a draft model.")] = None,
+    assisted: Annotated[
+        bool | None, typer.Option("--assisted/--no-assisted", help="Run transformers' assisted generation too (slow).")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="bfloat16, float32 or float16.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
@@ -64,6 +67,7 @@ def bench(
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "draft_model": draft_model,
+        "assisted": assisted,
         "dtype": dtype,
         "device": device,
         "seed": seed,
@@ -114,7 +118,10 @@ def _resolve(names: list[str]) -> tuple[str, list[str]]:
     jobs = []
     for name in names:
         first = name.removesuffix(" cold").split("+")[0]
-        jobs.append(catalog.find(catalog.parse_spec(first)[0]).job)
+        method = catalog.find(catalog.parse_spec(first)[0])
+        if method.problem:
+            raise UserError(method.problem)
+        jobs.append(method.job)
     if len(set(jobs)) > 1:
         raise UserError(f"{', '.join(names)} belong to different jobs ({', '.join(jobs)}); bench one job at a time")
     return jobs[0], names

@@ -86,7 +86,7 @@ def generate(
     if streamer is None:
         _write(console, lm.tokenizer.decode(out.sequences[0, ids.shape[1] :], skip_special_tokens=True) + "\n")
     notes.print(_summary(spec, out.stats), style="dim")
-    if table is not None:
+    if table is not None and max_new_tokens:
         for learner in _learners(drafter):
             learner.save()
     if compare:

@@ -28,6 +28,7 @@ def show(
     Next: [bold]mintage bench token-recycling[/bold]
     """
     row = catalog.find(name)
+    measured = _measured(row.name, results) if row.status == "ready" else []
     console = Console(highlight=False)
     console.print(f"[bold]{row.name}[/bold]  ({row.job}, {row.role}, {row.status})")
     console.print(escape(row.title))
@@ -42,7 +43,7 @@ def show(
     console.print()
     console.print(_hyperparameters(name, method_class))
     _laws(console, row.job)
-    _evidence(console, row.name, results)
+    _evidence(console, row.name, results, measured)
 
 
 def _hyperparameters(name: str, method_class: type) -> Table:
@@ -64,9 +65,8 @@ def _laws(console: Console, job: str) -> None:
         console.print(f"  [green]{law_name}[/green]  {escape(inspect.getdoc(law) or '')}")
 
 
-def _evidence(console: Console, name: str, folder: Path) -> None:
+def _evidence(console: Console, name: str, folder: Path, rows: list[Any]) -> None:
     console.print()
-    rows = _measured(name, folder)
     if not rows:
         console.print(f"Nothing measured in {folder}/ yet; run: mintage bench {name}")
         return

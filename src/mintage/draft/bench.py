@@ -578,6 +578,7 @@ def run(
     dtype: str = "bfloat16",
     device: str = "cpu",
     draft_model: str | None = None,
+    assisted: bool = True,
     seed: int = 0,
     command: str = "mintage bench draft",
     progress: Callable[[int, int, str], None] = lambda done, total, arm: None,
@@ -598,6 +599,8 @@ def run(
         Of every answer.
     draft_model
         Folder or hub id of a draft model with the target's vocabulary.
+    assisted
+        Whether transformers' assisted generation runs too; it is the slowest arm.
     command
         Written into the rows.
     progress
@@ -621,9 +624,9 @@ def run(
     exact = _exact_rows([c for c in EXACT_CLAIMS if c.method in methods], command, seed)
     lm = load_causal_lm(model, dtype=dtype, device=device)
     draft = load_causal_lm(draft_model, dtype=dtype, device=device).model if draft_model else None
-    drafting = draft_model or ("4-bit-rounded copy" if any(map(_needs_draft_model, specs)) else "")
+    drafting = draft_model or ("4-bit-rounded copy" if assisted or any(map(_needs_draft_model, specs)) else "")
     bench = Run(lm, chosen, temperature, max_new_tokens, seed, drafting)
-    arms = default_arms(lm, specs, draft_model=draft)
+    arms = default_arms(lm, specs, draft_model=draft, assisted=assisted)
     total, done = len(arms) * len(chosen), 0
 
     def step(arm: str) -> None:

@@ -50,7 +50,6 @@ __all__ = [
     "build_tree_buffers",
     "choose_limit",
     "distill_loss",
-    "expected_length",
     "optimise_dynamic_tree",
 ]
 
@@ -266,22 +265,25 @@ def optimise_dynamic_tree(
     if not ((accuracies >= 0).all() and (accuracies.sum(1) <= 1 + 1e-6).all()):
         raise UserError("accuracies must be at least 0 and sum to at most 1 at every distance")
     most, least = limit // (1 + copies), max(1, limit // (1 + copies * distances))
-    ranked = [best_paths(accuracies[:m], max(most, 1)) for m in range(1, distances + 1)]
-    totals = [np.cumsum(values) for _, values in ranked]
+    ranked = [best_paths(accuracies[:m], most) for m in range(1, distances + 1)]
+    totals = [np.cumsum(values).tolist() for _, values in ranked]
     shares = [[_last_accepted(paths[:n], values[:n]) for n in range(len(paths) + 1)] for paths, values in ranked]
-    choices = [range(least, min(most, len(paths)) + 1) for paths, _ in ranked[1:]]
-    best: DynamicTree | None = None
-    for sizes in itertools.product([min(_FIRST_STATE_NODES, most, len(ranked[0][0]))], *choices):
-        gains = [float(totals[m][n - 1]) for m, n in enumerate(sizes)]
-        states = {}
-        for m, n in enumerate(sizes):
-            special = _share_out(shares[m][n], gains, (limit - n) // copies)
-            states[m + 1] = StateTree(tuple(ranked[m][0][:n]), tuple(shares[m][n]), tuple(special), gains[m])
-        tau = expected_length(states, empty_step=empty_step)
-        if best is None or tau > best.tau:
-            best = DynamicTree(states, tau)
+    largest = [len(paths) for paths, _ in ranked]
+    choices = [range(min(least, n), n + 1) for n in largest[1:]]
+    best, tau = None, -1.0
+    for sizes in itertools.product([min(_FIRST_STATE_NODES, largest[0])], *choices):
+        gains = [totals[m][n - 1] for m, n in enumerate(sizes)]
+        last = [shares[m][n] for m, n in enumerate(sizes)]
+        special = [_share_out(p, gains, (limit - n) // copies) for p, n in zip(last, sizes, strict=True)]
+        promised = _long_run(last, special, gains, empty_step)
+        if promised > tau:
+            best, tau = (sizes, last, special, gains), promised
     assert best is not None
-    return best
+    states = {
+        m + 1: StateTree(tuple(ranked[m][0][:n]), tuple(probability), tuple(counts), value)
+        for m, (n, probability, counts, value) in enumerate(zip(*best, strict=True))
+    }
+    return DynamicTree(states, tau)
 
 
 def _last_accepted(paths: Sequence[RankPath], values: Sequence[float]) -> list[float]:
@@ -296,35 +298,30 @@ def _last_accepted(paths: Sequence[RankPath], values: Sequence[float]) -> list[f
 def _share_out(probability: Sequence[float], gains: Sequence[float], budget: int) -> list[int]:
     """Give every node all S prompt tokens, then take away where it costs least, down to `budget`; one always stays."""
     special = [len(gains)] * len(probability)
-
-    def loss(node: int) -> tuple[float, int]:
-        s = special[node]
-        return probability[node] * (gains[s - 1] - gains[s - 2]), node
-
-    heap = [loss(node) for node in range(len(special))] if len(gains) > 1 else []
+    loss = [gains[s] - gains[s - 1] for s in range(1, len(gains))]  # from s + 1 prompt tokens to s, if s >= 1
+    heap = [(p * loss[-1], node) for node, p in enumerate(probability)] if loss else []
     heapq.heapify(heap)
-    for _ in range(sum(special) - budget):
-        if not heap:
-            break
+    for _ in range(min(sum(special) - budget, len(loss) * len(special))):
         node = heapq.heappop(heap)[1]
         special[node] -= 1
         if special[node] > 1:
-            heapq.heappush(heap, loss(node))
+            heapq.heappush(heap, (probability[node] * loss[special[node] - 2], node))
     return special
 
 
-def expected_length(states: dict[int, StateTree], *, empty_step: bool = False) -> float:
-    """Return tau, the accepted tokens per step in the long run: the mean of F_m over the chain's stationary law."""
-    size = len(states)
-    chain = np.zeros((size + 1, size + 1))  # state 0: the authors' empty step
-    for m, tree in states.items():
-        for share, s in zip(tree.probability, tree.n_special, strict=True):
-            chain[m, s] += share
-        chain[m, 0 if empty_step else size] += 1 - sum(tree.probability)
+def _long_run(
+    last: Sequence[Sequence[float]], special: Sequence[Sequence[int]], gains: Sequence[float], empty_step: bool
+) -> float:
+    """Return tau: the mean of F_m over the stationary law of the chain of states (state 0: the authors' empty step)."""
+    size = len(gains)
+    chain = np.zeros((size + 1, size + 1))
+    for m in range(size):
+        chain[m + 1] = np.bincount(special[m], last[m], minlength=size + 1)
+        chain[m + 1, 0 if empty_step else size] += 1 - sum(last[m])
     chain[0, size] = 1
     equations = np.vstack([chain.T - np.eye(size + 1), np.ones(size + 1)])
-    stationary = np.linalg.lstsq(equations, np.array([0.0] * (size + 1) + [1.0]), rcond=None)[0]
-    return float(sum(stationary[m] * tree.value for m, tree in states.items()))
+    stationary = np.linalg.lstsq(equations, np.eye(size + 2)[-1], rcond=None)[0]
+    return float(stationary[1:] @ np.array(gains))
 
 
 def choose_limit(
@@ -392,7 +389,7 @@ class PromptTokens(nn.Module):
         vocabulary: int,
         model: str = "",
         architecture: str = "",
-        accuracies: Float[Tensor, "distances ranks"] | None = None,
+        accuracies: Float[Tensor, "rows ranks"] | None = None,
         notes: dict[str, str] | None = None,
     ) -> None:
         super().__init__()

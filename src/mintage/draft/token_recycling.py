@@ -246,8 +246,6 @@ class TokenRecycling(Drafter):
             raise UserError("nowhere to save the table; pass a path or set store=")
         if not self._learned:
             raise UserError("there is no table to save yet; generate something first")
-        if not self._learned:  # no request yet: do not put an empty table in the place of a full one
-            return
         with replace_file(target) as temporary:
             save_file({n: t.cpu() for n, t in self._learned.items()}, temporary, metadata={"format": _FORMAT})
 
