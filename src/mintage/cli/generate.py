@@ -149,11 +149,13 @@ def _compare(notes: Console, lm: Any, ids: Any, out: Any, settings: dict[str, An
     from mintage.measure import timed
 
     greedy = not settings["temperature"]
-    arguments: dict[str, Any] = {"do_sample": not greedy, "max_new_tokens": settings["max_new_tokens"]}
+    arguments: dict[str, Any] = {  # given even where off, lest the model's generation config has others
+        "do_sample": not greedy,
+        "max_new_tokens": settings["max_new_tokens"],
+        "repetition_penalty": settings["repetition_penalty"],
+    }
     if not greedy:
         arguments |= {name: settings[name] for name in ("temperature", "top_k", "top_p")}
-    if settings["repetition_penalty"] != 1:
-        arguments["repetition_penalty"] = settings["repetition_penalty"]
     mask = torch.ones_like(ids)
     lm.model.generate(ids, attention_mask=mask, max_new_tokens=2, do_sample=False, pad_token_id=0)  # warm up
     pad = lm.tokenizer.pad_token_id or 0

@@ -116,7 +116,10 @@ class _ForwardCounter:
 def _transformers_arm(name: str, lm: CausalLM, counter: _ForwardCounter, **settings: Any) -> Arm:
     def decode(ids: Tensor, temperature: float, new: int, seed: int) -> tuple[Tensor, Stats]:
         torch.manual_seed(seed)
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+        # what the model's generation config would add is switched off: the drafters' arms do not have it
+        sampling: dict[str, Any] = {"do_sample": False, "repetition_penalty": 1.0}
+        if temperature:
+            sampling |= {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         before = counter.calls
         model: Any = lm.model
         out = model.generate(

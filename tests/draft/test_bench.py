@@ -1,0 +1,400 @@
+"""The bench of drafters on a tiny model: what it measures, what it claims, and what it draws."""
+
+import copy
+import json
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mintage.data import Prompt
+from mintage.draft import bench
+from mintage.draft.bench import ASSISTED, DEFAULT, Answer, Run, default_arms, run, tree_figure
+from mintage.draft.claims import AUTO, CLAIMS, COLD, GENERATE, LOOKUP, RECYCLING, UNION
+from mintage.draft.loop import Stats
+from mintage.errors import UserError
+from mintage.measure import Figure, Result, append_results, read_results
+from mintage.models import CausalLM, load_causal_lm
+
+RSD = "rsd:width=2,depth=2"
+SPECS = [RECYCLING, COLD, "prompt-lookup", UNION, RSD]
+NEW = 12
+TEXTS = {
+    "chat": "Tell me about tides.",
+    "code": "def f(x): return x",
+    "summarise": "Sum up: the tide, the tide, the tide.",
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINTAGE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def prompt_file(tmp_path_factory):
+    def write(*categories):
+        path = tmp_path_factory.mktemp("prompts") / "mine.jsonl"
+        rows = [{"id": f"{c}-{i}", "category": c, "prompt": f"{TEXTS[c]} {i}"} for i in range(2) for c in categories]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def lm(tiny_folder):
+    return load_causal_lm(tiny_folder, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def measure(tiny_folder, prompt_file):
+    def go(methods, *, categories=tuple(TEXTS), **settings):
+        given = {"model": tiny_folder, "prompts": prompt_file(*categories), "limit": None, "dtype": "float32"}
+        return run(methods, **given | {"max_new_tokens": NEW} | settings)
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def rows(measure):
+    return measure(SPECS, seed=3, command="mintage bench ...")
+
+
+def results(rows, **wanted):
+    kept = [row for row in rows if isinstance(row, Result)]
+    return [row for row in kept if all(getattr(row, name) == value for name, value in wanted.items())]
+
+
+def claimed(rows):
+    return {row.claim for row in results(rows) if row.claim}
+
+
+# -- rows ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("metric", "arms", "baseline"),
+    [
+        ("tokens per target forward", [LOOKUP, ASSISTED, *SPECS], 1.0),
+        ("speed over generate, median prompt", [LOOKUP, ASSISTED, *SPECS], 1.0),
+        ("speed over generate, whole run", [LOOKUP, ASSISTED, *SPECS], 1.0),
+        ("tokens per second", [LOOKUP, ASSISTED, *SPECS], None),
+        ("outputs identical to generate", [LOOKUP, ASSISTED, *SPECS], 1.0),
+        ("target GFLOPs per token", SPECS, None),
+        ("draft forwards per token", [RSD], {}),
+    ],
+)
+def test_every_arm_has_a_row_for_every_metric(rows, metric, arms, baseline):
+    found = results(rows, metric=metric, claim="")
+    assert [row.method for row in found] == arms
+    for row in found:
+        assert row.value > 0
+        assert row.interval[0] <= row.value <= row.interval[1]
+        assert set(row.peers) == set(arms) - {row.method}
+        if baseline == {}:
+            assert row.baseline == {}
+        else:
+            assert set(row.baseline) == {GENERATE}
+            assert baseline is None or row.baseline[GENERATE] == baseline
+
+
+def test_no_other_metrics_appear(rows):
+    assert len({row.metric for row in results(rows, claim="")}) == 7
+
+
+def test_rows_say_what_repeats_them(rows):
+    for row in results(rows):
+        assert (row.job, row.n, row.seed, row.data) == ("draft", 6, 3, "mine.jsonl")
+        assert row.command == "mintage bench ..."
+        assert row.settings == {
+            "temperature": 0.0, "max_new_tokens": NEW, "dtype": "float32", "draft": "4-bit-rounded copy"
+        }  # fmt: skip
+        assert row.environment["torch"] == torch.__version__
+
+
+def test_float32_greedy_text_is_identical_for_all_arms(rows):
+    found = results(rows, metric="outputs identical to generate")
+    assert {row.method: row.value for row in found} == dict.fromkeys([LOOKUP, ASSISTED, *SPECS], 1.0)
+
+
+def test_rows_and_figures_come_back_from_a_file(rows, tmp_path):
+    append_results(tmp_path / "draft.jsonl", rows)
+    assert read_results(tmp_path) == rows
+
+
+def test_drafting_costs_more_flops_per_token_and_fewer_forwards(rows):
+    for row in results(rows, metric="target GFLOPs per token"):
+        assert row.value >= row.baseline[GENERATE]
+    hot = results(rows, metric="tokens per target forward", method=RECYCLING, claim="")[0]
+    assert 1 < hot.value <= NEW
+
+
+# -- claims --------------------------------------------------------------------------------------------------------
+
+
+def wanted(arms, when, exact):
+    return {
+        c.text for c in CLAIMS if set(c.arms) <= {*arms, LOOKUP, GENERATE} and c.when == when and exact >= c.exact_dtype
+    }
+
+
+def test_claims_are_tested_where_their_arms_are_present(rows):
+    assert claimed(rows) == wanted(SPECS, "greedy", True)
+    assert {row.method for row in results(rows) if row.claim} == {"token-recycling", "union"}
+    assert not claimed(rows) & wanted([AUTO], "greedy", True)
+
+
+def test_a_claim_carries_its_verdict_and_number(rows):
+    hot = next(row for row in results(rows) if ">= 1.7 tokens per target forward" in row.claim)
+    plain = results(rows, metric="tokens per target forward", method=RECYCLING, claim="")[0]
+    assert hot.value == plain.value
+    assert hot.verdict == ("holds" if hot.value >= 1.7 else "does not hold")
+    assert hot.baseline == {GENERATE: 1.0}
+    assert RECYCLING not in hot.peers
+    same = next(row for row in results(rows) if "identical to plain greedy" in row.claim)
+    assert (same.value, same.verdict) == (1.0, "holds")
+
+
+def test_claims_about_exact_arithmetic_need_float32(measure):
+    rows = measure([RECYCLING, COLD], dtype="bfloat16", assisted=False)
+    assert claimed(rows) == wanted([RECYCLING, COLD], "greedy", False)
+    assert not any("float32" in claim for claim in claimed(rows))
+    for row in results(rows, metric="largest logit gap at a first difference"):
+        assert row.value < 0.5
+
+
+def test_sampling_tests_the_claims_about_sampling_alone(measure):
+    arms = ["rsd:width=2,depth=7", "speculative:length=7", RECYCLING]
+    rows = measure(arms, temperature=0.9, assisted=False)
+    assert claimed(rows) == wanted(arms, "sampling", True) != set()
+    assert claimed(rows) < {c.text for c in CLAIMS if c.method == "rsd"}
+    assert not results(rows, metric="outputs identical to generate")
+    assert {row.settings["temperature"] for row in results(rows)} == {0.9}
+
+
+def test_a_claim_needs_the_prompts_it_is_about(measure):
+    rows = measure([RECYCLING], categories=["summarise"], assisted=False)
+    assert "hot Token Recycling emits >= 1.7 tokens per target forward" in claimed(rows)
+    assert not any("do not copy" in claim for claim in claimed(rows))
+
+
+def test_one_methods_name_runs_the_arms_of_its_claims(measure):
+    rows = measure([RECYCLING], max_new_tokens=4, assisted=False)
+    assert {row.method for row in results(rows, claim="")} == {LOOKUP, RECYCLING, COLD, AUTO}
+    assert {c.text for c in CLAIMS if c.method == RECYCLING} == claimed(rows)
+
+
+def test_no_names_run_the_usual_arms(measure):
+    rows = measure([], max_new_tokens=4, categories=["chat"])
+    assert {row.method for row in results(rows, claim="")} == {LOOKUP, ASSISTED, *DEFAULT}
+
+
+# -- arms ----------------------------------------------------------------------------------------------------------
+
+
+def arm(lm, name, **settings):
+    return next(a for a in default_arms(lm, [] if "(" in name else [name], **settings) if a.name == name)
+
+
+def test_a_cold_arm_starts_every_prompt_afresh(lm):
+    ids = lm.encode(TEXTS["chat"])
+    cold, hot = arm(lm, COLD, assisted=False), arm(lm, RECYCLING, assisted=False)
+    first, again = (cold.decode(ids, 0.0, 48, 0)[1] for _ in range(2))
+    assert (first.rounds, first.accepted) == (again.rounds, again.accepted)
+    once, twice = (hot.decode(ids, 0.0, 48, 0)[1] for _ in range(2))
+    assert once.rounds == first.rounds
+    assert twice.rounds < once.rounds
+
+
+def test_cold_arms_are_not_warmed_up_by_the_run(lm):
+    seen = []
+    for name in (COLD, RECYCLING):
+        inner = arm(lm, name, assisted=False)
+
+        def decode(ids, *rest, inner=inner):
+            seen.append((inner.name, ids.shape[1]))
+            return inner.decode(ids, *rest)
+
+        spied = [bench.Arm(inner.name, decode), arm(lm, GENERATE, assisted=False)]
+        Run(lm, [Prompt("a", "x", ("A long enough prompt",))], 0.0, 4, 0).measure(spied)
+    length = lm.encode("A long enough prompt").shape[1]
+    assert seen == [(COLD, length), (RECYCLING, 8), (RECYCLING, length)]
+
+
+@pytest.mark.parametrize("name", [GENERATE, LOOKUP, ASSISTED])
+def test_forwards_of_transformers_are_counted(lm, name):
+    decoder = arm(lm, name)
+    counted = []
+    handle = lm.model.register_forward_hook(lambda *_: counted.append(1))
+    tokens, stats = decoder.decode(lm.encode(TEXTS["summarise"]), 0.0, 16, 0)
+    handle.remove()
+    assert stats.new_tokens == len(tokens) == 16
+    assert stats.rounds == stats.target_forwards == len(counted)
+    assert stats.rounds == 16 if name == GENERATE else 1 <= stats.rounds <= 17
+
+
+def test_forwards_of_the_draft_model_are_not_counted(lm):
+    name = "assisted (transformers, same draft)"
+    _, stats = arm(lm, name, draft_model=copy.deepcopy(lm.model)).decode(lm.encode(TEXTS["chat"]), 0.0, 16, 0)
+    assert stats.rounds <= 8  # a draft model that is always right
+
+
+def test_what_a_models_generation_config_adds_is_the_same_for_all(save_tiny_model, tmp_path, measure):
+    folder = save_tiny_model(tmp_path / "penalised")
+    path = tmp_path / "penalised" / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"repetition_penalty": 1.5, "top_p": 0.3, "top_k": 3}))
+    rows = measure(["token-recycling:budget=4", "plain"], model=folder, assisted=False, categories=["chat"])
+    assert {row.value for row in results(rows, metric="outputs identical to generate")} == {1.0}
+
+
+def test_equal_seeds_give_equal_samples(measure):
+    def forwards(seed):
+        rows = measure(["token-recycling:budget=8"], temperature=1.0, seed=seed, assisted=False, categories=["chat"])
+        found = results(rows, metric="tokens per target forward")
+        return {row.method: row.value for row in found}
+
+    assert forwards(1) == forwards(1)
+
+
+def test_the_limit_spreads_over_categories(measure):
+    rows = measure(["plain"], limit=3, max_new_tokens=2, assisted=False)
+    assert {row.n for row in results(rows)} == {3}
+    categories = next(row for row in rows if isinstance(row, Figure) and row.name.startswith("categories"))
+    assert categories.data["categories"] == sorted(TEXTS)
+
+
+def test_progress_is_told_after_every_answer(measure):
+    told = []
+    measure(["plain"], categories=["chat"], max_new_tokens=2, progress=lambda *now: told.append(now), assisted=False)
+    assert [done for done, _, _ in told] == [1, 2, 3, 4, 5, 6]
+    assert {of for _, of, _ in told} == {6}
+    assert {name for _, _, name in told} == {GENERATE, LOOKUP, "plain"}
+
+
+# -- mistakes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("methods", "settings", "line"),
+    [
+        (["token-recyclin"], {}, "unknown method 'token-recyclin'; did you mean 'token-recycling'"),
+        (["token-recyclin cold"], {}, "unknown method 'token-recyclin'; did you mean 'token-recycling'"),
+        (["plain+token-recyclin"], {}, "unknown method 'token-recyclin'; did you mean 'token-recycling'"),
+        (["pitome"], {}, "pitome belongs to the reduce job"),
+        (["plain"], {"max_new_tokens": 0}, "max_new_tokens=0; a bench needs at least 1"),
+        (["plain"], {"temperature": -0.5}, "temperature=-0.5 is negative"),
+        (["plain"], {"limit": 0}, "limit=0; keep at least 1 prompt"),
+        (["plain"], {"prompts": "absent.jsonl"}, "cannot read absent.jsonl"),
+    ],
+)
+def test_mistakes_are_told_before_the_model_loads(monkeypatch, methods, settings, line):
+    monkeypatch.setattr(bench, "load_causal_lm", lambda *_, **__: pytest.fail("the model was loaded"))
+    with pytest.raises(UserError, match=line):
+        run(methods, **settings)
+
+
+@pytest.mark.parametrize(
+    ("methods", "line"),
+    [
+        (["token-recycling:budgt=3"], "token-recycling has no setting 'budgt'; did you mean 'budget'"),
+        (["prompt-lookup:length=0"], "length=0, ngram=3; both must be at least 1"),
+    ],
+)
+def test_bad_settings_are_told_before_anything_is_measured(measure, methods, line):
+    with pytest.raises(UserError, match=line):
+        measure(methods, progress=lambda *_: pytest.fail("something was measured"))
+
+
+def test_a_prompt_beyond_the_context_is_told_before_anything_is_measured(measure, save_tiny_model, tmp_path):
+    folder = save_tiny_model(tmp_path / "short", positions=48)
+    with pytest.raises(UserError, match=r"prompt summarise-0 of \d+ tokens plus max_new_tokens=12 exceeds .* of 48"):
+        measure(["plain"], model=folder, progress=lambda *_: pytest.fail("something was measured"))
+
+
+# -- differences ---------------------------------------------------------------------------------------------------
+
+
+def test_gaps_are_the_logits_between_the_two_choices(lm):
+    prompt = Prompt("a", "chat", (TEXTS["chat"],))
+    measured = Run(lm, [prompt], 0.0, 8, 0)
+    arms = default_arms(lm, ["plain"], assisted=False)
+    measured.measure(arms)
+    assert measured.gaps() == {LOOKUP: [], "plain": []}
+
+    right = measured.measurements["plain"].answers[0].tokens
+    wrong = (*right[:3], (right[3] + 1) % 257, *right[4:])
+    measured.measurements["plain"].answers[0] = Answer(wrong, 1.0, Stats())
+    ids = torch.cat([lm.encode(TEXTS["chat"]), torch.tensor([right[:3]])], dim=1)
+    with torch.no_grad():
+        logits = lm.model(ids).logits[0, -1]
+    gap = float(logits[right[3]] - logits[wrong[3]])
+    assert measured.gaps()["plain"] == pytest.approx([gap], rel=1e-4)
+    assert gap > 0
+    assert measured.identical("plain") == 0
+
+
+# -- pictures ------------------------------------------------------------------------------------------------------
+
+
+def test_the_figures_of_a_run(rows):
+    figures = {row.name: row for row in rows if isinstance(row, Figure)}
+    drawn = [name for name in SPECS if not name.endswith(" cold") and name != RSD]
+    assert list(figures) == ["speed-t0-float32", "categories-t0-float32", "depth-t0-float32"] + [
+        f"tree-{name}" for name in drawn
+    ]
+    arms = [GENERATE, LOOKUP, ASSISTED, *SPECS]
+    speed = figures["speed-t0-float32"].data
+    assert speed["categories"] == arms
+    assert speed["series"][0]["y"][0] == 1
+    categories = figures["categories-t0-float32"].data
+    assert categories["categories"] == sorted(TEXTS)
+    assert [series["name"] for series in categories["series"]] == arms[1:]
+    for series in figures["depth-t0-float32"].data["series"]:
+        assert series["name"] in SPECS
+        assert all(0 <= share <= 1 for share in series["y"])
+
+
+def numbered(lm):
+    """The model with a tokenizer that writes ids as numbers, so that a picture can be read back."""
+    tokenizer = SimpleNamespace(
+        chat_template=lm.tokenizer.chat_template,
+        apply_chat_template=lm.tokenizer.apply_chat_template,
+        decode=lambda ids: " ".join(map(str, torch.as_tensor(ids).tolist())),
+    )
+    read_back = object.__new__(CausalLM)
+    for name, value in (("model", lm.model), ("tokenizer", tokenizer), ("name", "tiny")):
+        object.__setattr__(read_back, name, value)
+    return read_back
+
+
+@pytest.mark.parametrize("spec", ["token-recycling", "token-recycling:budget=12", "prompt-lookup", UNION, "plain"])
+def test_the_tree_marks_the_path_that_was_accepted(lm, spec):
+    prompt = Prompt("a", "chat", (TEXTS["summarise"],))
+    figure = tree_figure(numbered(lm), prompt, spec, 64)
+    nodes, context, emitted = figure.data["nodes"], figure.data["context"].split(), figure.data["emitted"].split()
+    path = [n for n, node in enumerate(nodes) if node["accepted"]]
+    assert [nodes[n]["parent"] for n in path] == [-1, *path][: len(path)]  # one chain from the context on
+    assert [nodes[n]["token"] for n in path] == emitted[:-1]  # the last one is the target's own
+    if spec != "plain":
+        assert path
+
+    ids = lm.encode(TEXTS["summarise"])
+    said = lm.model.generate(ids, max_new_tokens=64, do_sample=False, pad_token_id=0)[0].tolist()
+    assert f" {' '.join(context + emitted)} " in f" {' '.join(map(str, said))} "
+    for node in nodes:  # and what was not marked would not have been said
+        if node["parent"] in (-1, *path) and not node["accepted"]:
+            place = len(path[: path.index(node["parent"]) + 1]) if node["parent"] >= 0 else 0
+            assert node["token"] != emitted[place]
+    told = re.search(r"(\d+) nodes scored in one forward, (\d+) accepted, (\d+) tokens emitted", figure.caption)
+    assert [int(number) for number in told.groups()] == [len(nodes), len(path), len(emitted)]
+
+
+def test_a_prompt_that_is_read_is_no_round(lm):
+    text = "Tides come and go, and come again. " * 20  # longer than one chunk of the prompt's logits
+    drawn = tree_figure(numbered(lm), Prompt("a", "chat", (text,)), "token-recycling:recycle_prompt=true", 8)
+    assert len(drawn.data["nodes"]) <= 80
+    assert len(drawn.data["emitted"].split()) <= 8
