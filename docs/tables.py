@@ -146,7 +146,25 @@ def readme_results() -> str:
     tested = [r for r in rows if r.claim]
     if not tested:
         return "Nothing measured yet: run `mintage bench draft`."
-    return _claims(tested)
+    return "\n\n".join(filter(None, [draft_speeds(rows), "The claims, one by one:", _claims(tested)]))
+
+
+def draft_speeds(rows: Sequence[Result]) -> str:
+    """Every decoder of the newest greedy bfloat16 run: how many tokens a forward emits, and how fast it is."""
+    kept = [r for r in rows if r.job == "draft" and not r.claim and r.settings.get("dtype") == "bfloat16"]
+    kept = [r for r in kept if r.settings.get("temperature") == 0]
+    metrics = ("tokens per target forward", "speed over generate, whole run", "tokens per second")
+    cells: dict[str, dict[str, str]] = {}
+    for r in kept:
+        if r.metric in metrics:
+            for name, value in r.baseline.items():
+                cells.setdefault(name, {}).setdefault(r.metric, f"{value:.3g}")
+            cells.setdefault(r.method, {})[r.metric] = _number(r).partition(", n=")[0]
+    if not cells:
+        return ""
+    one = next(r for r in kept if r.metric in metrics)
+    head = f"Greedy decoding of {one.model} in bfloat16, {one.data}, n={one.n}, {one.device}, one run:\n\n"
+    return head + _table(("decoder", *metrics), [(n, *(c.get(m, "") for m in metrics)) for n, c in cells.items()])
 
 
 def _claims(rows: Sequence[Result]) -> str:

@@ -311,7 +311,7 @@ def test_bad_settings_are_told_before_anything_is_measured(measure, methods, lin
 
 def test_a_prompt_beyond_the_context_is_told_before_anything_is_measured(measure, save_tiny_model, tmp_path):
     folder = save_tiny_model(tmp_path / "short", positions=48)
-    with pytest.raises(UserError, match=r"prompt summarise-0 of \d+ tokens plus max_new_tokens=12 exceeds .* of 48"):
+    with pytest.raises(UserError, match=r"prompt chat-0 of \d+ tokens plus max_new_tokens=12 exceeds .* of 48"):
         measure(["plain"], model=folder, progress=lambda *_: pytest.fail("something was measured"))
 
 
