@@ -319,6 +319,6 @@ def _kind_name(kind: Any) -> str:
 
 def _option_name(option: Any) -> str:
     if typing.get_origin(option) is Literal:
-        choices = typing.get_args(option)
+        choices: tuple[Any, ...] = typing.get_args(option)
         return f"one of {', '.join(map(str, choices))}" if len(choices) > 1 else str(choices[0])
     return getattr(option, "__name__", str(option))

@@ -56,8 +56,7 @@ TRUSTED = {
 CHECKED = {
     "phi3": PLAIN | {"sliding_window": WINDOW},
     "stablelm": PLAIN,
-    "gemma3_text": PLAIN
-    | {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": WINDOW, "layer_types": HYBRID},
+    "gemma3_text": PLAIN | {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": WINDOW, "layer_types": HYBRID},
     "gpt_oss": PLAIN | {"head_dim": 8, "sliding_window": WINDOW, "num_local_experts": 4, "layer_types": HYBRID},
     "mixtral": PLAIN | {"num_local_experts": 4},
     "olmo2": PLAIN,
@@ -213,7 +212,10 @@ REFUSED = {
         {"vocab_size": 24, "hidden_size": 32, "n_layer": 2, "n_head": 4},
         "BloomForCausalLM takes no explicit positions (ALiBi?)",
     ),
-    "mpt": ({"vocab_size": 24, "d_model": 32, "n_layers": 2, "n_heads": 4}, "MptForCausalLM takes no explicit positions"),
+    "mpt": (
+        {"vocab_size": 24, "d_model": 32, "n_layers": 2, "n_heads": 4},
+        "MptForCausalLM takes no explicit positions",
+    ),
     "falcon": (
         {"vocab_size": 24, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": True},
         "FalconForCausalLM cannot score trees",

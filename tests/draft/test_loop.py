@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -104,7 +105,7 @@ def test_a_streamer_gets_the_prompt_then_every_token_once_then_the_end(model, in
         out = generate(model, IDS, drafter, max_new_tokens=30, streamer=recorder).sequences
     assert torch.equal(out, greedy(model, IDS, 30))
     assert recorder.puts[0] == IDS.tolist()
-    assert sum(recorder.puts[1:], []) == out[0, 8:].tolist()
+    assert list(chain(*recorder.puts[1:])) == out[0, 8:].tolist()
     assert max(map(len, recorder.puts[1:])) > 1
     assert recorder.ended == 1
 
@@ -126,7 +127,7 @@ def test_an_end_token_inside_an_accepted_path_ends_the_stream(model):
     generate(model, IDS, drafter, max_new_tokens=30)
     end = free[20]
     generate(model, IDS, drafter, max_new_tokens=30, eos_token_id=end, streamer=recorder)
-    assert sum(recorder.puts[1:], []) == free[: free.index(end) + 1]
+    assert list(chain(*recorder.puts[1:])) == free[: free.index(end) + 1]
 
 
 def test_a_streamer_follows_one_sequence_only(model, tokenizer):
@@ -189,9 +190,9 @@ def test_stop_strings_stop_where_they_stop_transformers(model, tokenizer):
 def test_rows_of_a_batch_stop_each_for_itself(model):
     ids = torch.tensor([[3, 1, 4, 1], [2, 7, 1, 8], [1, 1, 2, 3]])
     pair = StoppingCriteriaList([AfterPair()])  # transformers pads ended rows only where there is an end token
-    for settings in ({"stopping_criteria": pair, "eos_token_id": 11}, {"eos_token_id": [5, 7]}):
-        wanted = greedy(model, ids, 25, **settings)
-        assert torch.equal(greedy(model, ids, 25, custom_generate=hot(model), **settings), wanted)
+    for ends in ({"stopping_criteria": pair, "eos_token_id": 11}, {"eos_token_id": [5, 7]}):
+        wanted = greedy(model, ids, 25, **ends)
+        assert torch.equal(greedy(model, ids, 25, custom_generate=hot(model), **ends), wanted)
 
 
 def test_several_end_tokens_and_the_model_s_own(model):
@@ -425,7 +426,7 @@ def test_a_long_prompt_is_shown_in_parts_that_join():
     generate(model, prompt, Witness(recycle_prompt=True), max_new_tokens=1)
     parts = [tokens for _, tokens, _, _ in shown][:-1]
     assert len(parts) == 3
-    assert sum(parts, []) == prompt[0, :-1].tolist()
+    assert list(chain(*parts)) == prompt[0, :-1].tolist()
 
 
 # -- penalties and the law of the output ------------------------------------------------------------------------------

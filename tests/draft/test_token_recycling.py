@@ -1,5 +1,6 @@
 import hashlib
 import pickle
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ def test_the_template_is_the_authors_tree(static):
     assert lineage.int().tolist() == static["tree_mask"].tolist()
     assert plan.ranks[1:].tolist() == static["cand_rank"][1:].tolist()
     starts = static["level_starts"].tolist()
-    assert [(level.start, level.stop) for level in plan.levels] == list(zip(starts, starts[1:], strict=False))
+    assert [(level.start, level.stop) for level in plan.levels] == list(pairwise(starts))
 
 
 def test_the_template_s_paths_are_the_authors_paths(static):

@@ -97,7 +97,8 @@ def test_a_kept_sub_tree_carries_what_its_nodes_carried(data):
     for new, old in enumerate(kept):
         assert torch.equal(part.law(new), tree.law(old))
     assert len(part.drafts) == len(tree.drafts)
-    for draft, whole in zip(part.drafts, tree.drafts, strict=True):  # every sequence stays, cut where it leaves the part
+    # every sequence stays, cut where it leaves the part
+    for draft, whole in zip(part.drafts, tree.drafts, strict=True):
         assert [kept[n] for n in draft] == [n for n in whole if n in kept]
         assert [part.topology.parent[n] for n in draft] == [0, *draft][: len(draft)]
 

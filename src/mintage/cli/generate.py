@@ -84,7 +84,8 @@ def generate(
     streamer = _Streamer(console, lm.tokenizer) if stream else None
     out = generate(lm.model, ids, drafter, streamer=streamer, **settings)
     if streamer is None:
-        _write(console, lm.tokenizer.decode(out.sequences[0, ids.shape[1] :], skip_special_tokens=True) + "\n")
+        text = lm.tokenizer.decode(out.sequences[0, ids.shape[1] :], skip_special_tokens=True)
+        _write(console, f"{text}\n")
     notes.print(_summary(spec, out.stats), style="dim")
     if table is not None and max_new_tokens:
         for learner in _learners(drafter):

@@ -91,8 +91,8 @@ class PromptLookup(Drafter):
         """Learn how far to trust a match of this many tokens."""
         if len(tree) == 1 or tree.confidence is None:
             return
-        shares = [right / tried for right, tried in context.memory[self]]
-        record = context.memory[self][min(range(len(shares)), key=lambda i: abs(shares[i] - float(tree.confidence[1])))]
+        confidence = float(tree.confidence[1])
+        record = min(context.memory[self], key=lambda record: abs(record[0] / record[1] - confidence))
         record[0] += len(path) - 1
         record[1] += min(len(path), len(tree) - 1)  # the first miss was tried too
 

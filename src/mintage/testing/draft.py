@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import torch
 
@@ -22,7 +25,7 @@ from mintage.testing.toys import TableLM
 
 __all__ = ["LAWS"]
 
-_ROUNDS = 6000
+_ROUNDS = 4000
 _PROMPTS = ((3, 1, 4, 1, 5, 9, 2, 6), (2, 7, 1, 8), (1, 1, 2, 3, 5, 8, 1, 1, 2, 3, 5))
 
 
@@ -122,28 +125,64 @@ def sampling_follows_the_target(drafter: Drafter) -> None:
     """Over many rounds the first token, and the second given the first, have the warped target's law (chi-square)."""
     model = TableLM.random(order=1, scale=1.0)
     for warp in (Warp(temperature=1.0), Warp(temperature=0.7, top_k=8, top_p=0.9)):
-        mine, firsts, seconds = _fresh(drafter), Counter(), Counter()
+        mine, firsts, seconds = _with_cheap_draft_model(_fresh(drafter), model), Counter(), Counter()
+        laws = warp.probabilities(model.table[0])
         generator = torch.Generator().manual_seed(7)
         # warm up, so that drafters which learn have something to say
         generate(model, _ids(_PROMPTS[2]), mine, max_new_tokens=60, temperature=1.0, seed=3)
         context = Context(ids=torch.tensor(_PROMPTS[0]), prompt_length=8, room=6, warp=warp, generator=generator)
         mine.begin(Target(model), context)
-        for _ in range(_ROUNDS):
-            tree = mine.propose(context)
-            logits = model.table[0, tree.tokens.clamp_min(0)]
-            verdict = mine.verifier.verify(tree, TargetLaws(logits, logits.argmax(-1), warp), generator)
-            emitted = [*tree.tokens[list(verdict.path[1:])].tolist(), verdict.token]
-            mine.observe(context, tree, logits, verdict.path)
-            firsts[emitted[0]] += 1
-            if len(emitted) > 1:
-                seconds[emitted[0], emitted[1]] += 1
-        law = warp.probabilities(model.table[0, _PROMPTS[0][-1]])
-        _assert_chi_square(np.array([firsts[t] for t in range(VOCABULARY)]), law.numpy())
+        for batch in range(_ROUNDS // 100):
+            with nullcontext() if batch == 0 else _without_shape_checks():
+                for _ in range(100):
+                    emitted = _play(mine, context, model, laws)
+                    firsts[emitted[0]] += 1
+                    if len(emitted) > 1:
+                        seconds[emitted[0], emitted[1]] += 1
+        _assert_chi_square(np.array([firsts[t] for t in range(VOCABULARY)]), laws[_PROMPTS[0][-1]].numpy())
         common = firsts.most_common(1)[0][0]
-        law = warp.probabilities(model.table[0, common])
         counts = np.array([seconds[common, t] for t in range(VOCABULARY)])
         if counts.sum() > 200:
-            _assert_chi_square(counts, law.numpy())
+            _assert_chi_square(counts, laws[common].numpy())
+
+
+def _play(drafter: Drafter, context: Context, model: TableLM, laws: torch.Tensor) -> list[int]:
+    """Play one round and return what it emits; nothing is committed, so all rounds start alike."""
+    tree = drafter.propose(context)
+    logits = model.table[0, tree.tokens.clamp_min(0)]
+    verdict = drafter.verifier.verify(tree, _KnownLaws(logits, context.warp, laws, tree), context.generator)
+    drafter.observe(context, tree, logits, verdict.path)
+    return [*tree.tokens[list(verdict.path[1:])].tolist(), verdict.token]
+
+
+@contextmanager
+def _without_shape_checks() -> Iterator[None]:
+    """Switch off what a test run may have switched on: thousands of equal calls need not all be checked."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
+
+
+class _KnownLaws(TargetLaws):
+    """The target's laws, warped once for all rounds: in a first-order law they depend on the token alone."""
+
+    def __init__(self, logits: torch.Tensor, warp: Warp, laws: torch.Tensor, tree: TokenTree) -> None:
+        super().__init__(logits, logits.argmax(-1), warp)
+        self.laws, self.tokens = laws, tree.tokens.clamp_min(0)
+
+    def probabilities(self, node: int) -> torch.Tensor:
+        return self.laws[self.tokens[node]]
+
+
+def _with_cheap_draft_model(drafter: Drafter, target: TableLM) -> Drafter:
+    """Let a drafter with a draft model use a table that resembles the target's: ten times faster, and accepted more."""
+    if "draft_model" not in {f.name for f in dataclasses.fields(drafter) if f.init}:
+        return drafter
+    noise = TableLM.random(order=1, scale=0.7, seed=1).table
+    return dataclasses.replace(drafter, draft_model=TableLM((0.7 * target.table + noise)[0]))
 
 
 def _assert_chi_square(counts: np.ndarray, law: np.ndarray) -> None:
