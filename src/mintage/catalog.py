@@ -319,6 +319,6 @@ def _kind_name(kind: Any) -> str:
 
 def _option_name(option: Any) -> str:
     if typing.get_origin(option) is Literal:
-        choices: tuple[Any, ...] = typing.get_args(option)
-        return f"one of {', '.join(map(str, choices))}" if len(choices) > 1 else str(choices[0])
+        choices = list(map(str, typing.get_args(option)))
+        return f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
     return getattr(option, "__name__", str(option))

@@ -58,7 +58,9 @@ def bench(
     job, methods = _resolve(names)
     try:
         module = importlib.import_module(f"mintage.{job}.bench")
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        if error.name != f"mintage.{job}.bench":
+            raise
         raise UserError(f"the {job} job has no bench yet; ready: draft") from None
     given = {
         "model": model,
