@@ -167,9 +167,12 @@ def draft_speeds(rows: Sequence[Result]) -> str:
     return head + _table(("decoder", *metrics), [(n, *(c.get(m, "") for m in metrics)) for n, c in cells.items()])
 
 
+_RUN = {"dtype": "", "max_new_tokens": "new tokens"}
+
+
 def _claims(rows: Sequence[Result]) -> str:
     return _table(
-        ("method", "tested claim", "verdict", "here (95% interval, n)", "baseline", "best peer", "device"),
+        ("method", "tested claim", "verdict", "here (95% interval, n)", "baseline", "best peer", "run", "device"),
         [
             (
                 f"`{r.method}`",
@@ -178,6 +181,7 @@ def _claims(rows: Sequence[Result]) -> str:
                 _number(r),
                 _named(r.baseline),
                 _peer(r),
+                ", ".join(f"{r.settings[k]} {t}".strip() for k, t in _RUN.items() if k in r.settings),
                 r.device,
             )
             for r in rows
