@@ -1,8 +1,7 @@
-"""Named inputs: prompts that ship with mintage, prompts of a file, and the folder of larger data sets."""
+"""Prompts: those that ship with mintage, or those of a file."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -12,7 +11,7 @@ from typing import Any
 from mintage.errors import UserError, did_you_mean
 from mintage.files import read_jsonl
 
-__all__ = ["Prompt", "data_file", "read_prompts", "spread"]
+__all__ = ["Prompt", "read_prompts", "spread"]
 
 
 @dataclass(frozen=True)
@@ -84,20 +83,3 @@ def spread(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
     rounds = max(map(len, by_category.values()))
     dealt = [group[i] for i in range(rounds) for group in by_category.values() if i < len(group)]
     return dealt[:limit]
-
-
-def data_file(name: str) -> Path:
-    """Return a file of the data folder, ``$MINTAGE_DATA``.
-
-    Raises
-    ------
-    UserError
-        The variable is not set, or the file is not there.
-    """
-    folder = os.environ.get("MINTAGE_DATA")
-    if not folder:
-        raise UserError(f"{name} is not shipped with mintage; set MINTAGE_DATA to the folder that holds it")
-    path = Path(folder) / name
-    if not path.exists():
-        raise UserError(f"{path} does not exist; MINTAGE_DATA={folder} should hold {name}")
-    return path
