@@ -79,7 +79,7 @@ def test_counts_do_not_depend_on_processes():
 
 
 def test_few_words_are_kept_if_asked():
-    texts = ["rare%d often often\n" % i * 2 for i in range(1000)]
+    texts = [f"rare{i} often often\n" * 2 for i in range(1000)]
     counts = count_words(texts, words, max_words=10)
     assert counts["often"] == 4000
     assert len(counts) == 10

@@ -6,3 +6,13 @@ from mintage.testing import parametrize_with_laws
 @parametrize_with_laws("draft")
 def test_draft(method, law):
     law(method.tiny())
+
+
+@parametrize_with_laws("segment")
+def test_segment(method, law):
+    law(method.tiny())
+
+
+@parametrize_with_laws("audit")
+def test_audit(method, law):
+    law(method.tiny())

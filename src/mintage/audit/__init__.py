@@ -1,6 +1,6 @@
 """What tokens reveal about models and data."""
 
-from mintage.catalog import Method
+from mintage.catalog import Method, lazy_attributes
 
 METHODS = (
     Method(
@@ -49,4 +49,10 @@ METHODS = (
             "than advertised."
         ),
     ),
+)
+
+__getattr__, __dir__ = lazy_attributes(
+    __name__,
+    Audit="mintage.audit.contract:Audit",
+    Report="mintage.audit.contract:Report",
 )

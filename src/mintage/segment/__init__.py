@@ -1,6 +1,14 @@
-"""Cut text (and DNA) into tokens."""
+"""Cut text (and DNA) into tokens.
 
-from mintage.catalog import Method
+Use::
+
+    from mintage.segment import LiB, load
+    segmenter = LiB(vocab_size=8000).train(Corpus("my-texts/"))   # any iterable of strings
+    segmenter.decode(segmenter.encode("any text")) == "any text"
+    segmenter.save("my-tokenizer")                                # load(...); a tokenizer.json where there can be one
+"""
+
+from mintage.catalog import Method, lazy_attributes
 
 METHODS = (
     Method(
@@ -42,4 +50,11 @@ METHODS = (
             "margin, not subwords."
         ),
     ),
+)
+
+__getattr__, __dir__ = lazy_attributes(
+    __name__,
+    Segmenter="mintage.segment.contract:Segmenter",
+    Trainer="mintage.segment.contract:Trainer",
+    load="mintage.segment.contract:load",
 )
