@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -16,8 +15,8 @@ from torch import Tensor
 
 from mintage.draft.adapters import Target
 from mintage.draft.contract import Context, Drafter
-from mintage.draft.draft_model import DraftSession, open_session
-from mintage.draft.rsd import RSD, Growth, check_branching
+from mintage.draft.draft_model import ModelDrafter
+from mintage.draft.rsd import Growth, check_branching, gumbel_noise, gumbel_top_k
 from mintage.draft.tree import TokenTree, Topology
 from mintage.draft.verify import RecursiveRejection, Verifier
 from mintage.errors import UserError
@@ -103,10 +102,10 @@ class PromptLookup(Drafter):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Chain(Drafter):
+class Chain(ModelDrafter):
     """Speculative sampling (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318): one drafted chain.
 
-    The same as RSD-C with one child per node, by which it is done.
+    The same as RSD-C with one child per node.
 
     Parameters
     ----------
@@ -116,32 +115,29 @@ class Chain(Drafter):
         Tokens to draft (Chen et al. use 4).
     """
 
-    verifier: ClassVar[Verifier] = RSD.verifier
+    verifier: ClassVar[Verifier] = RecursiveRejection()
 
-    draft_model: Any = field(repr=False)
     length: int = 4
 
     def __post_init__(self) -> None:
         if self.length < 1:
             raise UserError(f"length={self.length}; draft at least 1 token")
 
-    @cached_property
-    def _rsd(self) -> RSD:
-        return RSD(draft_model=self.draft_model, branching=(1,) * self.length)
-
-    def begin(self, target: Target, context: Context) -> None:
-        """Open the draft model's side of the request."""
-        self._rsd.begin(target, context)
-
     def propose(self, context: Context) -> TokenTree:
-        """Sample the chain."""
-        return self._rsd.propose(context)
-
-    def observe(
-        self, context: Context, tree: TokenTree, logits: Float[Tensor, "nodes vocabulary"], path: Sequence[int]
-    ) -> None:
-        """Keep the draft model's cache rows of what was accepted."""
-        self._rsd.observe(context, tree, logits, path)
+        """Sample the chain, or take the likeliest tokens at temperature 0."""
+        length = min(self.length, context.room)
+        if not length:
+            return TokenTree.root_only(context.root)
+        growth = Growth(self.session(context), context)
+        nodes: list[int] = []
+        for level in range(length):
+            if level:
+                growth.advance(nodes)
+            logq, greedy = growth.logq, context.warp.greedy
+            noise = torch.zeros_like(logq) if greedy else gumbel_noise(logq, context.generator)
+            tokens, _ = gumbel_top_k(logq, noise, 1)
+            nodes = growth.hang(torch.zeros_like(tokens[0]), tokens[0])
+        return growth.tree()
 
     @classmethod
     def tiny(cls) -> Chain:
@@ -173,7 +169,7 @@ def independent_draws(
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SpecInfer(Drafter):
+class SpecInfer(ModelDrafter):
     """SpecInfer (Miao et al., ASPLOS 2024, arXiv 2305.09781): independent siblings, multi-step rejection.
 
     Siblings are drawn from one law with replacement, so a token can come twice; every draw is a node and a candidate of
@@ -191,7 +187,6 @@ class SpecInfer(Drafter):
 
     verifier: ClassVar[Verifier] = RecursiveRejection(replacement=True)
 
-    draft_model: Any = field(repr=False)
     branching: tuple[int, ...] = (1, 1, 3, 1, 1, 1, 1, 1)
 
     def __post_init__(self) -> None:
@@ -207,16 +202,12 @@ class SpecInfer(Drafter):
         """Most nodes that a tree has, the root not counted."""
         return sum(accumulate(self.branching, mul))
 
-    def begin(self, target: Target, context: Context) -> None:
-        """Open the draft model's side of the request."""
-        context.memory[self] = open_session(self.draft_model, target, context)
-
     def propose(self, context: Context) -> TokenTree:
         """Grow the tree level by level; first draws alone are read by the draft model."""
         levels = self.branching[: context.room]
         if not levels:
             return TokenTree.root_only(context.root)
-        growth = Growth(context.memory[self], context)
+        growth = Growth(self.session(context), context)
         nodes, times = [0], [1]  # the first draw of every token below its parent, and how often it was drawn
         for level, count in enumerate(levels):
             if level:
@@ -233,13 +224,6 @@ class SpecInfer(Drafter):
                 first.setdefault(draw, node)
             nodes, times = list(first.values()), list(Counter(draws).values())  # both in order of first draw
         return growth.tree()
-
-    def observe(
-        self, context: Context, tree: TokenTree, logits: Float[Tensor, "nodes vocabulary"], path: Sequence[int]
-    ) -> None:
-        """Keep the draft model's cache rows of what was accepted."""
-        session: DraftSession = context.memory[self]
-        session.commit(session.follow(tree.tokens[list(path[1:])].tolist()))
 
     @classmethod
     def tiny(cls) -> SpecInfer:

@@ -1,11 +1,13 @@
 """A smaller model that guesses for the target: any causal LM with the same vocabulary, kept in step with the request.
 
 It has a key-value cache of its own and grows a tree level by level, one forward per level whatever the width.
+`ModelDrafter` is the base of all drafters that ask such a model: a subclass says how a tree grows, nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,10 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mintage.draft.adapters import Target
-from mintage.draft.contract import Context
+from mintage.draft.contract import Context, Drafter
+from mintage.draft.tree import TokenTree
 from mintage.errors import UserError
 
-__all__ = ["DraftSession", "open_session"]
+__all__ = ["DraftSession", "ModelDrafter", "open_session"]
 
 
 def open_session(model: Any, target: Target, context: Context) -> DraftSession:
@@ -146,3 +149,31 @@ class DraftSession:
         column = {node: i for i, node in enumerate(self.nodes)}
         self.cache.commit([[column[node] for node in path if node in column]])
         self._clear()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ModelDrafter(Drafter):
+    """A drafter that asks a draft model: opens its side of a request and keeps its cache in step with what is accepted.
+
+    Parameters
+    ----------
+    draft_model
+        A causal LM with the target's vocabulary, on its device; its dtype may be another.
+    """
+
+    draft_model: Any = field(repr=False)
+
+    def begin(self, target: Target, context: Context) -> None:
+        """Open the draft model's side of the request; `open_session` tells which models it refuses."""
+        context.memory[self] = open_session(self.draft_model, target, context)
+
+    def session(self, context: Context) -> DraftSession:
+        """Return the draft model's side of a request that has begun."""
+        return context.memory[self]
+
+    def observe(
+        self, context: Context, tree: TokenTree, logits: Float[Tensor, "nodes vocabulary"], path: Sequence[int]
+    ) -> None:
+        """Keep the draft model's cache rows of what was accepted."""
+        session = self.session(context)
+        session.commit(session.follow(tree.tokens[list(path[1:])].tolist()))

@@ -21,7 +21,7 @@ only arranges the nodes for one), the choice of the tree size by latency.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from itertools import count
 from typing import Any, ClassVar, NamedTuple
@@ -32,8 +32,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mintage.draft.adapters import Target
-from mintage.draft.contract import Context, Drafter
-from mintage.draft.draft_model import DraftSession, open_session
+from mintage.draft.contract import Context
+from mintage.draft.draft_model import DraftSession, ModelDrafter
 from mintage.draft.tree import TokenTree, Topology
 from mintage.draft.verify import RecursiveRejection, Verifier
 from mintage.draft.warp import Warp
@@ -242,7 +242,7 @@ def _uniforms(generator: torch.Generator | None, device: torch.device) -> Iterat
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class DySpec(Drafter):
+class DySpec(ModelDrafter):
     """Drafter that grows a tree from a draft model under a node budget.
 
     Parameters
@@ -269,7 +269,6 @@ class DySpec(Drafter):
 
     verifier: ClassVar[Verifier] = RecursiveRejection()
 
-    draft_model: Any = field(repr=False)
     budget: int = 64
     threshold: float | None = None
     max_depth: int = 12
@@ -292,7 +291,12 @@ class DySpec(Drafter):
         if greedy:  # the output is fixed, so the draws are made reproducible too
             generator = torch.Generator(target.device).manual_seed(0)
         warp = Warp(temperature=self.draft_temperature) if greedy else context.warp
-        context.memory[self] = _Draft(open_session(self.draft_model, target, context), warp, generator)
+        super().begin(target, context)
+        context.memory[self] = _Draft(context.memory[self], warp, generator)
+
+    def session(self, context: Context) -> DraftSession:
+        """Return the draft model's side of a request that has begun."""
+        return context.memory[self].session
 
     @torch.no_grad()
     def propose(self, context: Context) -> TokenTree:
@@ -305,13 +309,6 @@ class DySpec(Drafter):
             growth = grow_threshold(draft, root, self.threshold, draft.uniforms, max_depth=depth, max_nodes=self.budget)
         tree = growth.tree()
         return depth_first(tree) if self.block_order else tree
-
-    def observe(
-        self, context: Context, tree: TokenTree, logits: Float[Tensor, "nodes vocabulary"], path: Sequence[int]
-    ) -> None:
-        """Keep the accepted nodes in the draft model's cache."""
-        session: DraftSession = context.memory[self].session
-        session.commit(session.follow(tree.tokens[list(path[1:])].tolist()))
 
     @classmethod
     def tiny(cls) -> DySpec:

@@ -12,7 +12,7 @@ question. Not here: stopping below an end token (the loop drops what follows one
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
 from typing import Any, ClassVar
@@ -21,9 +21,8 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from mintage.draft.adapters import Target
-from mintage.draft.contract import Context, Drafter
-from mintage.draft.draft_model import DraftSession, open_session
+from mintage.draft.contract import Context
+from mintage.draft.draft_model import DraftSession, ModelDrafter
 from mintage.draft.tree import TokenTree, Topology
 from mintage.draft.verify import RecursiveRejection, Verifier
 from mintage.errors import UserError
@@ -191,7 +190,7 @@ def check_branching(branching: Any) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class RSD(Drafter):
+class RSD(ModelDrafter):
     """Drafter that samples a tree from a draft model without replacement.
 
     At temperature 0 the draft is deterministic: the likeliest children (RSD-C), or plain beam search (RSD-S).
@@ -213,7 +212,6 @@ class RSD(Drafter):
 
     verifier: ClassVar[Verifier] = RecursiveRejection()
 
-    draft_model: Any = field(repr=False)
     branching: tuple[int, ...] | None = None
     width: int = 6
     depth: int = 5
@@ -236,16 +234,12 @@ class RSD(Drafter):
             return self.width * self.depth
         return sum(accumulate(self.branching, mul))
 
-    def begin(self, target: Target, context: Context) -> None:
-        """Open the draft model's side of the request."""
-        context.memory[self] = open_session(self.draft_model, target, context)
-
     def propose(self, context: Context) -> TokenTree:
         """Grow the tree level by level; the last level's nodes are leaves, which the draft model never reads."""
         levels = min(self.levels, context.room)
         if not levels:
             return TokenTree.root_only(context.root)
-        growth = Growth(context.memory[self], context)
+        growth = Growth(self.session(context), context)
         score = torch.zeros_like(growth.phi)
         nodes: list[int] = []
         for level in range(levels):
@@ -270,13 +264,6 @@ class RSD(Drafter):
             return beam_step(phi, logq, self.width)
         rows, tokens, _, score = stochastic_beam_step(phi, score, logq, noise, self.width)
         return rows, tokens, score
-
-    def observe(
-        self, context: Context, tree: TokenTree, logits: Float[Tensor, "nodes vocabulary"], path: Sequence[int]
-    ) -> None:
-        """Keep the draft model's cache rows of what was accepted."""
-        session: DraftSession = context.memory[self]
-        session.commit(session.follow(tree.tokens[list(path[1:])].tolist()))
 
     @classmethod
     def tiny(cls) -> RSD:

@@ -18,15 +18,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mintage.draft.adapters import Target
-from mintage.draft.contract import Context, Drafter
-from mintage.draft.draft_model import DraftSession, open_session
+from mintage.draft.contract import Context
+from mintage.draft.draft_model import ModelDrafter
 from mintage.draft.tree import TokenTree, Topology
 from mintage.draft.verify import TargetLaws, Verdict, Verifier
 from mintage.draft.warp import draw
@@ -268,7 +267,7 @@ class KSEQ(Verifier):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SpecTr(Drafter):
+class SpecTr(ModelDrafter):
     """Drafter of K independent continuations.
 
     One forward of the draft model per depth scores each distinct prefix once. At temperature 0 the drafts are the
@@ -296,7 +295,6 @@ class SpecTr(Drafter):
     >>> generate(model, ids, drafter, temperature=1.0).stats.tokens_per_forward  # doctest: +SKIP
     """
 
-    draft_model: Any
     num_drafts: int = 8
     draft_len: int = 8
     tolerance: float = 1e-9
@@ -314,16 +312,12 @@ class SpecTr(Drafter):
         """K-SEQ, to this drafter's tolerance."""
         return KSEQ(tolerance=self.tolerance)
 
-    def begin(self, target: Target, context: Context) -> None:
-        """Open the draft model's session; it refuses a model with another vocabulary."""
-        context.memory[self] = open_session(self.draft_model, target, context)
-
     def propose(self, context: Context) -> TokenTree:
         """Draw the sequences level by level, equal prefixes once.
 
         A node's confidence is the draft model's probability of the path to it.
         """
-        session: DraftSession = context.memory[self]
+        session = self.session(context)
         greedy, device = context.warp.greedy, context.ids.device
         tokens, parents, confidence = [int(context.root)], [-1], [1.0]
         laws = [context.warp.probabilities(session.begin_round())[None]]
@@ -365,13 +359,6 @@ class SpecTr(Drafter):
             law_of=None if greedy else tuple(n if n < inner else -1 for n in range(len(tokens))),
             drafts=tuple(map(tuple, drafts)),
         )
-
-    def observe(
-        self, context: Context, tree: TokenTree, logits: Float[Tensor, "nodes vocabulary"], path: Sequence[int]
-    ) -> None:
-        """Keep the draft model's cache rows of the accepted sequence."""
-        session: DraftSession = context.memory[self]
-        session.commit(session.follow(tree.tokens[list(path[1:])].tolist()))
 
     @classmethod
     def tiny(cls) -> SpecTr:
