@@ -1,4 +1,4 @@
-"""One segmenter for everything that a byte-level `tokenizers.Tokenizer` can say: baselines, and methods that export one.
+"""One segmenter for everything that a byte-level `tokenizers.Tokenizer` can say: baselines and exporting methods.
 
 The vocabulary is written in the 256 ByteLevel characters (GPT-2's printable stand-ins for bytes) and holds each of them
 alone, so that nothing is ever unknown. The library reads only text; bytes that are not UTF-8 become single-byte tokens
