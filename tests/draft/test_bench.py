@@ -9,10 +9,32 @@ import pytest
 import torch
 
 from mintage.data import Prompt
-from mintage.draft import bench
-from mintage.draft.bench import ASSISTED, DEFAULT, Answer, Run, default_arms, run, tree_figure
-from mintage.draft.claims import AUTO, CLAIMS, COLD, GENERATE, LOOKUP, RECYCLING, UNION
+from mintage.draft import bench, ppd
+from mintage.draft import rows as row_room
+from mintage.draft.adapters import Target
+from mintage.draft.arms import (
+    ASSISTED,
+    ASSISTED_SAME,
+    AUTO,
+    COLD,
+    DEFAULT,
+    GENERATE,
+    LOOKUP,
+    RECYCLING,
+    UNION,
+    WITH_DRAFT_MODEL,
+    Arm,
+    default_arms,
+    default_specs,
+)
+from mintage.draft.bench import run
+from mintage.draft.claims import CLAIMS, EXACT_CLAIMS
+from mintage.draft.figures import tree_figure
 from mintage.draft.loop import Stats
+from mintage.draft.measured import Answer, Run
+from mintage.draft.ppd import PromptTokens
+from mintage.draft.ppd_training import Continuation, guess_accuracy, text_initialised
+from mintage.draft.rows import result_rows
 from mintage.errors import UserError
 from mintage.measure import Figure, Result, append_results, read_results
 from mintage.models import CausalLM, load_causal_lm
@@ -20,6 +42,8 @@ from mintage.models import CausalLM, load_causal_lm
 RSD = "rsd:width=2,depth=2"
 SPECS = [RECYCLING, COLD, "prompt-lookup", UNION, RSD]
 NEW = 12
+MODELLED = "modelled speed over generate, this machine's latency curve"
+OFFLOADED = "modelled speed over generate, weights offloaded over 16 GB/s"
 TEXTS = {
     "chat": "Tell me about tides.",
     "code": "def f(x): return x",
@@ -51,10 +75,12 @@ def lm(tiny_folder):
 
 
 @pytest.fixture(scope="module")
-def measure(tiny_folder, prompt_file):
+def measure(tiny_folder, prompt_file, tmp_path_factory):
+    work = tmp_path_factory.mktemp("work")
+
     def go(methods, *, categories=tuple(TEXTS), **settings):
         given = {"model": tiny_folder, "prompts": prompt_file(*categories), "limit": None, "dtype": "float32"}
-        return run(methods, **given | {"max_new_tokens": NEW} | settings)
+        return run(methods, **given | {"max_new_tokens": NEW, "work": work} | settings)
 
     return go
 
@@ -84,8 +110,13 @@ def claimed(rows):
         ("speed over generate, whole run", [LOOKUP, ASSISTED, *SPECS], 1.0),
         ("tokens per second", [LOOKUP, ASSISTED, *SPECS], None),
         ("outputs identical to generate", [LOOKUP, ASSISTED, *SPECS], 1.0),
-        ("target GFLOPs per token", SPECS, None),
-        ("draft forwards per token", [RSD], {}),
+        ("tree nodes per target forward", [LOOKUP, ASSISTED, *SPECS], 1.0),
+        ("target GFLOPs per token", [LOOKUP, ASSISTED, *SPECS], None),
+        ("draft forwards per token", [ASSISTED, RSD], {}),
+        ("draft GFLOPs per token", [ASSISTED, RSD], {}),
+        ("peak memory beyond the target's weights", [LOOKUP, ASSISTED, *SPECS], None),
+        (MODELLED, [LOOKUP, ASSISTED, *SPECS], 1.0),
+        (OFFLOADED, [LOOKUP, ASSISTED, *SPECS], 1.0),
     ],
 )
 def test_every_arm_has_a_row_for_every_metric(rows, metric, arms, baseline):
@@ -99,16 +130,17 @@ def test_every_arm_has_a_row_for_every_metric(rows, metric, arms, baseline):
             assert row.baseline == {}
         else:
             assert set(row.baseline) == {GENERATE}
-            assert baseline is None or row.baseline[GENERATE] == baseline
+            assert baseline is None or row.baseline[GENERATE] == pytest.approx(baseline)
 
 
 def test_no_other_metrics_appear(rows):
-    assert len({row.metric for row in results(rows, claim="")}) == 7
+    assert len({row.metric for row in results(rows, claim="")}) == 12
 
 
 def test_rows_say_what_repeats_them(rows):
     for row in results(rows):
-        assert (row.job, row.n, row.seed, row.data) == ("draft", 6, 3, "mine.jsonl")
+        assert (row.job, row.seed, row.data) == ("draft", 3, "mine.jsonl")
+        assert row.n == (1 if row.metric.startswith("peak memory") else 6)
         assert row.command == "mintage bench ..."
         assert row.settings == {
             "temperature": 0.0, "max_new_tokens": NEW, "dtype": "float32", "draft": "4-bit-rounded copy"
@@ -219,7 +251,7 @@ def test_cold_arms_are_not_warmed_up_by_the_run(lm):
             seen.append((inner.name, ids.shape[1]))
             return inner.decode(ids, *rest)
 
-        spied = [bench.Arm(inner.name, decode), arm(lm, GENERATE, assisted=False)]
+        spied = [Arm(name=inner.name, decode=decode, fresh=inner.fresh), arm(lm, GENERATE, assisted=False)]
         Run(lm, [Prompt("a", "x", ("A long enough prompt",))], 0.0, 4, 0).measure(spied)
     length = lm.encode("A long enough prompt").shape[1]
     assert seen == [(COLD, length), (RECYCLING, 8), (RECYCLING, length)]
@@ -238,8 +270,7 @@ def test_forwards_of_transformers_are_counted(lm, name):
 
 
 def test_forwards_of_the_draft_model_are_not_counted(lm):
-    name = "assisted (transformers, same draft)"
-    _, stats = arm(lm, name, draft_model=copy.deepcopy(lm.model)).decode(lm.encode(TEXTS["chat"]), 0.0, 16, 0)
+    _, stats = arm(lm, ASSISTED_SAME, draft_model=copy.deepcopy(lm.model)).decode(lm.encode(TEXTS["chat"]), 0.0, 16, 0)
     assert stats.rounds <= 8  # a draft model that is always right
 
 
@@ -262,7 +293,7 @@ def test_equal_seeds_give_equal_samples(measure):
 
 def test_the_limit_spreads_over_categories(measure):
     rows = measure(["plain"], limit=3, max_new_tokens=2, assisted=False)
-    assert {row.n for row in results(rows)} == {3}
+    assert {row.n for row in results(rows)} == {3, 1}
     categories = next(row for row in rows if isinstance(row, Figure) and row.name.startswith("categories"))
     assert categories.data["categories"] == sorted(TEXTS)
 
@@ -273,6 +304,201 @@ def test_progress_is_told_after_every_answer(measure):
     assert [done for done, _, _ in told] == [1, 2, 3, 4, 5, 6]
     assert {of for _, of, _ in told} == {6}
     assert {name for _, _, name in told} == {GENERATE, LOOKUP, "plain"}
+
+
+# -- the grid ------------------------------------------------------------------------------------------------------
+
+
+def test_every_temperature_is_a_run_of_its_own(measure):
+    rows = measure([RECYCLING, "plain"], temperature=[0.0, 0.7], assisted=False, categories=["chat"], max_new_tokens=6)
+    by_heat = {heat: [r for r in results(rows) if r.settings["temperature"] == heat] for heat in (0.0, 0.7)}
+    assert len(by_heat[0.0]) + len(by_heat[0.7]) == len(results(rows))
+    for found in by_heat.values():
+        assert {RECYCLING, "plain"} < {row.method for row in found}
+    assert not [row for row in by_heat[0.7] if row.metric == "outputs identical to generate"]
+    figures = {row.name for row in rows if isinstance(row, Figure)}
+    assert {"speed-t0-float32", "speed-t0.7-float32"} < figures
+    # a hot drafter of the second run has not learned in the first
+    alone = measure([RECYCLING, "plain"], temperature=0.7, assisted=False, categories=["chat"], max_new_tokens=6)
+    (wanted,) = [r.value for r in results(alone, metric="tokens per target forward", method=RECYCLING, claim="")]
+    assert [r.value for r in by_heat[0.7] if r.method == RECYCLING and r.metric == "tokens per target forward"] == [
+        wanted
+    ]
+
+
+@pytest.mark.parametrize(("method", "heats"), [("rsd", {1.0}), ("dyspec", {0.0, 1.0}), ("spectr", {1.0})])
+def test_one_methods_name_runs_greedy_and_sampling_claims(measure, method, heats):
+    rows = measure([method], assisted=False, categories=["chat"], max_new_tokens=3)
+    wanted = {c.text for c in CLAIMS if c.method == method} | {c.text for c in EXACT_CLAIMS if c.method == method}
+    assert claimed(rows) >= wanted
+    assert {row.settings["temperature"] for row in results(rows) if "temperature" in row.settings} == heats
+
+
+def test_a_temperature_that_is_given_decides(measure):
+    rows = measure(["dyspec"], temperature=0.0, assisted=False, categories=["chat"], max_new_tokens=3)
+    assert {row.settings["temperature"] for row in results(rows)} == {0.0}
+    assert claimed(rows) == {c.text for c in CLAIMS if c.method == "dyspec" and c.when == "greedy"}
+
+
+def test_budgets_make_a_curve(measure):
+    rows = measure(["token-recycling", "rsd"], budgets=[2, 6], assisted=False, categories=["chat"])
+    arms = {row.method for row in results(rows, metric="tokens per target forward", claim="")}
+    assert arms == {
+        LOOKUP, "token-recycling:budget=2", "token-recycling:budget=6", "rsd:branching=1x1",
+        "rsd:branching=2x1x1", "rsd:width=1,depth=2", "rsd:width=2,depth=3",
+    }  # fmt: skip
+    (curve,) = [row for row in rows if isinstance(row, Figure) and row.name == "budget-t0-float32"]
+    assert [series["name"] for series in curve.data["series"]] == ["token-recycling", "RSD-C", "RSD-S"]
+    nodes = {r.method: r.value for r in results(rows, metric="tree nodes per target forward")}
+    tokens = {r.method: r.value for r in results(rows, metric="tokens per target forward", claim="")}
+    beam = curve.data["series"][2]
+    assert beam["x"] == [nodes["rsd:width=1,depth=2"], nodes["rsd:width=2,depth=3"]]
+    assert beam["y"] == [tokens["rsd:width=1,depth=2"], tokens["rsd:width=2,depth=3"]]
+    assert all(n <= b + 1 for n, b in zip(beam["x"], (2, 6), strict=True))  # the root comes on top
+
+
+def test_budgets_alone_take_the_usual_methods(measure):
+    rows = measure([], budgets=[2], assisted=False, categories=["chat"], max_new_tokens=3)
+    assert {row.method for row in results(rows, claim="")} == {
+        LOOKUP, "token-recycling:budget=2", "token-recycling:budget=2+prompt-lookup:length=2+budget=2"
+    }  # fmt: skip
+
+
+def test_a_draft_model_at_hand_brings_its_drafters(measure):
+    rows = measure([], draft_model="rounded:8", categories=["chat"], max_new_tokens=3)
+    arms = {row.method for row in results(rows, metric="tokens per target forward", claim="")}
+    assert arms == {LOOKUP, ASSISTED_SAME, *DEFAULT, *WITH_DRAFT_MODEL}
+    assert {row.settings["draft"] for row in results(rows)} == {"8-bit-rounded copy"}
+
+
+# -- costs ---------------------------------------------------------------------------------------------------------
+
+
+def test_drafting_costs_what_its_model_reads(rows):
+    """The rounded copy is as large as the target, so its operations per token read are the target's."""
+    (draft,) = results(rows, metric="draft GFLOPs per token", method=RSD)
+    (target,) = results(rows, metric="target GFLOPs per token", method=RSD)
+    (nodes,) = results(rows, metric="tree nodes per target forward", method=RSD)
+    (tokens,) = results(rows, metric="tokens per target forward", method=RSD)
+    per_read = target.value / (nodes.value / tokens.value)
+    assert per_read == pytest.approx(target.baseline[GENERATE], rel=1e-6)
+    assert 0.5 * per_read < draft.value < 3 * per_read
+
+
+def test_memory_of_drafting_counts_the_draft_models_own_weights(rows, lm):
+    values = {r.method: r.value for r in results(rows, metric="peak memory beyond the target's weights")}
+    table = lm.model.get_input_embeddings().weight
+    own = sum(p.numel() * 4 for p in lm.model.parameters()) - table.numel() * 4  # embeddings are shared
+    assert values[RSD] * 1e6 > own
+    assert values[ASSISTED] * 1e6 > own
+    assert values["prompt-lookup"] < values[RSD]
+    assert values[RECYCLING] == pytest.approx(values[COLD], rel=0.01)  # a decoder that has learned nothing, both times
+
+
+def test_modelled_rows_say_so(rows):
+    for metric in (MODELLED, OFFLOADED):
+        for row in results(rows, metric=metric):
+            assert row.note.startswith("modelled from the measured tokens, nodes and draft forwards")
+            assert row.verdict == "measured"
+            assert row.claim == ""
+    flat = {r.method: r.value for r in results(rows, metric=OFFLOADED)}
+    tokens = {r.method: r.value for r in results(rows, metric="tokens per target forward", claim="")}
+    assert flat[RECYCLING] == pytest.approx(tokens[RECYCLING])  # no draft model: tokens per forward are all that counts
+    assert flat[RSD] < tokens[RSD]
+
+
+def test_the_link_is_an_option(measure):
+    rows = measure(["plain"], link_bandwidth=32.0, assisted=False, categories=["chat"], max_new_tokens=2)
+    assert [r for r in results(rows) if r.metric.endswith("over 32 GB/s")]
+    with pytest.raises(UserError, match=r"link_bandwidth=0\.0 is not positive; pass GB/s"):
+        measure(["plain"], link_bandwidth=0.0)
+
+
+def test_the_limit_of_one_token_decoding(measure, monkeypatch, lm):
+    monkeypatch.setattr(row_room, "_CACHED", 0)
+    monkeypatch.setattr(row_room, "memory_bandwidth", lambda device: 1e9)
+    rows = measure(["plain"], assisted=False, categories=["chat"], max_new_tokens=2)
+    (limit,) = results(rows, method="limit of one-token decoding (memory bandwidth)")
+    read = sum(p.numel() for p in lm.model.parameters()) - 256 * 32  # of the input table, one row
+    assert limit.value == pytest.approx(1e9 / (4 * read))
+    (plain,) = results(rows, method="plain", metric="tokens per second")
+    assert limit.baseline == plain.baseline
+    assert "modelled, not a decoder" in limit.note
+
+
+def test_one_prompt_is_too_few_for_claims(measure):
+    told = []
+    rows = measure([RECYCLING], limit=1, assisted=False, max_new_tokens=3, note=told.append)
+    assert claimed(rows) == set()
+    assert told == ["one prompt has no interval: claims are not tested; pass --limit 2 or more"]
+
+
+# -- prompt tokens -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shipped(lm, monkeypatch, tmp_path):
+    """Prompt tokens for the tiny model in the place of those that ship."""
+    random = torch.randn(3, 1, 32, generator=torch.Generator().manual_seed(0))
+    tokens = PromptTokens(random, vocabulary=257, model="tiny", architecture=ppd.describe(Target(lm.model)))
+    tokens.save(tmp_path / "ppd-smollm2.safetensors")
+    monkeypatch.setattr(ppd, "_ASSETS", tmp_path)
+    return tokens
+
+
+def test_prompt_tokens_join_where_they_fit(lm, measure, shipped):
+    assert default_specs(lm, draft_model=False) == [*DEFAULT, "ppd"]
+    rows = measure([], budgets=[4], assisted=False, categories=["chat"], max_new_tokens=3)
+    assert "ppd:limit=4" in {row.method for row in results(rows)}
+
+
+def test_accuracy_of_prompt_tokens_is_that_of_generates_answers(lm, measure, shipped, prompt_file):
+    rows = measure(["ppd"], categories=["chat", "code"], assisted=False)
+    guesses = [row for row in results(rows) if "ahead, trained prompt tokens" in row.metric]
+    assert [row.metric for row in guesses] == [
+        f"top-{best} accuracy {distance} tokens ahead, trained prompt tokens" for distance in (2, 3) for best in (1, 10)
+    ]
+    texts = []
+    for text in (f"{TEXTS[c]} {i}" for i in range(2) for c in ("chat", "code")):
+        ids = lm.encode(text)
+        said = lm.model.generate(ids, max_new_tokens=NEW, do_sample=False, pad_token_id=0)[0].tolist()
+        texts.append(Continuation(tuple(said), ids.shape[1]))
+    target = Target(lm.model)
+    ours = guess_accuracy(target, shipped, texts).numpy()
+    untrained = guess_accuracy(target, text_initialised(lm), texts).numpy()
+    for row, (distance, best) in zip(guesses, [(2, 1), (2, 10), (3, 1), (3, 10)], strict=True):
+        assert row.value == pytest.approx(ours[distance - 2, :best].sum())
+        assert row.baseline == {"untrained (from words)": pytest.approx(untrained[distance - 2, :best].sum())}
+        (frequent,) = row.peers.values()
+        assert 0 <= frequent <= 1
+        if row.value <= max(*row.baseline.values(), frequent):
+            assert row.verdict == "does not hold"  # random embeddings guess nothing
+        assert row.note.startswith("96 trained numbers (S x d)")
+
+
+# -- llama.cpp -----------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_other_arithmetic_say_so(lm):
+    prompts = [Prompt(f"p{i}", "chat", (f"{TEXTS['chat']} {i}",)) for i in range(2)]
+    plain, *_ = default_arms(lm, [], assisted=False)
+
+    def decode(ids, temperature, new, seed):
+        tokens, stats = plain.decode(ids, temperature, new, seed)
+        return (tokens + 1) % 257, Stats(prompt_tokens=stats.prompt_tokens, new_tokens=new, rounds=new)
+
+    other = Arm(name="llama.cpp (Q4_1)", decode=decode, fresh=lambda: decode, note="other arithmetic")
+    measured = Run(lm, prompts, 0.0, 4, 0)
+    measured.measure([plain, other])
+    assert measured.same_arithmetic == [GENERATE]
+    assert measured.gaps() == {}
+    found = result_rows(measured, command="", data="")
+    assert {row.method for row in found} == {other.name}
+    assert {row.note.split("; ")[-1] for row in found} == {"other arithmetic"}
+    assert {row.metric for row in found} == {
+        "speed over generate, median prompt", "speed over generate, whole run", "tokens per second",
+        "outputs identical to generate",
+    }  # fmt: skip
 
 
 # -- mistakes ------------------------------------------------------------------------------------------------------
@@ -289,6 +515,10 @@ def test_progress_is_told_after_every_answer(measure):
         (["plain"], {"temperature": -0.5}, "temperature=-0.5 is negative"),
         (["plain"], {"limit": 0}, "limit=0; keep at least 1 prompt"),
         (["plain"], {"prompts": "absent.jsonl"}, "cannot read absent.jsonl"),
+        (["plain"], {"temperature": [0.0, -0.5]}, "temperature=-0.5 is negative"),
+        (["dyspec"], {"budgets": [0]}, "budget=0; a tree has at least 1 node"),
+        (["plain"], {"budgets": [4]}, "plain has no shape that follows a node budget"),
+        (["dyspec:budget=4"], {"budgets": [4]}, "has its shape already; with --budgets give bare names"),
     ],
 )
 def test_mistakes_are_told_before_the_model_loads(monkeypatch, methods, settings, line):

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from mintage.measure import cost
-from mintage.measure.cost import count_flops, memory_bandwidth, peak_memory, tensor_bytes
+from mintage.measure.cost import count_flops, memory_bandwidth, peak_memory, peak_tensor_bytes, tensor_bytes
 
 
 def attention_flops(batch, heads, queries, keys, dim):
@@ -105,6 +105,24 @@ def test_peak_memory_of_the_gpu_is_above_the_level_on_entering(monkeypatch):
 @dataclasses.dataclass(slots=True)
 class Slotted:
     keys: torch.Tensor
+
+
+def test_the_peak_of_tensors_is_exact():
+    before = torch.ones(1000, 1000)
+
+    def work():
+        a = torch.zeros(1000, 1000)  # 4 MB
+        b = a + before  # 8 MB
+        del a  # 4 MB
+        c = b.view(-1)[:10] * 2  # a view is no memory of its own
+        d = torch.cat([b, b])  # 12 MB
+        del b, d
+        return torch.zeros(1000, 1000) + c[0]  # 8 MB
+
+    assert 12_000_000 <= peak_tensor_bytes(work) < 12_001_000
+    assert 12_000_000 <= peak_tensor_bytes(work) < 12_001_000
+    assert peak_tensor_bytes(lambda: before.t()) == 0  # what existed before is not counted
+    before.add_(1)  # and the mode is gone
 
 
 def test_bytes_of_whatever_holds_tensors():

@@ -27,10 +27,20 @@ def bench(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Use this many prompts, spread over categories; 0 for all.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", "-n", help="Per answer.")] = None,
-    temperature: Annotated[float | None, typer.Option("--temperature", "-t", help="0 is greedy.")] = None,
-    draft_model: Annotated[str | None, typer.Option(help="Folder or hub id of a draft model.")] = None,
+    temperature: Annotated[
+        str | None, typer.Option("--temperature", "-t", help="0 is greedy; several as 0,0.6,1 are runs of their own.")
+    ] = None,
+    budgets: Annotated[
+        str | None, typer.Option(help="Nodes per tree, e.g. 4,8,16,32: every method at each, as a curve.")
+    ] = None,
+    draft_model: Annotated[
+        str | None, typer.Option(help="Draft model: a folder, a hub id, or rounded:BITS of the model.")
+    ] = None,
     assisted: Annotated[
         bool | None, typer.Option("--assisted/--no-assisted", help="Run transformers' assisted generation too (slow).")
+    ] = None,
+    link_bandwidth: Annotated[
+        float | None, typer.Option(help="GB/s at which modelled offloaded weights come; default 16 (PCIe 4.0 x16).")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="bfloat16, float32 or float16.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
@@ -41,7 +51,8 @@ def bench(
 ) -> None:
     """Measure methods beside their baseline and rivals in one run, and append the results.
 
-    Naming a job measures its usual arms; naming one method runs its paper's claim check.
+    Naming a job measures its usual arms; naming one method runs its paper's claim check, greedy and sampling. A killed
+    run goes on where it was: give the same command again.
 
     [dim]Examples[/dim]
 
@@ -49,7 +60,9 @@ def bench(
 
       mintage bench token-recycling
 
-      mintage bench token-recycling:budget=16 prompt-lookup -t 0.7
+      mintage bench token-recycling:budget=16 prompt-lookup -t 0,0.7
+
+      mintage bench draft --budgets 4,8,16,32 --draft-model rounded:4
 
       mintage bench token-recycling "token-recycling cold" --prompts mine.jsonl
 
@@ -67,9 +80,11 @@ def bench(
         "prompts": prompts,
         "limit": limit,
         "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
+        "temperature": None if temperature is None else _numbers("temperature", temperature, float),
+        "budgets": None if budgets is None else _numbers("budgets", budgets, int),
         "draft_model": draft_model,
         "assisted": assisted,
+        "link_bandwidth": link_bandwidth,
         "dtype": dtype,
         "device": device,
         "seed": seed,
@@ -91,6 +106,11 @@ def bench(
         def step(done: int, total: int, label: str) -> None:
             progress.update(task, completed=done, total=total, description=label)
 
+        def note(text: str) -> None:
+            progress.console.print(text, style="dim", highlight=False, markup=False)
+
+        if "note" in known:
+            settings["note"] = note
         _hush_transformers()
         rows = module.run(methods, progress=step, command=command, **settings)
     if save:
@@ -107,6 +127,15 @@ def _hush_transformers() -> None:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+
+
+def _numbers(option: str, text: str, kind: type) -> list[Any]:
+    """Read ``4,8,16``."""
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        example = "0,0.6,1" if kind is float else "4,8,16"
+        raise UserError(f"--{option} {text!r} is not a list of numbers; write e.g. {example}") from None
 
 
 def _quoted(argument: str) -> str:
@@ -158,20 +187,38 @@ def _print(rows: list[Any], *, as_json: bool) -> None:
         console.print(f"[{colour}]{row.verdict}[/{colour}]  {row.claim}: {_cell(row)} {row.unit}", highlight=False)
 
 
+_COLUMN = 20  # characters of a column at most: a ratio with its interval
+
+
 def _table(console: Console, results: list[Any]) -> None:
-    """Print one line per arm and one column per metric; ratios with their interval."""
-    metrics = list(dict.fromkeys(r.metric for r in results))
-    if not metrics:
-        return
+    """Print one line per arm and one column per metric, ratios with their interval; one table per temperature.
+
+    Columns that do not fit beside each other go into a table below.
+    """
+    for heat in dict.fromkeys(r.settings.get("temperature") for r in results):
+        rows = [r for r in results if r.settings.get("temperature") == heat]
+        several = len({r.settings.get("temperature") for r in results}) > 1
+        if several:
+            console.print(f"temperature {heat:g}", style="bold")
+        names = dict.fromkeys(name for r in rows for name in (*r.baseline, r.method))
+        width = min(max(map(len, names)), 32)
+        metrics = list(dict.fromkeys(r.metric for r in rows))
+        at_once = max(1, (console.width - width - 2) // (_COLUMN + 2))
+        for start in range(0, len(metrics), at_once):
+            _columns(console, rows, metrics[start : start + at_once], width)
+
+
+def _columns(console: Console, results: list[Any], metrics: list[str], width: int) -> None:
     table = Table(box=None, padding=(0, 1))
-    table.add_column("", overflow="fold", min_width=22)
+    table.add_column("", overflow="fold", width=width)
     for metric in metrics:
-        table.add_column(metric, justify="right", overflow="fold")
+        table.add_column(metric, justify="right", overflow="fold", max_width=_COLUMN)
     cells: dict[str, dict[str, str]] = {}
     for row in results:
-        for name, value in row.baseline.items():
-            cells.setdefault(name, {})[row.metric] = f"[dim]{value:.3g}[/dim]"
-        cells.setdefault(row.method, {})[row.metric] = _cell(row) if row.unit == "x" else f"{row.value:.3g}"
+        if row.metric in metrics:
+            for name, value in row.baseline.items():
+                cells.setdefault(name, {})[row.metric] = f"[dim]{value:.3g}[/dim]"
+            cells.setdefault(row.method, {})[row.metric] = _cell(row) if row.unit == "x" else f"{row.value:.3g}"
     for name, values in cells.items():
         table.add_row(escape(name), *(values.get(metric, "") for metric in metrics))
     console.print(table)

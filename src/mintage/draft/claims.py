@@ -10,34 +10,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from mintage.draft.acceptance import exact_acceptance, random_pairs
+from mintage.draft.adapters import Target
+from mintage.draft.arms import (
+    AUTO,
+    CHAIN,
+    COLD,
+    DYSPEC,
+    FIXED,
+    GENERATE,
+    INDEPENDENT,
+    LOOKUP,
+    PPD,
+    RECYCLING,
+    RSD_C,
+    RSD_S,
+    UNION,
+)
+from mintage.draft.measured import Run
+from mintage.draft.ppd_training import Continuation, frequency_accuracy, guess_accuracy, text_initialised
 from mintage.measure import Interval, bootstrap, bootstrap_ratio
-
-if TYPE_CHECKING:
-    from mintage.draft.bench import Run
 
 __all__ = ["CLAIMS", "EXACT_CLAIMS", "Claim", "ExactClaim"]
 
-GENERATE = "generate (transformers)"
-LOOKUP = "prompt lookup (transformers)"
-RECYCLING = "token-recycling"
-COLD = "token-recycling cold"
-AUTO = "token-recycling:budget=auto"
-UNION = "token-recycling:budget=auto+prompt-lookup"
-
-CHAIN = "speculative:length=7"
-INDEPENDENT = "specinfer:branching=2x2x2"
-RSD_C = "rsd:branching=2x2x2"
-RSD_S = "rsd:width=2,depth=7"
-SPECTR = "spectr:num_drafts=2,draft_len=7"
-DYSPEC = "dyspec:budget=14"
-FIXED = (CHAIN, INDEPENDENT, RSD_C, RSD_S, SPECTR)
-"""Tree shapes of 14 nodes that do not look at the context (the chain has 7)."""
-
 MANY, ONE = "spectr:num_drafts=8,draft_len=4", "spectr:num_drafts=1,draft_len=4"
-PPD = "ppd"
 
 COPYING = ("summarise", "extraction")
 """Categories whose answers repeat the prompt; look-up is made for them."""
@@ -61,8 +61,14 @@ class Claim:
         From the run to the number and its interval.
     holds
         From the interval to the verdict.
-    baseline, peers
-        Other arms' numbers for the row.
+    compare
+        Other arms' numbers for the row: baselines and peers.
+    when
+        At which temperatures the paper claims it: 0, or above.
+    tested
+        What `holds` is asked about, where it is not the row's own number.
+    note
+        What a reader of the row must know.
     """
 
     method: str
@@ -78,6 +84,8 @@ class Claim:
     """Whether the claim is about exact arithmetic, so only tested in float32."""
     applies: Callable[[Run], bool] = lambda run: True
     """Whether the run has the prompts that the claim is about."""
+    tested: Callable[[Run], Interval] | None = None
+    note: Callable[[Run], str] = lambda run: ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +120,91 @@ def _not_copying(run: Run) -> tuple[str, ...]:
 
 
 def _forwards(run: Run) -> tuple[dict[str, float], dict[str, float]]:
-    values = {name: m.tokens_per_forward.value for name, m in run.measurements.items()}
+    values = {name: run.measurements[name].tokens_per_forward.value for name in run.same_arithmetic}
     return {GENERATE: values.pop(GENERATE)}, values
 
 
 def _speeds(run: Run) -> tuple[dict[str, float], dict[str, float]]:
     return {GENERATE: 1.0}, {name: run.speed_up(name).value for name in run.measurements if name != GENERATE}
+
+
+# -- how often trained prompt tokens guess right ------------------------------------------------------------------
+
+_TRAINED, _UNTRAINED, _FREQUENT = "trained", "untrained (from words)", "most frequent successor"
+_FOLDS = 6
+
+
+def _guesses(run: Run) -> dict[str, np.ndarray]:
+    """Right guesses at every cut of ``generate``'s answers: rival to (prompts, distances, ranks), and cuts per prompt.
+
+    The answers are the model's own continuations of prompts that nobody trained on. What a token's most frequent
+    successors are, is counted on the answers of the other prompts, in folds.
+    """
+    if "guesses" in run.memo:
+        return run.memo["guesses"]
+    drafter: Any = run.arms[PPD].drafter
+    trained, target = drafter.tokens, Target(run.lm.model)
+    texts = []
+    for prompt, answer in zip(run.prompts, run.measurements[GENERATE].answers, strict=True):
+        ids = run.ids(prompt)[0].tolist()
+        texts.append(Continuation((*ids, *answer.tokens), len(ids)))
+    usable = [text for text in texts if text.cuts(trained.distances + 1)]
+    cuts = np.array([len(text.cuts(trained.distances + 1)) for text in usable], dtype=float)
+    untrained = text_initialised(run.lm, distances=trained.distances, copies=trained.copies)
+    ranks = trained.ranks
+    found: dict[str, np.ndarray] = {"cuts": cuts}
+    for name, tokens in ((_TRAINED, trained.to(target.device)), (_UNTRAINED, untrained)):
+        shares = [guess_accuracy(target, tokens, [text], ranks=ranks).numpy() for text in usable]
+        found[name] = np.array(shares).reshape(-1, trained.distances, ranks) * cuts[:, None, None]
+    shares = []
+    for i, text in enumerate(usable):
+        known = [other for j, other in enumerate(usable) if j % _FOLDS != i % _FOLDS]
+        shares.append(frequency_accuracy(known, [text], distances=trained.distances, ranks=ranks).numpy())
+    found[_FREQUENT] = np.array(shares).reshape(-1, trained.distances, ranks) * cuts[:, None, None]
+    run.memo["guesses"] = found
+    return found
+
+
+def _hits(run: Run, rival: str, distance: int, best: int) -> np.ndarray:
+    """Right guesses per prompt among the `best` first ones for the token `distance` ahead; prompt token 1 guesses 2."""
+    return _guesses(run)[rival][:, distance - 2, :best].sum(-1)
+
+
+def _guess_claim(distance: int, best: int) -> Claim:
+    def accuracy(run: Run, rival: str) -> Interval:
+        return bootstrap_ratio(_hits(run, rival, distance, best), _guesses(run)["cuts"])
+
+    def lead(run: Run) -> Interval:
+        """Trained minus the better rival."""
+        rival = max((_UNTRAINED, _FREQUENT), key=lambda name: accuracy(run, name).value)
+        more = _hits(run, _TRAINED, distance, best) - _hits(run, rival, distance, best)
+        return bootstrap_ratio(more, _guesses(run)["cuts"])
+
+    def note(run: Run) -> str:
+        drafter: Any = run.arms[PPD].drafter
+        numbers = drafter.tokens.embeddings.numel()
+        return (
+            f"{numbers} trained numbers (S x d); {int(_guesses(run)['cuts'].sum())} places in generate's answers to "
+            "prompts that were not trained on; successors are counted on the answers to other prompts"
+        )
+
+    return Claim(
+        method="ppd",
+        text=f"trained prompt tokens guess the token {distance} ahead (top-{best}) more often than untrained ones and "
+        "than the last token's most frequent successors",
+        arms=(PPD,),
+        metric=f"top-{best} accuracy {distance} tokens ahead, trained prompt tokens",
+        unit="share",
+        measure=lambda run: accuracy(run, _TRAINED),
+        tested=lead,
+        holds=lambda x: x.low > 0,
+        compare=lambda run: (
+            {_UNTRAINED: accuracy(run, _UNTRAINED).value},
+            {_FREQUENT: accuracy(run, _FREQUENT).value},
+        ),
+        applies=lambda run: len(_guesses(run)["cuts"]) > 1,
+        note=note,
+    )
 
 
 CLAIMS: tuple[Claim, ...] = (
@@ -246,6 +333,7 @@ CLAIMS: tuple[Claim, ...] = (
         holds=lambda x: x.value >= 1.3,
         compare=_forwards,
     ),
+    *(_guess_claim(distance, best) for distance in (2, 3) for best in (1, 10)),
 )
 
 

@@ -30,6 +30,7 @@ __getattr__, __dir__ = lazy_attributes(
     count_flops="mintage.measure.cost:count_flops",
     memory_bandwidth="mintage.measure.cost:memory_bandwidth",
     peak_memory="mintage.measure.cost:peak_memory",
+    peak_tensor_bytes="mintage.measure.cost:peak_tensor_bytes",
     tensor_bytes="mintage.measure.cost:tensor_bytes",
     Result="mintage.measure.result:Result",
     append_results="mintage.measure.result:append_results",

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Peak", "count_flops", "memory_bandwidth", "peak_memory", "tensor_bytes"]
+__all__ = ["Peak", "count_flops", "memory_bandwidth", "peak_memory", "peak_tensor_bytes", "tensor_bytes"]
 
 
 def count_flops(call: Callable[[], Any]) -> int:
@@ -113,6 +113,51 @@ def _reset_high_water() -> bool:
 def _high_water() -> int:
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def peak_tensor_bytes(call: Callable[[], Any]) -> int:
+    """Run `call` once and return the most bytes that torch tensors made by it held at one time.
+
+    Exact and repeatable, unlike resident memory, which an allocator keeps back from earlier work. What existed before
+    (weights, a table) does not count, nor does scratch space inside one operation. Every operation passes through
+    Python, so do not time `call` here.
+    """
+    import weakref
+
+    from torch import Tensor
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    class Ledger(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.held, self.peak = 0, 0
+            self.known: dict[int, int] = {}  # storage to its bytes, 0 for those that existed before
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.enter((args, kwargs), count=False)
+            made = func(*args, **(kwargs or {}))
+            self.enter(made, count=True)
+            return made
+
+        def enter(self, values: Any, *, count: bool) -> None:
+            for tensor in tree_leaves(values):
+                if not isinstance(tensor, Tensor):
+                    continue
+                for storage in _storages(tensor) or ():
+                    key = storage._cdata
+                    if key not in self.known:
+                        self.known[key] = storage.nbytes() if count else 0
+                        self.held += self.known[key]
+                        weakref.finalize(storage, self.leave, key)
+            self.peak = max(self.peak, self.held)
+
+        def leave(self, key: int) -> None:
+            self.held -= self.known.pop(key, 0)
+
+    with Ledger() as ledger:
+        call()
+    return ledger.peak
 
 
 def tensor_bytes(held: Any) -> int:
