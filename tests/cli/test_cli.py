@@ -437,7 +437,7 @@ def bench(mintage, tiny_folder, prompts):
 def test_bench_appends_prints_and_feeds_the_report(bench, mintage, tmp_path):
     done = bench("token-recycling:budget=4", "prompt-lookup")
     assert done.status == 0
-    for name in ("token-recycling:budget=4", "prompt-lookup", "generate (transformers)", "tokens per target forward"):
+    for name in ("token-recycling:budget=4", "prompt-lookup", "generate (transformers)", "tokens per target"):
         assert name in done.out
     lines = (tmp_path / "results" / "draft.jsonl").read_text().splitlines()
     assert f"appended {len(lines)} rows to results/draft.jsonl; next: mintage report" in done.err
@@ -469,6 +469,34 @@ def test_bench_options_reach_the_run(bench):
     rows = [json.loads(line) for line in done.out.splitlines()]
     assert {(row["seed"], row["settings"]["temperature"]) for row in rows} == {(7, 0.5)}
     assert {row["n"] for row in rows if not row["metric"].startswith("peak memory")} == {2}
+
+
+def test_bench_takes_lists_of_temperatures_and_budgets(bench, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    done = bench("rsd", "--budgets", "2,4", "-t", "0,1", "--no-assisted", "--no-save", "--limit", 2)
+    lines = done.out.splitlines()
+    assert [line for line in lines if line.startswith("temperature")] == ["temperature 0", "temperature 1"]
+    for spec in ("rsd:branching=2x1", "rsd:branching=1x1", "rsd:width=2,depth=2", "rsd:width=1,depth=2"):
+        assert any(line.strip().startswith(spec) for line in lines), spec
+    assert "modelled speed" in done.out
+    assert max(map(len, lines)) <= 80
+    assert not list((tmp_path / ".mintage" / "bench").iterdir())
+
+
+def test_a_table_too_wide_for_the_console_goes_on_below(bench, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    done = bench("prompt-lookup", "--no-assisted", "--no-save", "--limit", 2)
+    for heading in ("tokens per second", "outputs identical to", "peak memory beyond", "modelled speed over"):
+        assert heading in done.out
+    plain = [line.split() for line in done.out.splitlines() if line.startswith(" generate (transformers)")]
+    assert len(plain) > 2  # once per part of the table
+    assert all(cells[-1].replace(".", "").replace("e-", "").isdigit() for cells in plain)
+
+
+def test_bench_notes_go_to_standard_error(bench):
+    done = bench("plain", "--no-assisted", "--json", "--no-save", "--limit", 1)
+    assert done.err.strip() == "one prompt has no interval: claims are not tested; pass --limit 2 or more"
+    assert [json.loads(line)["method"] for line in done.out.splitlines()]
 
 
 # -- mistakes ------------------------------------------------------------------------------------------------------
@@ -594,6 +622,14 @@ def test_a_table_of_another_kind(tiny, save_tiny_model, tmp_path):
         (["draft", "--prompts", "odd.jsonl"], "odd.jsonl, prompt 1: expected"),
         (["draft", "--limit", "-1"], "limit=-1; keep at least 1 prompt"),
         (["draft", "-n", "0"], "max_new_tokens=0; a bench needs at least 1"),
+        (["draft", "-t", "0;1"], "--temperature '0;1' is not a list of numbers; write e.g. 0,0.6,1"),
+        (["draft", "--budgets", "4,x"], "--budgets '4,x' is not a list of numbers; write e.g. 4,8,16"),
+        (["draft", "--budgets", "0"], "budget=0; a tree has at least 1 node below the root, e.g. --budgets 4,8,16,32"),
+        (
+            ["dyspec:budget=4", "--budgets", "8"],
+            "'dyspec:budget=4' has its shape already; with --budgets give bare names",
+        ),
+        (["draft", "--link-bandwidth", "0"], "link_bandwidth=0.0 is not positive; pass GB/s, e.g. 16"),
         (["draft", "-t", "-1"], "temperature=-1.0 is negative"),
         (["draft", "--out", "odd.jsonl"], "odd.jsonl: File exists"),
     ],

@@ -184,7 +184,12 @@ def _print(rows: list[Any], *, as_json: bool) -> None:
     _table(console, [r for r in results if not r.claim])
     for row in (r for r in results if r.claim):
         colour = "green" if row.verdict == "holds" else "red"
-        console.print(f"[{colour}]{row.verdict}[/{colour}]  {row.claim}: {_cell(row)} {row.unit}", highlight=False)
+        rivals = list(row.baseline.items())
+        if (best := row.best_peer()) is not None:
+            rivals.append(best)
+        against = "".join(f", {escape(name)} {value:.3g}" for name, value in rivals)
+        line = f"[{colour}]{row.verdict}[/{colour}]  {row.claim}: {_cell(row)} {row.unit}[dim]{against}[/dim]"
+        console.print(line, highlight=False)
 
 
 _COLUMN = 20  # characters of a column at most: a ratio with its interval

@@ -125,7 +125,9 @@ def run(
         bench = Run(lm, chosen, heat, max_new_tokens, seed, named)
         journal = Journal(work, _definition(bench, arms))
         if journal.finished:
-            note(f"{journal.finished} of {len(chosen)} prompts answered before, temperature {heat:g} ({journal.folder})")
+            note(
+                f"{journal.finished} of {len(chosen)} prompts answered before, temperature {heat:g} ({journal.folder})"
+            )
         runs.append((bench, arms, journal))
     total, done = sum(len(arms) for _, arms, _ in runs) * len(chosen), 0
 

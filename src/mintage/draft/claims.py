@@ -245,7 +245,7 @@ CLAIMS: tuple[Claim, ...] = (
         unit="x",
         measure=lambda run: _forwards_ratio(run, RECYCLING, LOOKUP, _not_copying(run)),
         holds=lambda x: x.low > 1,
-        applies=lambda run: bool(_not_copying(run)),
+        applies=lambda run: sum(p.category in _not_copying(run) for p in run.prompts) > 1,
     ),
     Claim(
         method="token-recycling",
