@@ -45,6 +45,9 @@ class Target:
         attention function without 4-D masks, or a tree forward that differs from path-wise ones.
     """
 
+    compiled = 0
+    """Nodes of a compiled step, if there is one (`mintage.draft.compiled`)."""
+
     def __init__(self, model: Any) -> None:
         self.model = model
         self.config = model.config.get_text_config(decoder=True)

@@ -108,13 +108,16 @@ def _fingerprint(target: Target) -> str:
         str(torch.get_num_threads()),
         torch.__version__,
     )
+    if target.compiled:
+        parts = (*parts, f"compiled for {target.compiled} nodes")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 
 @torch.no_grad()
 def _measure(target: Target) -> LatencyCurve:
     context = min(_CONTEXT, max(target.positions - max(_SIZES), 1)) if target.positions else _CONTEXT
-    sizes = [n for n in _SIZES if not target.positions or context + n <= target.positions]
+    wanted = {*_SIZES, target.compiled, target.compiled + 1} - {0}  # a compiled step ends in a jump
+    sizes = [n for n in sorted(wanted) if not target.positions or context + n <= target.positions]
     ids = torch.arange(context + max(sizes), device=target.device) % target.vocabulary
     cache = target.new_cache(1, context + max(sizes))
     target.prefill(ids[None, :context], [context], cache)

@@ -135,6 +135,7 @@ def generate(
     pad_token_id: int | None = None,
     streamer: Streamer | None = None,
     seed: int | None = None,
+    compile: bool | int = False,
 ) -> Generation:
     """Generate with a drafter; the output has exactly the law of decoding `model` without one.
 
@@ -158,6 +159,9 @@ def generate(
         Gets the prompt and then every round's tokens, as in transformers; one sequence only.
     seed
         Seeds the request's generator; by default torch's global generator is used.
+    compile
+        Score trees with a compiled step of a fixed number of nodes (True: 8), CPU only; the first use compiles for a
+        minute or so, later ones load the package from mintage's cache. See `mintage.draft.compiled`.
 
     Raises
     ------
@@ -165,7 +169,7 @@ def generate(
         Empty prompt, prompt and new tokens longer than the model's context, a value out of range, a model that cannot
         branch, a drafter made for another vocabulary, or NaN logits.
     """
-    target = Target(model)
+    target = _target(model, compile)
     warp = Warp(temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty)
     config = model.generation_config
     if eos_token_id is None:
@@ -181,6 +185,14 @@ def generate(
     if streamer is not None:
         streamer.end()
     return Generation(_pad(input_ids, rows, pad_token_id), run.stats)
+
+
+def _target(model: Any, compile: bool | int) -> Target:
+    if not compile:
+        return Target(model)
+    from mintage.draft.compiled import NODES, CompiledTarget
+
+    return CompiledTarget(model, NODES if compile is True else compile)
 
 
 def generate_inside_transformers(
