@@ -291,6 +291,20 @@ def test_numbers(value, shown):
 
 
 @pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ([0, 12], ["0.0", "2.5", "5.0", "7.5", "10.0", "12.5"]),
+        ([0, 1.2], ["0.00", "0.25", "0.50", "0.75", "1.00", "1.25"]),
+        ([0, 100], ["0", "20", "40", "60", "80", "100"]),
+        ([0, 0.5], ["0.0", "0.1", "0.2", "0.3", "0.4", "0.5"]),
+    ],
+)
+def test_ticks_are_labelled_where_they_stand(values, labels):
+    scale = draw._scale(values, 0, 1)
+    assert [f"{tick:.{scale.places}f}" for tick in scale.ticks] == labels
+
+
+@pytest.mark.parametrize(
     ("value", "interval", "places"),
     [(1.796, (1.7, 1.88), 2), (0.42, (0.11, 0.73), 2), (97.25, (96.1, 98.2), 1), (2.0, None, 0), (26.1, None, 2),
      (812.0, (700.0, 900.0), 0)],

@@ -129,7 +129,8 @@ class _Scale:
     @property
     def places(self) -> int:
         step = self.ticks[1] - self.ticks[0]
-        return max(0, -math.floor(math.log10(step) + 1e-9))
+        places = max(0, -math.floor(math.log10(step) + 1e-9))
+        return places if math.isclose(round(step, places), step) else places + 1  # a step of 2.5 needs one more
 
 
 def _scale(values: Sequence[Real], start: Real, end: Real, *, wanted: int = 5) -> _Scale:
