@@ -37,6 +37,7 @@ METHODS = (
     Method(
         name="equal-info",
         job="segment",
+        entry="mintage.segment.equal_info:EqualInfo",
         title="Training LLMs over Neurally Compressed Text",
         arxiv="2404.03626",
         year=2024,
@@ -127,6 +128,8 @@ __getattr__, __dir__ = lazy_attributes(
     Segmenter="mintage.segment.contract:Segmenter",
     Trainer="mintage.segment.contract:Trainer",
     load="mintage.segment.contract:load",
+    EqualInfo="mintage.segment.equal_info:EqualInfo",
+    EqualInfoSegmenter="mintage.segment.equal_info:EqualInfoSegmenter",
     HFSegmenter="mintage.segment.hf:HFSegmenter",
     BPE="mintage.segment.baselines:BPE",
     Unigram="mintage.segment.baselines:Unigram",
