@@ -17,6 +17,7 @@ METHODS = (
     Method(
         name="number-tokens",
         job="audit",
+        entry="mintage.audit.number_tokens:NumberTokens",
         title="Tokenization counts: the impact of tokenization on arithmetic in frontier LLMs",
         arxiv="2402.14903",
         year=2024,
@@ -55,4 +56,5 @@ __getattr__, __dir__ = lazy_attributes(
     __name__,
     Audit="mintage.audit.contract:Audit",
     Report="mintage.audit.contract:Report",
+    NumberTokens="mintage.audit.number_tokens:NumberTokens",
 )
