@@ -14,6 +14,7 @@ METHODS = (
     Method(
         name="lib",
         job="segment",
+        entry="mintage.segment.lib:LiB",
         title="Rethinking Tokenization: Crafting Better Tokenizers for Large Language Models",
         arxiv="2403.00417",
         year=2024,
@@ -24,6 +25,7 @@ METHODS = (
     Method(
         name="compoundpiece",
         job="segment",
+        entry="mintage.segment.compoundpiece:CompoundPiece",
         title="CompoundPiece: Evaluating and Improving Decompounding Performance of Language Models",
         arxiv="2305.14214",
         year=2023,
@@ -131,6 +133,11 @@ __getattr__, __dir__ = lazy_attributes(
     EqualInfo="mintage.segment.equal_info:EqualInfo",
     EqualInfoSegmenter="mintage.segment.equal_info:EqualInfoSegmenter",
     HFSegmenter="mintage.segment.hf:HFSegmenter",
+    LiB="mintage.segment.lib:LiB",
+    LiBSegmenter="mintage.segment.lib:LiBSegmenter",
+    CompoundPiece="mintage.segment.compoundpiece:CompoundPiece",
+    Decompounder="mintage.segment.decompounder:Decompounder",
+    decompound="mintage.segment.decompounder:decompound",
     BPE="mintage.segment.baselines:BPE",
     Unigram="mintage.segment.baselines:Unigram",
     WordPiece="mintage.segment.baselines:WordPiece",
