@@ -25,7 +25,11 @@ def generate(
         str, typer.Option(help="Drafter: name[:key=value,...], several joined by +, or none for plain decoding.")
     ] = DRAFT,
     draft_model: Annotated[
-        str | None, typer.Option(help="For drafters that need one: a folder or hub id, or rounded:BITS of the model.")
+        str | None,
+        typer.Option(
+            help="For drafters that need one: a drafter's .safetensors, a folder or hub id, or rounded:BITS of the "
+            "model. Default: the shipped drafter for smollm2, rounded:4 for others."
+        ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Stop after this many.")] = 256,
     temperature: Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy.")] = 0.0,
@@ -35,6 +39,9 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Repeat a sample.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     system: Annotated[str | None, typer.Option(help="System message of the chat.")] = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Score with a compiled step (CPU; a minute the first time, then kept).")
+    ] = False,
     compare: Annotated[bool, typer.Option("--compare", help="Also decode plainly, and compare text and time.")] = False,
     stream: Annotated[bool, typer.Option(help="Show text as it comes; accepted drafts are green.")] = True,
     table: Annotated[
@@ -58,6 +65,8 @@ def generate(
     Next: [bold]mintage bench draft[/bold]
     """
     from mintage.draft import generate
+    from mintage.draft.arms import needs_draft_model
+    from mintage.draft.drafter import load_draft_model
     from mintage.models import load_causal_lm
 
     text = _text(prompt)
@@ -66,11 +75,12 @@ def generate(
     if compare and not max_new_tokens:
         raise UserError("--compare needs at least 1 new token; pass --max-new-tokens 1 or more")
     spec = "plain" if draft == "none" else draft
-    if draft_model is None:
+    drafting = draft_model is not None or needs_draft_model(spec)
+    if not drafting:
         drafter = _drafter(spec, table)  # a bad spec is told before the model loads
     lm = load_causal_lm(model, dtype=dtype, device=device)
-    if draft_model is not None:
-        drafter = _drafter(spec, table, draft_model=_draft_model(draft_model, lm, dtype, device))
+    if drafting:
+        drafter = _drafter(spec, table, draft_model=load_draft_model(draft_model, lm).model)
     ids = lm.encode(text, chat=not raw, system=system)
     settings: dict[str, Any] = {
         "temperature": temperature,
@@ -78,6 +88,7 @@ def generate(
         "top_p": top_p,
         "repetition_penalty": repetition_penalty,
         "seed": seed,
+        "compile": compile,
         "max_new_tokens": max_new_tokens,
     }
     console, notes = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False)
@@ -112,17 +123,6 @@ def _drafter(spec: str, table: Path | None, **given: Any) -> Any:
     if table is not None and not _learners(drafter):
         raise UserError("--table needs token-recycling among the drafters")
     return drafter
-
-
-def _draft_model(name: str, lm: Any, dtype: str, device: str) -> Any:
-    from mintage.models import load_causal_lm, rounded_copy
-
-    if name.startswith("rounded:"):
-        bits = name.removeprefix("rounded:")
-        if not bits.isdigit():
-            raise UserError(f"--draft-model {name!r}: expected rounded:BITS, e.g. rounded:4")
-        return rounded_copy(lm.model, bits=int(bits))
-    return load_causal_lm(name, dtype=dtype, device=device).model
 
 
 def _learners(drafter: Any) -> list[Any]:

@@ -213,9 +213,9 @@ class SpecInfer(ModelDrafter):
             if level:
                 growth.advance(nodes)
             if context.warp.greedy:
-                likeliest = growth.law.topk(min(count, growth.law.shape[-1]), dim=-1).indices
-                rows = torch.arange(len(likeliest), device=likeliest.device).repeat_interleave(likeliest.shape[1])
-                tokens = likeliest.flatten()
+                shares, likeliest = growth.law.topk(min(count, growth.law.shape[-1]), dim=-1)
+                rows, ranks = (shares > 0).nonzero(as_tuple=True)
+                tokens = likeliest[rows, ranks]
             else:
                 rows, tokens = independent_draws(growth.law, [count * n for n in times], context.generator)
             draws = list(zip(rows.tolist(), tokens.tolist(), strict=True))

@@ -254,7 +254,7 @@ def load_draft_model(spec: str | None, target: CausalLM) -> DraftModel:
     if spec == "rounded" or spec.startswith("rounded:"):
         bits = spec.removeprefix("rounded").removeprefix(":") or "4"
         if not bits.isdigit():
-            raise UserError(f"draft model {spec!r}: expected rounded:BITS, e.g. rounded:4")
+            raise UserError(f"--draft-model {spec!r}: expected rounded:BITS, e.g. rounded:4")
         return DraftModel(rounded_copy(target.model, bits=int(bits)), f"{bits}-bit-rounded copy")
     if spec.endswith(".safetensors"):
         return DraftModel(load_drafter(target, spec), spec)

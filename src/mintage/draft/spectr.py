@@ -321,7 +321,7 @@ class SpecTr(ModelDrafter):
         greedy, device = context.warp.greedy, context.ids.device
         tokens, parents, confidence = [int(context.root)], [-1], [1.0]
         laws = [context.warp.probabilities(session.begin_round())[None]]
-        count = min(self.num_drafts, laws[0].shape[-1]) if greedy else self.num_drafts
+        count = min(self.num_drafts, int((laws[0] > 0).sum())) if greedy else self.num_drafts
         drafts: list[list[int]] = [[] for _ in range(count)]
         ends, level = [0] * count, [0]  # last node of every sequence; the nodes of the last level
         node_at: dict[tuple[int, int], int] = {}
