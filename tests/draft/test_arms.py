@@ -208,3 +208,13 @@ def test_llama_cpp_is_for_the_embedded_model_alone(lm):
     made = default_arms(lm, [], assisted=False, llama_cpp=True, note=told.append)
     assert [arm.name for arm in made] == [GENERATE, LOOKUP]
     assert not told
+
+
+def test_words_behind_a_spec_say_how_it_is_run():
+    from mintage.draft.arms import bare, is_cold
+
+    assert bare("plain compiled") == bare("plain cold compiled") == "plain"
+    assert is_cold("plain cold compiled")
+    assert not is_cold("plain compiled")
+    with pytest.raises(UserError, match="not known"):
+        bare("plain warm")

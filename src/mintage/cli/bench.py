@@ -64,7 +64,7 @@ def bench(
 
       mintage bench draft --budgets 4,8,16,32 --draft-model rounded:4
 
-      mintage bench token-recycling "token-recycling cold" --prompts mine.jsonl
+      mintage bench token-recycling "token-recycling cold" "plain compiled" --prompts mine.jsonl
 
     Next: [bold]mintage report[/bold]
     """
@@ -148,7 +148,7 @@ def _resolve(names: list[str]) -> tuple[str, list[str]]:
         return names[0], names[1:]
     jobs = []
     for name in names:
-        first = name.removesuffix(" cold").split("+")[0]
+        first = name.split(" ")[0].split("+")[0]  # words behind it say how it is run
         method = catalog.find(catalog.parse_spec(first)[0])
         if method.problem:
             raise UserError(method.problem)

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from mintage import catalog
 from mintage.draft.adapters import Target
+from mintage.draft.compiled import CompiledTarget
 from mintage.draft.contract import Drafter
 from mintage.draft.loop import Stats, generate
 from mintage.draft.ppd import PPD as PPDDrafter
@@ -30,8 +31,10 @@ from mintage.models import EMBEDDED, CausalLM, embedded_gguf, rounded_copy
 __all__ = [
     "Arm",
     "at_budgets",
+    "bare",
     "default_arms",
     "default_specs",
+    "is_cold",
     "learners",
     "needs_draft_model",
 ]
@@ -173,6 +176,32 @@ def _transformers_arm(name: str, lm: CausalLM, **settings: Any) -> Arm:
 
 # -- drafters -----------------------------------------------------------------------------------------------------
 
+COLD_WORD, COMPILED = "cold", "compiled"
+
+
+def _words(spec: str) -> list[str]:
+    """What stands behind a spec: ``cold`` forgets between prompts, ``compiled`` scores with a compiled step."""
+    return spec.split(" ")[1:]
+
+
+def bare(spec: str) -> str:
+    """Return a spec without the words behind it.
+
+    Raises
+    ------
+    UserError
+        A word is neither ``cold`` nor ``compiled``.
+    """
+    for word in _words(spec):
+        if word not in (COLD_WORD, COMPILED):
+            raise UserError(f"{spec!r}: {word!r} is not known; write NAME, 'NAME cold' or 'NAME compiled'")
+    return spec.split(" ")[0]
+
+
+def is_cold(spec: str) -> bool:
+    """Whether the arm forgets what it learned after every prompt."""
+    return COLD_WORD in _words(spec)
+
 
 def needs_draft_model(spec: str) -> bool:
     """Whether a drafter spec names a method with a draft model.
@@ -182,7 +211,7 @@ def needs_draft_model(spec: str) -> bool:
     UserError
         It names a method that does not exist, or is not a drafter.
     """
-    parts = spec.removesuffix(" cold").split("+")
+    parts = bare(spec).split("+")
     names = [catalog.parse_spec(part)[0] for part in parts if ":" in part or "=" not in part]
     return any("draft_model" in catalog.hyperparameters(catalog.find(name, "draft").load()) for name in names)
 
@@ -191,18 +220,21 @@ def _drafter_arm(lm: CausalLM, spec: str, draft_model: Any, series: str = "", bu
     given = {} if draft_model is None else {"draft_model": draft_model}
 
     def make() -> Drafter:
-        return Union.from_spec(spec.removesuffix(" cold"), **given)
+        return Union.from_spec(bare(spec), **given)
 
     def decoder(kept: Drafter | None) -> Decode:
         def decode(ids: Tensor, temperature: float, new: int, seed: int) -> tuple[Tensor, Stats]:
             drafter = make() if kept is None else kept
-            out = generate(lm.model, ids, drafter, max_new_tokens=new, temperature=temperature, seed=seed)
+            sampling = {"temperature": temperature, "seed": seed}
+            out = generate(lm.model, ids, drafter, max_new_tokens=new, compile=compiled, **sampling)
             return out.sequences[0, ids.shape[1] :], out.stats
 
         return decode
 
-    made = make()  # a bad spec is told here, before anything is measured
-    kept = None if spec.endswith(" cold") else made
+    made, compiled = make(), COMPILED in _words(spec)  # a bad spec is told here, before anything is measured
+    if compiled:
+        CompiledTarget(lm.model)  # compiled here, not while the clock runs
+    kept = None if is_cold(spec) else made
     return Arm(
         name=spec,
         decode=decoder(kept),
@@ -396,7 +428,7 @@ def at_budgets(names: Sequence[str], budgets: Sequence[int]) -> list[tuple[str, 
             raise UserError(f"budget={budget}; a tree has at least 1 node below the root, e.g. --budgets 4,8,16,32")
     arms: dict[str, tuple[str, str, int]] = {}
     for name in names:
-        if ":" in name or "=" in name or name.endswith(" cold"):
+        if ":" in name or "=" in name or name != bare(name):
             raise UserError(f"{name!r} has its shape already; with --budgets give bare names, e.g. rsd dyspec")
         for series, shape in _shapes(name).items():
             for budget in sorted(set(budgets)):

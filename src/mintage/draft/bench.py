@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mintage.data import read_prompts, spread
-from mintage.draft.arms import Arm, at_budgets, default_arms, default_specs, needs_draft_model
+from mintage.draft.arms import Arm, at_budgets, bare, default_arms, default_specs, is_cold, needs_draft_model
 from mintage.draft.claims import CLAIMS, EXACT_CLAIMS
 from mintage.draft.drafter import DraftModel, load_draft_model, shipped_drafter
 from mintage.draft.figures import run_figures, tree_figure
@@ -173,10 +173,8 @@ def _usual(lm: CausalLM, draft_model: bool, budgets: bool) -> list[str]:
     specs = default_specs(lm, draft_model=draft_model)
     if not budgets:
         return specs
-    bare = [
-        "+".join(part.partition(":")[0] for part in spec.split("+")) for spec in specs if not spec.endswith(" cold")
-    ]
-    return [name for name in dict.fromkeys(bare) if name != "prompt-lookup"]  # the union has it
+    names = ["+".join(part.partition(":")[0] for part in bare(spec).split("+")) for spec in specs if not is_cold(spec)]
+    return [name for name in dict.fromkeys(names) if name != "prompt-lookup"]  # the union has it
 
 
 def _at_hand(spec: str | None, lm: CausalLM) -> DraftModel | None:

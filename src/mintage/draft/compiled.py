@@ -174,7 +174,7 @@ def _step(target: CompiledTarget) -> Callable[..., Tensor]:
 
 
 def step_path(target: Target, nodes: int) -> Path:
-    """Return where the package for this target and node count lies; its name depends on all that its code and weights depend on."""
+    """Return where the package for this target and node count lies; all that it is made of goes into its name."""
     digest = hashlib.blake2b(digest_size=16)
     described = (
         _FORMAT,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mintage.data import Prompt
 from mintage.draft.adapters import Target
-from mintage.draft.arms import GENERATE, Arm
+from mintage.draft.arms import GENERATE, Arm, is_cold
 from mintage.draft.journal import Journal
 from mintage.draft.loop import Stats
 from mintage.errors import UserError
@@ -109,7 +109,7 @@ class Run:
         self.measurements = {arm.name: Measurement() for arm in arms}
         warm = next(iter(ids.values()))[:, -8:]
         for arm in arms:
-            if not arm.name.endswith(" cold"):
+            if not is_cold(arm.name):
                 arm.decode(warm, self.temperature, 2, self.seed)
         known = journal.restore(arms) if journal else []
         for prompt, answers in zip(self.prompts, known, strict=False):
