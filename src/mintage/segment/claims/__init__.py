@@ -1,0 +1,1 @@
+"""The papers' claims about segmenters, measured again: one file per method, with a function `check`."""
