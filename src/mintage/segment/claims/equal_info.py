@@ -421,8 +421,8 @@ class _Check:
                 claim=f"at equal steps a model over {low} needs no more bits per byte than one over {high}",
                 verdict="holds" if better.value <= rates[high].value else "does not hold",
                 n=len(outcomes[low].loss),
-                note="The paper finds this order at its sizes; equal steps are not equal bytes, and a code brings what its "
-                "n-gram knows: plain arithmetic code has few bits per byte with nothing learned. " + told,
+                note="The paper finds this order at its sizes; equal steps are not equal bytes, and a code brings "
+                "what its n-gram knows: plain arithmetic code has few bits per byte with nothing learned. " + told,
                 **common,
             )
 
