@@ -183,6 +183,11 @@ def light(monkeypatch, tiny_folder):
 
         for name in ("train_prompt_tokens", "training_prompts"):
             monkeypatch.setattr(ppd_training, name, only_bind(getattr(ppd_training, name)))
+    if ("train", "drafter") in VERBS:
+        from mintage.draft import drafter_training, instructions
+
+        monkeypatch.setattr(drafter_training, "train_drafter", only_bind(drafter_training.train_drafter))
+        monkeypatch.setattr(instructions, "instructions", only_bind(instructions.instructions))
 
 
 @pytest.mark.parametrize(("verb", "line"), EXAMPLES, ids=[line for _, line in EXAMPLES])
@@ -542,7 +547,6 @@ def test_a_page_that_cannot_be_written(mintage, make_draft_results, tmp_path):
         (["--draft", "prompt-lookup:length"], "'prompt-lookup:length': 'length' is not key=value; write e.g. "),
         (["--draft", "prompt-lookup:length=0"], "length=0, ngram=3; both must be at least 1"),
         (["--draft", "token-recycling+budget=0"], "budget=0"),
-        (["--draft", "rsd"], "rsd needs draft_model"),
         (["--draft", "prompt-lookup", "--table", "t"], "--table needs token-recycling among the drafters"),
         (["--raw", "--system", "Be brief"], "--system is part of the chat, which --raw leaves out"),
         (["--compare", "-n", "0"], "--compare needs at least 1 new token"),
