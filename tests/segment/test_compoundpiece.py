@@ -328,6 +328,27 @@ def test_a_killed_training_goes_on_and_ends_the_same(splitter, tmp_path):
         assert np.allclose(finished.tagger.state_dict()[name].numpy(), tensor.numpy(), atol=1e-5), name
 
 
+def test_the_command_trains_from_text_and_gold(tmp_path):
+    from typer.testing import CliRunner
+
+    from mintage.cli.train import app
+    from mintage.segment.decompounder import decompound
+
+    counts, _ = toy()
+    text, gold = tmp_path / "text.txt", tmp_path / "gold.jsonl"
+    text.write_text("\n".join(f"{word} " * count for word, count in counts.items()), encoding="utf-8")
+    gold.write_text('{"word": "steinuhr", "segments": ["stein", "uhr"]}\n')
+    out = tmp_path / "made.safetensors"
+    sizes = ["--steps", "60", "--width", "16", "--layers", "2", "--lexicon", "500"]
+    call = ["decompounder", str(text), "--out", str(out), "--work", str(tmp_path / "work"), "--gold", str(gold), *sizes]
+    told = CliRunner().invoke(app, call, catch_exceptions=False)
+    assert told.exit_code == 0
+    assert "".join(decompound("mondwagen", model=out)) == "mondwagen"
+    gold.write_text('{"word": "steinuhr"}\n')
+    with pytest.raises(UserError, match=r"gold\.jsonl, row 1"):
+        CliRunner().invoke(app, call, catch_exceptions=False)
+
+
 # -- the tokenizer ------------------------------------------------------------------------------------------------
 
 

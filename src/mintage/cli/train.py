@@ -129,6 +129,55 @@ def drafter(
     typer.echo(f"wrote {out}")
 
 
+@app.command()
+def decompounder(
+    texts: Annotated[list[str], typer.Argument(help="Text files, folders, .jsonl files, or hub:owner/name.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Safetensors file to write.")] = Path(
+        "decompounder.safetensors"
+    ),
+    gold: Annotated[
+        Path | None, typer.Option(help="JSON lines with word and segments: a second stage learns from them.")
+    ] = None,
+    work: Annotated[Path, typer.Option(help="Keeps counts, checkpoint and log; a killed run goes on.")] = Path(
+        ".mintage/decompounder"
+    ),
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 1000,
+    width: Annotated[int, typer.Option(help="Channels of the tagger.")] = 48,
+    layers: Annotated[int, typer.Option(help="Blocks of the tagger.")] = 3,
+    lexicon: Annotated[int, typer.Option(help="Most frequent words that the tagger knows.")] = 100_000,
+    processes: Annotated[int, typer.Option(help="Processes that count words.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+) -> None:
+    """Train a splitter of compounds from the hyphens that people write in a text.
+
+    [dim]Examples[/dim]
+
+      mintage train decompounder german.txt --out de.safetensors
+
+      mintage train decompounder texts/ --gold gold.jsonl --processes 4
+
+    Next: [bold]mintage segment decompound Haustürschlüssel --model de.safetensors[/bold]
+    """
+    from mintage.data import Corpus
+    from mintage.segment.decompounder import train_decompounder
+
+    with _Stages() as stages:
+        made = train_decompounder(
+            Corpus(*texts),
+            work=work,
+            gold=gold,
+            processes=processes,
+            steps=steps,
+            width=width,
+            layers=layers,
+            lexicon_size=lexicon,
+            seed=seed,
+            progress=stages,
+        )
+    made.save(out)
+    typer.echo(f"wrote {out}")
+
+
 class _Stages:
     """One progress bar per stage that a training reports."""
 
@@ -151,5 +200,5 @@ class _Stages:
 
     def __call__(self, stage: str, done: int, of: int) -> None:
         if stage not in self._tasks:
-            self._tasks[stage] = self._progress.add_task(stage, total=of)
-        self._progress.update(self._tasks[stage], completed=done, total=of)
+            self._tasks[stage] = self._progress.add_task(stage, total=of or None)
+        self._progress.update(self._tasks[stage], completed=done, total=of or None)

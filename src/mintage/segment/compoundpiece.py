@@ -42,6 +42,7 @@ __all__ = [
     "CompoundPieceTokenizer",
     "Splitter",
     "hard_compound_rate",
+    "hard_compounds",
     "hyphen_pairs",
     "lossless_pretokens",
     "pretokens",
@@ -366,7 +367,7 @@ class CompoundPiece(Trainer):
 
     def _train(self, corpus: Iterable[str], work: Path, progress: Progress) -> CompoundPieceTokenizer:
         cut = pretokens if self.normalize else lossless_pretokens
-        tokens = self._count(corpus, cut, work / f"{cut.__name__}.json", progress)
+        tokens = counted(corpus, cut, work, progress, processes=self.processes, max_words=self.max_words)
         if not tokens:
             raise UserError("the corpus is empty; pass texts to learn from")
         weights = {
@@ -380,32 +381,6 @@ class CompoundPiece(Trainer):
             )
         pieces = self._split(weights, corpus, work, progress)
         return self._unigram(pieces, progress)
-
-    def _count(
-        self, corpus: Iterable[str], words: Callable[[str], Iterable[str]], path: Path, progress: Progress
-    ) -> Counter[str]:
-        """Count, or read a count that was finished before a kill."""
-        mark = str(getattr(corpus, "fingerprint", ""))
-        if path.exists():
-            try:
-                held = json.loads(path.read_text(encoding="utf-8"))
-                found, counts = held["mark"], Counter[str](held["counts"])
-            except (OSError, ValueError, KeyError, TypeError):
-                raise UserError(f"{path} is damaged; delete it to count again") from None
-            if found != mark:
-                raise UserError(f"{path} counts another corpus; delete it, or pass another folder")
-            return counts
-        counts = count_words(
-            corpus,
-            words,
-            processes=self.processes,
-            max_words=self.max_words,
-            state=path.with_suffix(".begun"),
-            progress=partial(_characters, progress, f"count {words.__name__.replace('_', ' ')}"),
-        )
-        with replace_file(path) as temporary:
-            temporary.write_text(json.dumps({"mark": mark, "counts": counts}, ensure_ascii=False), encoding="utf-8")
-        return counts
 
     def _split(self, weights: Mapping[str, int], corpus: Iterable[str], work: Path, progress: Progress) -> Counter[str]:
         """Return the weights of pieces. Tokens of digits, punctuation (hyphens) and white space stay whole."""
@@ -442,7 +417,7 @@ class CompoundPiece(Trainer):
 
         if str(self.decompounder) != "train":
             return Decompounder.load(self.decompounder)
-        words = self._count(corpus, web_words, work / "web_words.json", progress)
+        words = counted(corpus, web_words, work, progress, processes=self.processes, max_words=self.max_words)
         pairs = hyphen_pairs(words, seed=self.seed)
         if not pairs:
             raise UserError(
@@ -464,6 +439,46 @@ class CompoundPiece(Trainer):
             tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), spaces])
         progress("train the Unigram model", 1, 1)
         return CompoundPieceTokenizer(tokenizer)
+
+
+def counted(
+    corpus: Iterable[str],
+    words: Callable[[str], Iterable[str]],
+    work: Path,
+    progress: Progress = silent,
+    *,
+    processes: int = 1,
+    max_words: int | None = None,
+) -> Counter[str]:
+    """Count, or read the count that a call finished in `work` before it was killed.
+
+    Raises
+    ------
+    UserError
+        `work` holds a damaged count, or one of another corpus.
+    """
+    path = work / f"{words.__name__}.json"
+    mark = str(getattr(corpus, "fingerprint", ""))
+    if path.exists():
+        try:
+            held = json.loads(path.read_text(encoding="utf-8"))
+            found, counts = held["mark"], Counter[str](held["counts"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError(f"{path} is damaged; delete it to count again") from None
+        if found != mark:
+            raise UserError(f"{path} counts another corpus; delete it, or pass another folder")
+        return counts
+    counts = count_words(
+        corpus,
+        words,
+        processes=processes,
+        max_words=max_words,
+        state=path.with_suffix(".begun"),
+        progress=partial(_characters, progress, f"count {words.__name__.replace('_', ' ')}"),
+    )
+    with replace_file(path) as temporary:
+        temporary.write_text(json.dumps({"mark": mark, "counts": counts}, ensure_ascii=False), encoding="utf-8")
+    return counts
 
 
 def _characters(progress: Progress, stage: str, done: int) -> None:
@@ -516,8 +531,8 @@ def _learn_unigram(weights: Mapping[str, int], vocab_size: int, longest: int) ->
 # -- hard compounds (section 2) ------------------------------------------------------------------------------------
 
 
-def hard_compound_rate(tokenizer: Segmenter, gold: Mapping[str, Sequence[str]], *, prefix: str = " ") -> float:
-    """Share of compounds with a constituent boundary inside a token: what a model over these tokens cannot see.
+def hard_compounds(tokenizer: Segmenter, gold: Mapping[str, Sequence[str]], *, prefix: str = " ") -> list[bool]:
+    """Tell of every compound whether a constituent boundary is inside a token, where a model cannot see it.
 
     Parameters
     ----------
@@ -538,14 +553,19 @@ def hard_compound_rate(tokenizer: Segmenter, gold: Mapping[str, Sequence[str]], 
         raise UserError(f"the ids of {tokenizer.method} do not mean bytes; token boundaries are not defined")
     if not gold:
         raise UserError("no gold compounds; pass a mapping such as {'Haustür': ['Haus', 'tür']}")
-    hard = 0
-    words = list(gold)
-    for word, ids in zip(words, tokenizer.encode_batch([prefix + word for word in words]), strict=True):
+    hard = []
+    for word, ids in zip(gold, tokenizer.encode_batch([prefix + word for word in gold]), strict=True):
         if "".join(gold[word]) != word or len(gold[word]) < 2:
             raise UserError(f"gold pieces {list(gold[word])} do not make up {word!r}; pass two or more pieces of it")
         wanted = _boundaries([prefix.encode() + gold[word][0].encode(), *(p.encode() for p in gold[word][1:])])
-        hard += not wanted <= _boundaries([tokens[i] for i in ids])
-    return hard / len(words)
+        hard.append(not wanted <= _boundaries([tokens[i] for i in ids]))
+    return hard
+
+
+def hard_compound_rate(tokenizer: Segmenter, gold: Mapping[str, Sequence[str]], *, prefix: str = " ") -> float:
+    """Share of hard compounds, see `hard_compounds`."""
+    hard = hard_compounds(tokenizer, gold, prefix=prefix)
+    return sum(hard) / len(hard)
 
 
 def _boundaries(pieces: Sequence[bytes]) -> set[int]:

@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -32,12 +32,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mintage.errors import UserError
-from mintage.files import replace_file
-from mintage.segment.compoundpiece import split_by_constituents
+from mintage.files import read_jsonl, replace_file
+from mintage.segment.compoundpiece import counted, hyphen_pairs, split_by_constituents, web_words
 from mintage.segment.contract import Progress, silent
 from mintage.train import Settings, train
 
-__all__ = ["Decompounder", "Tagger", "TaggerRecipe", "decompound"]
+__all__ = ["Decompounder", "Tagger", "TaggerRecipe", "decompound", "train_decompounder"]
 
 LONGEST = 64  # characters; longer words stay whole
 FEATURES = 5
@@ -389,6 +389,50 @@ class TaggerRecipe:
         loss = (losses * possible).sum() / possible.sum().clamp(min=1)
         exact = (((logits > 0) == (cuts > 0)) | ~possible).all(1).float().mean()
         return loss, {"exact": exact.item()}
+
+
+def train_decompounder(
+    corpus: Iterable[str],
+    *,
+    work: str | Path,
+    gold: str | Path | None = None,
+    processes: int = 1,
+    max_words: int = 10_000_000,
+    seed: int = 0,
+    progress: Progress = silent,
+    **settings: Any,
+) -> Decompounder:
+    """Count a corpus's words and learn from its hyphens, as ``mintage train decompounder`` does.
+
+    Parameters
+    ----------
+    corpus
+        Documents, e.g. a `mintage.data.Corpus`.
+    work
+        Keeps counts and checkpoints; the same call goes on after a kill.
+    gold
+        JSON lines with ``word`` and ``segments`` for stage 2.
+    processes, max_words
+        As in `mintage.data.count_words`.
+    seed, progress, **settings
+        As in `Decompounder.fit`.
+
+    Raises
+    ------
+    UserError
+        The corpus has no hyphens, `gold` lacks a field, or `work` belongs to another corpus.
+    """
+    taught = []
+    for number, row in enumerate(read_jsonl(gold) if gold else [], start=1):
+        word, parts = row.get("word"), row.get("segments")
+        if not isinstance(word, str) or not isinstance(parts, list) or not all(isinstance(p, str) for p in parts):
+            raise UserError(f"{gold}, row {number}: expected a word and a list of segments")
+        taught.append((word, parts))
+    words = counted(corpus, web_words, Path(work), progress, processes=processes, max_words=max_words)
+    pairs = hyphen_pairs(words, seed=seed)
+    if not pairs:
+        raise UserError("no word of the texts has a hyphen to learn from; pass more text")
+    return Decompounder.fit(pairs, words=words, gold=taught, folder=work, seed=seed, progress=progress, **settings)
 
 
 def decompound(word: str, *, model: str | Path) -> list[str]:
