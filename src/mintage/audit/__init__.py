@@ -6,6 +6,7 @@ METHODS = (
     Method(
         name="data-mixture",
         job="audit",
+        entry="mintage.audit.data_mixture:DataMixture",
         title="Data Mixture Inference: What do BPE Tokenizers Reveal about their Training Data?",
         arxiv="2407.16607",
         year=2024,
@@ -56,5 +57,6 @@ __getattr__, __dir__ = lazy_attributes(
     __name__,
     Audit="mintage.audit.contract:Audit",
     Report="mintage.audit.contract:Report",
+    DataMixture="mintage.audit.data_mixture:DataMixture",
     NumberTokens="mintage.audit.number_tokens:NumberTokens",
 )
