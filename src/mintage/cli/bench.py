@@ -21,7 +21,7 @@ from mintage.errors import UserError
 
 def bench(
     names: Annotated[list[str], typer.Argument(help="A job (all its usual arms), or methods of one job.")],
-    model: Annotated[str, typer.Option(help="smollm2 (embedded), a folder, or a hub id.")] = "smollm2",
+    model: Annotated[str | None, typer.Option(help="smollm2 (embedded, the default), a folder, or a hub id.")] = None,
     prompts: Annotated[
         str | None, typer.Option(help="JSON lines with turns or prompt (Spec-Bench's format); default: bundled.")
     ] = None,
@@ -42,6 +42,7 @@ def bench(
     link_bandwidth: Annotated[
         float | None, typer.Option(help="GB/s at which modelled offloaded weights come; default 16 (PCIe 4.0 x16).")
     ] = None,
+    vocab_size: Annotated[int | None, typer.Option(help="Of the tokenizers that bench segment trains.")] = None,
     dtype: Annotated[str | None, typer.Option(help="bfloat16, float32 or float16.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
@@ -85,6 +86,7 @@ def bench(
         "draft_model": draft_model,
         "assisted": assisted,
         "link_bandwidth": link_bandwidth,
+        "vocab_size": vocab_size,
         "dtype": dtype,
         "device": device,
         "seed": seed,

@@ -14,20 +14,25 @@ from safetensors.numpy import load_file, save_file
 from mintage.errors import UserError
 from mintage.files import replace_folder
 
-__all__ = ["read_artefact", "write_artefact"]
+__all__ = ["check_target", "read_artefact", "write_artefact"]
 
 FORMAT, VERSION = "mintage segmenter", 1
 VALUES, ARRAYS = "segmenter.json", "segmenter.safetensors"
 _OURS = {VALUES, ARRAYS, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
 
 
-def write_artefact(folder: Path, segmenter: Any) -> None:
-    """Write `segmenter` to `folder`, which is new, empty, or holds a segmenter (see `Segmenter.save`)."""
+def check_target(folder: Path) -> None:
+    """Raise UserError unless `folder` is new, empty, or holds a segmenter."""
     if folder.is_file():
         raise UserError(f"{folder} is a file; pass a folder")
     others = sorted({p.name for p in folder.iterdir()} - _OURS) if folder.exists() else []
     if others:
         raise UserError(f"{folder} holds other files (e.g. {others[0]}); pass a new folder, nothing was written")
+
+
+def write_artefact(folder: Path, segmenter: Any) -> None:
+    """Write `segmenter` to `folder`, which is new, empty, or holds a segmenter (see `Segmenter.save`)."""
+    check_target(folder)
     values, arrays = segmenter.state()
     kind = type(segmenter)
     head = {"format": FORMAT, "version": VERSION, "method": segmenter.method}
