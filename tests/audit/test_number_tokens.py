@@ -403,11 +403,11 @@ def test_a_left_cutter_is_reported():
     assert [row["length"] for row in report.table] == list(range(1, 16))
     for row in report.table:
         told = row["length"] > 3 and row["length"] % 3 > 0
-        assert row["left_to_right"] == told
+        assert row["l2r"] == told
         assert row["both"] == (not told)
-        assert row["right_to_left"] == row["single_digits"] == row["irregular"] == 0
-        assert row["distinct_cuts"] == 1
-        assert row["tokens_per_number"] == -(-row["length"] // 3)
+        assert row["r2l"] == row["digits"] == row["irregular"] == 0
+        assert row["cuts"] == 1
+        assert row["tokens"] == -(-row["length"] // 3)
     assert [row["usual_cut"] for row in report.table][7] == "3+3+2"
 
 
@@ -418,7 +418,7 @@ def test_a_right_cutter_and_a_single_digit_cutter_are_reported():
     singles = NumberTokens(samples=50).run(number_tokenizer("r2l", 1))
     assert singles.findings["cut"] == "single digits"
     assert singles.findings["single tokens"] == 10
-    assert singles.table[5]["single_digits"] == 1
+    assert singles.table[5]["digits"] == 1
 
 
 def test_merges_without_a_number_pattern_are_irregular():
@@ -432,9 +432,7 @@ def test_merges_without_a_number_pattern_are_irregular():
     assert report.findings["most cuts of one length"] > 2
     assert 110 < report.findings["single tokens"] < 1110
     for row in report.table:
-        assert sum(row[k] for k in ("left_to_right", "right_to_left", "both", "single_digits", "irregular")) == (
-            pytest.approx(1)
-        )
+        assert sum(row[k] for k in ("l2r", "r2l", "both", "digits", "irregular")) == (pytest.approx(1))
 
 
 def test_a_prefix_padding_and_truncation_do_not_confuse_the_report():

@@ -196,6 +196,10 @@ def test_every_example_of_the_help_runs(mintage, light, tmp_path, make_draft_res
         (tmp_path / name).write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
     if verb == ("report",):
         make_draft_results(tmp_path / "results")
+    if verb in (("audit", "number-tokens"), ("audit", "to-r2l")):
+        from mintage.audit.number_tokens import number_tokenizer
+
+        number_tokenizer("l2r").save(str(tmp_path / "tokenizer.json"))
     command = next(part for part in re.split(r" \| (?=mintage)| \| ", line) if part.startswith("mintage "))
     words = shlex.split(command)[1:]
     if verb == ("generate",):

@@ -524,6 +524,8 @@ def _special_tokens(source: str | Path | None) -> dict[str, Any]:
 KINDS = ("left to right", "right to left", "both", "single digits", "irregular")
 """How a number is cut; ``both`` where the two directions agree (length at most the size, or a multiple of it)."""
 
+_COLUMNS = ("l2r", "r2l", "both", "digits", "irregular")
+
 
 def _digits(token: str) -> str:
     """Return the ASCII digits that a vocabulary string stands for."""
@@ -612,13 +614,14 @@ class NumberTokens(Audit):
         findings: dict[str, Any] = {
             "cut": _verdict(telling, self.size),
             **{f"share {kind}": telling[kind] / total if total else 0.0 for kind in KINDS if kind != "both"},
-            "most cuts of one length": max(row["distinct_cuts"] for row in table),
+            "most cuts of one length": max(row["cuts"] for row in table),
             **{f"single tokens of {w} digit{'s'[: w > 1]}": held for w, held in coverage.items()},
             "single tokens": sum(coverage.values()),
             "example": f"10642122 = {'|'.join(tokenizer_cut(tokenizer, ['10642122'], self.prefix)[0])}",
         }
         notes = [
             f"Shares are over numbers whose length tells the directions apart: above {self.size}, no multiple of it.",
+            "cuts: distinct cuts among the numbers of a length; tokens: per number.",
             f"Up to {self.samples} numbers per length without leading zeros; 1110 strings of 1 to 3 digits in all.",
         ]
         figures = [self._heatmap(kinds), self._examples(tokenizer)]
@@ -656,10 +659,10 @@ class NumberTokens(Audit):
         return kinds, {
             "length": length,
             "numbers": len(numbers),
-            **{kind.replace(" ", "_"): kinds[kind] / len(numbers) for kind in KINDS},
-            "distinct_cuts": len(patterns),
+            **{column: kinds[kind] / len(numbers) for column, kind in zip(_COLUMNS, KINDS, strict=True)},
+            "cuts": len(patterns),
             "usual_cut": patterns.most_common(1)[0][0],
-            "tokens_per_number": sum(map(len, cuts)) / len(cuts),
+            "tokens": sum(map(len, cuts)) / len(cuts),
         }
 
     def _coverage(self, tokenizer: Tokenizer, width: int) -> int:
