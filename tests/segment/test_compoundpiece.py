@@ -331,6 +331,7 @@ def test_a_killed_training_goes_on_and_ends_the_same(splitter, tmp_path):
 def test_the_command_trains_from_text_and_gold(tmp_path):
     from typer.testing import CliRunner
 
+    from mintage.cli.segment import app as segment
     from mintage.cli.train import app
     from mintage.segment.decompounder import decompound
 
@@ -343,7 +344,8 @@ def test_the_command_trains_from_text_and_gold(tmp_path):
     call = ["decompounder", str(text), "--out", str(out), "--work", str(tmp_path / "work"), "--gold", str(gold), *sizes]
     told = CliRunner().invoke(app, call, catch_exceptions=False)
     assert told.exit_code == 0
-    assert "".join(decompound("mondwagen", model=out)) == "mondwagen"
+    split = CliRunner().invoke(segment, ["decompound", "mondwagen", "steinuhr", "--model", str(out)])
+    assert split.stdout.splitlines() == ["|".join(decompound(w, model=out)) for w in ("mondwagen", "steinuhr")]
     gold.write_text('{"word": "steinuhr"}\n')
     with pytest.raises(UserError, match=r"gold\.jsonl, row 1"):
         CliRunner().invoke(app, call, catch_exceptions=False)

@@ -198,6 +198,28 @@ def decode(
 
 
 @app.command()
+def decompound(
+    words: Annotated[list[str], typer.Argument(help="Words to split, or - for one per line of standard input.")],
+    model: Annotated[Path, typer.Option(help="What mintage train decompounder wrote.")],
+) -> None:
+    """Split compounds into their constituents: one line per word, pieces joined by |.
+
+    [dim]Examples[/dim]
+
+      mintage segment decompound Haustürschlüssel Wasseruhr --model de.safetensors
+
+      mintage segment decompound - --model de.safetensors < words.txt
+
+    Next: [bold]mintage segment train compoundpiece:decompounder=de.safetensors --text german.txt -o pieces[/bold]
+    """
+    from mintage.segment.decompounder import Decompounder
+
+    given = _input("-").decode("utf-8", "replace").splitlines() if words == ["-"] else words
+    for pieces in Decompounder.load(model).split_all(given):
+        typer.echo("|".join(pieces))
+
+
+@app.command()
 def compare(
     tokenizers: Annotated[list[str], typer.Argument(help=f"{_TOKENIZER} NAME=... names one in the table.")],
     text: Annotated[list[str], typer.Option(help="Held-out text, .jsonl, .gz or a folder; repeat for more.")],

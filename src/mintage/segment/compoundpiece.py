@@ -21,7 +21,7 @@ import math
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -54,6 +54,15 @@ __all__ = [
 RARE = math.exp(-6)  # a hyphenation rarer than this beside its closed form is a slip of the pen
 KEEP_CASE = 0.001  # hyphens whose removal leaves the case alone, in training data
 LONGEST = 64  # bytes of a word, as the paper's model reads
+_LEAST = {
+    "vocab_size": 257,  # the bytes and one more
+    "min_count": 1,
+    "max_bytes": 2,
+    "tagger_steps": 1,
+    "tagger_width": 1,
+    "tagger_layers": 1,
+    "lexicon_size": 0,
+}
 _SEPARATOR = r"[\p{Z}\n\t\r]"
 _PARTS = regex.compile(rf"{_SEPARATOR}+|[\p{{S}}\p{{P}}]+|[^\p{{S}}\p{{P}}\p{{Z}}\n\t\r]+")
 _EDGES = regex.compile(r"^\p{P}+|\p{P}+$")
@@ -314,8 +323,8 @@ class CompoundPiece(Trainer):
         Longer tokens are left out.
     normalize
         Apply NFKC and make runs of white space one space, as in the paper. Such a tokenizer is not lossless.
-    tagger_steps
-        Optimiser steps of the splitter where it is trained.
+    tagger_steps, tagger_width, tagger_layers, lexicon_size
+        Of the splitter where it is trained, see `Decompounder.fit`.
     processes
         Processes that count words; the outcome does not depend on it.
     max_words
@@ -335,24 +344,24 @@ class CompoundPiece(Trainer):
     max_bytes: int = 32
     normalize: bool = False
     tagger_steps: int = 1000
+    tagger_width: int = 48
+    tagger_layers: int = 3
+    lexicon_size: int = 100_000
     processes: int = 1
     max_words: int = 10_000_000
     seed: int = 0
-    _tagger: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.vocab_size < 257:
-            raise UserError(f"vocab_size={self.vocab_size}; pass at least 257, 256 entries are the bytes")
-        if min(self.min_count, self.tagger_steps) < 1 or self.max_bytes < 2:
-            raise UserError("min_count and tagger_steps must be at least 1, max_bytes at least 2")
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise UserError(f"{name}={getattr(self, name)}; pass at least {least}")
         if not isinstance(self.decompounder, str | Path | Splitter):
             raise UserError(f"decompounder={self.decompounder!r}; pass 'train', 'none', a saved one, or a splitter")
 
     @classmethod
     def tiny(cls) -> CompoundPiece:
         """Train a splitter in three steps, which learns next to nothing, and 320 entries."""
-        sizes = {"width": 8, "layers": 1, "batch": 8, "lexicon_size": 100}
-        return cls(vocab_size=320, min_count=1, tagger_steps=3, _tagger=sizes)
+        return cls(vocab_size=320, min_count=1, tagger_steps=3, tagger_width=8, tagger_layers=1, lexicon_size=100)
 
     def train(
         self, texts: Iterable[str], *, work: str | Path | None = None, progress: Progress = silent
@@ -423,8 +432,17 @@ class CompoundPiece(Trainer):
             raise UserError(
                 "no word of the corpus has a hyphen to learn from; pass decompounder='none', or a saved Decompounder"
             )
-        settings = {"words": words, "steps": self.tagger_steps, "seed": self.seed, **self._tagger}
-        return Decompounder.fit(pairs, folder=work / "decompounder", progress=progress, **settings)
+        return Decompounder.fit(
+            pairs,
+            words=words,
+            folder=work / "decompounder",
+            steps=self.tagger_steps,
+            width=self.tagger_width,
+            layers=self.tagger_layers,
+            lexicon_size=self.lexicon_size,
+            seed=self.seed,
+            progress=progress,
+        )
 
     def _unigram(self, pieces: Mapping[str, int], progress: Progress) -> CompoundPieceTokenizer:
         """Train SentencePiece's Unigram on the pieces in byte characters, and hand it to `tokenizers`."""
