@@ -144,8 +144,8 @@ def run(
         rows += result_rows(bench, command=command, data=data, link=link_bandwidth)
         rows += run_figures(bench)
         if not bench.temperature and not budgets:
-            drawn = [arm.name for arm in arms if arm.drafter is not None and arm.draft_model is None]
-            rows += [tree_figure(lm, chosen[0], spec, max_new_tokens) for spec in drawn]
+            drawn = [bare(arm.name) for arm in arms if arm.drafter is not None and arm.draft_model is None]
+            rows += [tree_figure(lm, chosen[0], spec, max_new_tokens) for spec in dict.fromkeys(drawn)]
     for _, _, journal in runs:
         journal.delete()
     return rows
