@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -628,3 +629,12 @@ def test_a_prompt_that_is_read_is_no_round(lm):
     drawn = tree_figure(numbered(lm), Prompt("a", "chat", (text,)), "token-recycling:recycle_prompt=true", 8)
     assert len(drawn.data["nodes"]) <= 80
     assert len(drawn.data["emitted"].split()) <= 8
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler on PATH")
+def test_compiled_arms_run_beside_the_others_and_are_drawn(measure, monkeypatch, tmp_path):
+    monkeypatch.setenv("MINTAGE_CACHE", str(tmp_path))
+    rows = measure(["plain compiled", "token-recycling:budget=4 compiled"], max_new_tokens=6, assisted=False)
+    same = {r.method: r.value for r in rows if isinstance(r, Result) and r.metric == "outputs identical to generate"}
+    assert same["plain compiled"] == same["token-recycling:budget=4 compiled"] == 1
+    assert any(isinstance(r, Figure) and r.name == "tree-token-recycling:budget=4" for r in rows)
