@@ -388,7 +388,10 @@ def test_too_few_documents_are_said(mixture):
     tokenizer, samples, _ = mixture
     few = {**samples, "east": [" ".join(samples["east"])]}
     notes = DataMixture(samples=few, bootstrap=2).run(tokenizer).notes
-    assert any("Too few documents to resample: east" in note for note in notes)
+    assert any("Too few documents to resample: east; the intervals leave" in note for note in notes)
+    report = DataMixture(samples={name: [" ".join(texts)] for name, texts in samples.items()}).run(tokenizer)
+    assert any("there are no intervals" in note for note in report.notes)
+    assert {row["low"] for row in report.table} == {None}
 
 
 def test_rare_merges_are_left_out(mixture):

@@ -413,11 +413,12 @@ class DataMixture(Audit):
         estimate = self._infer(transcript, counted, progress=progress)
         draws = []
         generator = np.random.default_rng(self.seed)
-        for number in range(self.bootstrap):
+        resamples = self.bootstrap if any(counted.resampled(category) for category in self.samples) else 0
+        for number in range(resamples):
             again = replayed.counts(counted.weights(generator)).first(transcript.steps)
             draws.append(list(self._infer(again, counted, active=estimate.active).shares.values()))
-            progress("bootstrap", number + 1, self.bootstrap)
-        spread = np.std(draws, axis=0, ddof=1) if self.bootstrap > 1 else None
+            progress("bootstrap", number + 1, resamples)
+        spread = np.std(draws, axis=0, ddof=1) if resamples > 1 else None
         return _report(self, name, estimate, transcript, counted, spread, len(listed), len(organic))
 
     def _infer(self, transcript: Transcript, counted: _Counted, **settings: Any) -> MixtureEstimate:
@@ -594,8 +595,9 @@ def _report(
         pairs = ", ".join(f"{left!r} + {right!r}" for left, right in passed)
         notes.append(f"Frequent in the samples, but passed over by the trainer: {pairs}.")
     fixed = [category for category in transcript.categories if not counted.resampled(category)]
-    if spread is not None and fixed:
-        notes.append(f"Too few documents to resample: {', '.join(fixed)}; the intervals leave their noise out.")
+    if audit.bootstrap and fixed:
+        left_out = "the intervals leave their noise out" if spread is not None else "there are no intervals"
+        notes.append(f"Too few documents to resample: {', '.join(fixed)}; {left_out}.")
     series: dict[str, Any] = {"name": "inferred", "y": shares.tolist()}
     if spread is not None:
         series |= {"low": low, "high": high}
