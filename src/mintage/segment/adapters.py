@@ -200,8 +200,9 @@ class Tiktoken(Foreign):
         self.check_ids(ids)
         try:
             return self.encoding.decode_bytes(list(ids))
-        except KeyError as error:
-            raise UserError(f"id {error} stands for nothing in this tiktoken encoding") from None
+        except KeyError:
+            odd = next(i for i in ids if not self.tokens()[i])
+            raise UserError(f"id {odd} stands for nothing in this tiktoken encoding") from None
 
 
 class SentencePiece(Foreign):
@@ -331,7 +332,10 @@ def _sentencepiece_file(path: Path) -> SentencePiece:
     except ModuleNotFoundError:
         raise missing_extra("sentencepiece", "segment") from None
     try:
-        return SentencePiece(sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes()))
+        data = path.read_bytes()
+        if not data:  # which the library takes for "load later"
+            raise RuntimeError
+        return SentencePiece(sentencepiece.SentencePieceProcessor(model_proto=data))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except Exception:  # RuntimeError from the library

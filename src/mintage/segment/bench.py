@@ -476,7 +476,9 @@ def _rivals(bpe: Segmenter | None, mix: Mix, vocab_size: int) -> tuple[dict[str,
         found["tiktoken (bpe's merges)"] = _as_tiktoken(bpe)
     for kind in ("bpe", "unigram"):
         name = f"sentencepiece {kind}"
-        found[name], seconds[name] = timed(lambda kind=kind: _train_sentencepiece(kind, mix.train, vocab_size))
+        made, spent = timed(lambda kind=kind: _train_sentencepiece(kind, mix.train, vocab_size))
+        if made is not None:
+            found[name], seconds[name] = made, spent
     with suppress(UserError):  # the embedded model is an extra of its own
         found["smollm2 (given)"] = open_segmenter("smollm2")
     return found, seconds
@@ -491,23 +493,29 @@ def _as_tiktoken(bpe: HFSegmenter) -> Tiktoken:
     return Tiktoken(tiktoken.Encoding("bpe", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={}))
 
 
-def _train_sentencepiece(kind: str, texts: ByLanguage, vocab_size: int) -> SentencePiece:
+def _train_sentencepiece(kind: str, texts: ByLanguage, vocab_size: int) -> SentencePiece | None:
+    """Train with the library's defaults and byte fallback; None where its alphabet does not fit into `vocab_size`."""
     try:
         import sentencepiece
     except ModuleNotFoundError:
         raise missing_extra("sentencepiece", "segment") from None
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(  # pyright: ignore[reportAttributeAccessIssue]
-        sentence_iterator=_sentences(texts),
-        model_writer=model,
-        model_type=kind,
-        vocab_size=vocab_size,
-        hard_vocab_limit=False,
-        byte_fallback=True,
-        character_coverage=0.9995,
-        num_threads=1,
-        minloglevel=2,
-    )
+    try:
+        sentencepiece.SentencePieceTrainer.train(  # pyright: ignore[reportAttributeAccessIssue]
+            sentence_iterator=_sentences(texts),
+            model_writer=model,
+            model_type=kind,
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            byte_fallback=True,
+            character_coverage=0.9995,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        if "Vocabulary size is smaller than required_chars" in str(error):
+            return None
+        raise
     return SentencePiece(sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()))
 
 

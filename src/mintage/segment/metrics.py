@@ -165,7 +165,7 @@ def word_spans(text: str) -> Int[np.ndarray, "words 2"]:
 def continued_share(
     ends: Int[np.ndarray, " tokens"],
     counts: Int[np.ndarray, " documents"],
-    words: Sequence[Int[np.ndarray, "words 2"]],
+    words: Sequence[Int[np.ndarray, "_ 2"]],
 ) -> float:
     """Share of words with a token boundary strictly inside them."""
     inside = total = 0
@@ -181,7 +181,7 @@ def continued_share(
 # -- spread of the vocabulary --------------------------------------------------------------------------------------
 
 
-def renyi_efficiency(counts: Int[np.ndarray, " vocabulary"], alpha: float = ALPHA) -> float:
+def renyi_efficiency(counts: Int[np.ndarray, " vocabulary"], alpha: float | int = ALPHA) -> float:
     """Renyi entropy of the tokens over the logarithm of the vocabulary's size; `alpha` = 1 is Shannon's.
 
     H_a(p) = log(sum_i p_i^a) / (1 - a), divided by log V (Zouhar et al., 2023).

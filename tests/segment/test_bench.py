@@ -1,0 +1,223 @@
+"""The bench of tokenizers, on a small data folder of its own."""
+
+import gzip
+import json
+
+import pytest
+
+from mintage import catalog
+from mintage.errors import UserError
+from mintage.measure import Figure, Result, append_results, read_results
+from mintage.segment import bench
+from mintage.segment.baselines import BPE, ByteLevel
+from mintage.segment.bench import compare, open_mix, run, train_arms
+from mintage.testing.segment import CORPUS
+
+HELD = [*CORPUS[:5], "A new moon, a new sea.\n"]
+PARALLEL = {"de": (["Das Wasser der See"], ["The water of the sea"]), "zh": (["潮汐"], ["The tide"])}
+GOLD = {"keepers": ["keep", "er", "s"], "waters": ["water", "s"]}
+
+
+def zipped(path, text):
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.write(text)
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A data folder of the right shape, with few lines."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    text = "".join(CORPUS)
+    zipped(folder / "wikitext2_valid.txt.gz", text * 4)
+    zipped(folder / "wikitext2_test_head.txt.gz", "A head : " + text)
+    rows = [
+        {"lang": lang, "par": number, "context": f"{CORPUS[place]} {number}"}
+        for place, lang in enumerate(("en", "de", "zh"))
+        for number in range(10)
+    ]
+    zipped(folder / "xquad.jsonl.gz", "".join(json.dumps(row) + "\n" for row in rows))
+    rows = [
+        {"lang": lang, "i": i, "text": f"{text} {i}", "eng": f"The tide {i}"}
+        for lang, text in (("deu", "Die Flut"), ("fin", "Vuorovesi"), ("cmn", "潮汐"))
+        for i in range(6)
+    ]
+    zipped(folder / "tatoeba_parallel.jsonl.gz", "".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"lang": "eng", "word": word, "segments": parts} for word, parts in GOLD.items()]
+    rows.append({"lang": "fra", "word": "marées", "segments": ["marée", "s"]})
+    zipped(folder / "morph_segmentation.jsonl.gz", "".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setenv("MINTAGE_DATA", str(folder))
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def segmenters():
+    return {"bpe": BPE(vocab_size=330).train(CORPUS), "bytes": ByteLevel().train(CORPUS)}
+
+
+def table(rows):
+    found = {}
+    for row in rows:
+        if isinstance(row, Result):
+            found.setdefault(row.method, {})[row.metric] = row
+    return found
+
+
+# -- compare ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_metric_of_the_issue_is_there(segmenters):
+    rows = compare(segmenters, HELD, parallel={"": PARALLEL}, gold=GOLD, repeats=2, training_seconds={"bpe": 1.5})
+    found = table(rows)
+    wanted = {
+        "bytes per token", "tokens per word", "words cut", "Renyi efficiency (a=2.5)", "Shannon efficiency",
+        "vocabulary size", "vocabulary used", "dead entries", "description length", "documents that come back",
+        "premium, mean", "premium, worst", "premium, Gini", "morphology F1", "morphology precision",
+        "morphology recall", "words cut as gold", "encode", "decode",
+    }  # fmt: skip
+    assert set(found["bytes"]) == wanted
+    assert set(found["bpe"]) == wanted | {"training time"}
+    assert found["bytes"]["bytes per token"].value == 1
+    assert found["bytes"]["words cut as gold"].value == 0
+    assert found["bytes"]["morphology recall"].value == 1
+    assert found["bytes"]["bytes per token"].baseline == {"bpe": found["bpe"]["bytes per token"].value}
+    assert found["bpe"]["bytes per token"].baseline == {}
+    assert all(row.verdict == "measured" for own in found.values() for row in own.values())
+    low, high = found["bpe"]["bytes per token"].interval
+    assert low <= found["bpe"]["bytes per token"].value <= high
+
+
+def test_figures_show_what_the_rows_say(segmenters, tmp_path):
+    rows = compare(segmenters, HELD, parallel={"mine": PARALLEL}, repeats=0)
+    figures = {row.name: row for row in rows if isinstance(row, Figure)}
+    assert set(figures) == {"length-and-spread", "premium-mine", "token-map-bpe", "token-map-bytes"}
+    assert figures["premium-mine"].data["categories"] == ["en", "de", "zh"]
+    assert figures["premium-mine"].data["series"][1]["y"][0] == 1
+    tokens = figures["token-map-bpe"].data["tokens"]
+    assert len(tokens) == len(segmenters["bpe"].encode(bench.SENTENCE))
+    assert {token["group"] for token in tokens} == {"begins a word", "goes on"}
+    append_results(tmp_path / "r.jsonl", rows)  # the report reads them again
+    assert len(read_results(tmp_path / "r.jsonl")) == len(rows)
+
+
+def test_a_lossy_tokenizer_is_measured_and_named_lossy(segmenters):
+    from tokenizers import Tokenizer, normalizers
+
+    from mintage.segment.adapters import HFTokenizer
+
+    inner = Tokenizer.from_str(segmenters["bpe"].tokenizer.to_str())
+    inner.normalizer = normalizers.Lowercase()
+    rows = compare({"bpe": segmenters["bpe"], "lower": HFTokenizer(inner)}, HELD, gold=GOLD, repeats=0)
+    row = table(rows)["lower"]["documents that come back"]
+    assert 0 < row.value < 1
+    assert row.note.startswith("lossy: 'The sea, THE SEA' comes back as 'the sea, the sea'")
+
+
+def test_nothing_to_compare_is_told(segmenters):
+    with pytest.raises(UserError, match="no tokenizer to compare"):
+        compare({}, HELD)
+    with pytest.raises(UserError, match="the text is empty"):
+        compare(segmenters, [""])
+
+
+# -- the job -----------------------------------------------------------------------------------------------------------
+
+
+def test_held_out_text_is_not_trained_on(data):
+    mix = open_mix()
+    trained = set(mix.train)
+    assert set(mix.train.texts) == {"en", "de", "zh"}
+    assert mix.train.dev.keys() == mix.train.texts.keys()
+    assert set(mix.train.dev["de"]) <= trained
+    for language, (own, reference) in mix.parallel["XQuAD"].items():
+        assert len(own) == len(reference) == 5, language
+        assert not trained & {*own, *reference}
+    assert set(mix.parallel["languages not trained on"]) == {"fin"}
+    assert mix.gold == GOLD
+    assert len(open_mix(100).held) <= len(mix.held)
+
+
+def test_the_job_measures_all_that_is_ready(data, monkeypatch):
+    ready = ["bpe", "bytes", "superword-bpe", "parity-bpe"]
+    methods = catalog.methods
+
+    def some(job=None, *, role=None):
+        return [m for m in methods(job, role=role) if m.job != "segment" or m.name in ready]
+
+    monkeypatch.setattr(bench.catalog, "methods", some)
+    seen = []
+    rows = run(vocab_size=400, command="mine", progress=lambda done, total, label: seen.append((done, total, label)))
+    found = table(rows)
+    rivals = {"tiktoken (bpe's merges)", "sentencepiece bpe", "sentencepiece unigram"}
+    assert rivals | set(ready) <= set(found) <= rivals | set(ready) | {"smollm2 (given)"}
+    same = [found[name]["bytes per token"].value for name in ("bpe", "tiktoken (bpe's merges)")]
+    assert same[0] == same[1]
+    assert found["bpe"]["vocabulary size"].value <= 400
+    assert found["bpe"]["training time"].value > 0
+    assert "premium, mean, XQuAD" in found["bpe"]
+    assert {row.command for row in rows if isinstance(row, Result)} == {"mine"}
+    assert seen[-1][0] == seen[-1][1]
+    assert not list((data.parent / ".mintage").glob("bench-segment-*")), "a finished run leaves nothing"
+
+
+def test_sentencepiece_is_left_out_where_its_alphabet_does_not_fit(data):
+    assert set(bench._rivals(None, open_mix(), 270)[0]) <= {"smollm2 (given)"}
+
+
+def test_a_named_baseline_stands_beside_bpe(data):
+    found = table(run(["superword-bpe:chunk=50"], vocab_size=300))
+    assert set(found) == {"bpe", "superword-bpe:chunk=50"}
+    assert found["superword-bpe:chunk=50"]["bytes per token"].settings == {"vocab_size": 300}
+
+
+def test_a_killed_run_keeps_its_tokenizers(data, monkeypatch):
+    mix = open_mix()
+    first, seconds = train_arms(["bpe", "bytes"], mix, 300, data / "work")
+    monkeypatch.setattr(BPE, "train", lambda *_, **__: pytest.fail("trained again"))
+    again, known = train_arms(["bpe", "bytes"], mix, 300, data / "work")
+    assert known == seconds
+    assert again["bpe"].state() == first["bpe"].state()
+
+
+def test_a_paper_by_itself_is_its_claim_check(monkeypatch):
+    import sys
+    import types
+
+    def check(*, seed=0, limit=None, command="", progress=None):
+        settings = {"limit": limit}
+        row = Result(
+            method="lib", job="segment", metric="m", value=1.0, unit="x", higher_is_better=True, seed=seed,
+            command=command, settings=settings,
+        )  # fmt: skip
+        return [row]
+
+    module = types.ModuleType("mintage.segment.claims.lib")
+    module.check = check
+    monkeypatch.setitem(sys.modules, "mintage.segment.claims", types.ModuleType("mintage.segment.claims"))
+    monkeypatch.setitem(sys.modules, "mintage.segment.claims.lib", module)
+    (row,) = run(["lib"], seed=3, limit=5, command="c")
+    assert (row.seed, row.settings, row.command) == (3, {"limit": 5}, "c")
+    with pytest.raises(UserError, match="a claim check has its own sizes"):
+        run(["lib"], vocab_size=300)
+
+
+@pytest.mark.parametrize(
+    ("methods", "settings", "line"),
+    [
+        (["bpee"], {}, "unknown method 'bpee'; did you mean 'bpe'"),
+        (["bpe"], {"vocab_size": 100}, "vocab_size=100 is smaller than the alphabet"),
+        (["bpe:chunk=3"], {}, "bpe has no setting 'chunk'"),
+        (["plain"], {}, "plain belongs to the draft job"),
+        (["bytes"], {"limit": 1}, "limit=1; train on at least 100 lines"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_trained(data, methods, settings, line):
+    with pytest.raises(UserError, match=line):
+        run(methods, **settings)
+
+
+def test_absent_data_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("MINTAGE_DATA", str(tmp_path))
+    with pytest.raises(UserError, match=r"wikitext2_valid.txt.gz does not exist"):
+        run(["bytes"])
