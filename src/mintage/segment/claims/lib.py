@@ -176,7 +176,7 @@ def _trained(name: str, text: Text, vocab_size: int, seed: int, work: Path) -> A
 
 
 def _sentencepiece(lines: list[str], vocab_size: int) -> Arm:
-    """Unigram whose pieces may hold spaces; sentencepiece as it comes, with byte fallback."""
+    """Unigram whose pieces may hold spaces; sentencepiece's, with byte fallback."""
     try:
         import sentencepiece
     except ModuleNotFoundError:
@@ -194,7 +194,10 @@ def _sentencepiece(lines: list[str], vocab_size: int) -> Arm:
         normalization_rule_name="identity",
         add_dummy_prefix=False,
         remove_extra_whitespaces=False,
+        # no boundary at all, as LiB has none
         split_by_whitespace=False,
+        split_by_unicode_script=False,
+        split_by_number=False,
         max_sentence_length=1 << 20,
         bos_id=-1,
         eos_id=-1,
@@ -267,7 +270,15 @@ def _rows(text: Text, arms: dict[str, Arm], context: dict[str, Any]) -> list[Res
 
     length = bootstrap_ratio(lengths, cuts[LIB].per_line)
     rows = [
-        row(_LENGTH, "characters", lambda cut: sum(lengths) / sum(cut.per_line), True, interval=length.bounds),
+        row(
+            _LENGTH,
+            "characters",
+            lambda cut: sum(lengths) / sum(cut.per_line),
+            True,
+            interval=length.bounds,
+            claim="the fewest tokens of the five on held-out text",
+            verdict=_verdict(min(cuts, key=lambda name: sum(cuts[name].per_line)) == LIB),
+        ),
         row("vocabulary used on held-out text", "share", lambda cut: cut.used, True),
         row(
             "description length per character",
