@@ -487,3 +487,30 @@ def test_bad_use_is_told(ngram):
         segmenter.decode_window([1] * 8)
     with pytest.raises(UserError, match="train the model for these windows"):
         EqualInfoSegmenter(ngram[32], 16, 8)
+
+
+def test_the_claim_check_runs_small_and_goes_on(tmp_path, monkeypatch):
+    from mintage.measure import Figure, Result
+    from mintage.segment.claims import equal_info as claims
+
+    text = (TEXT * 5).encode()
+    corpus = claims._Corpus("Python, small", text[:3000], text[3000:6000], text[-1100:])
+    monkeypatch.setattr(claims, "_DOCUMENT", 500)
+    monkeypatch.setattr(claims, "_python", lambda: corpus)
+    monkeypatch.setattr(claims, "_wikitext", lambda: corpus)
+    scale = claims.Scale(documents=1, order=2, steps=2, batch_size=2, context=32, hidden_size=8, layers=1)
+    parts = []
+    options = {"scale": scale, "work": tmp_path, "progress": lambda done, total, label: parts.append((done, total))}
+    rows = claims.check(**options)
+    assert parts == [(i, 17) for i in range(17)]
+    results = {row.metric: row for row in rows if isinstance(row, Result)}
+    assert results["documents decoded exactly"].value == 1
+    assert sum(isinstance(row, Figure) for row in rows) == 5
+    plain = results[f"loss below the unigram loss, {claims.PLAIN}"]
+    assert plain.value < 0.05  # two steps teach next to nothing
+    assert results[f"loss below the unigram loss, {claims.EQUAL}"].verdict == "does not hold"
+    again = {row.metric: row.value for row in claims.check(**options) if isinstance(row, Result)}
+    same = [metric for metric in again if not metric.startswith("encoding")]
+    assert [again[metric] for metric in same] == [results[metric].value for metric in same]
+    with pytest.raises(UserError, match="limit=0"):
+        claims.check(limit=0)

@@ -26,7 +26,6 @@ from jaxtyping import Float, Int, Integer, Num, Shaped
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from mintage.data.corpus import as_corpus, gather
 from mintage.errors import UserError
 from mintage.files import replace_file
 from mintage.segment.contract import Progress, as_bytes, silent
@@ -161,11 +160,23 @@ def accumulate(frequencies: Int[np.ndarray, "rows alphabet"]) -> Int[np.ndarray,
 
 
 def blocks(texts: Iterable[str | bytes], size: int = _BLOCK) -> Iterator[bytes]:
-    """Yield the texts, end to end, in blocks of at most `size` bytes; the cuts depend on the texts alone."""
-    for batch in gather(texts, size):  # type: ignore[arg-type]  # bytes have a length, too
-        data = b"".join(map(as_bytes, batch))
-        for begin in range(0, len(data), size):
-            yield data[begin : begin + size]
+    """Yield the texts, end to end, in blocks of `size` bytes, the last one shorter.
+
+    Raises
+    ------
+    UserError
+        `texts` is one text, or holds a lone surrogate.
+    """
+    if isinstance(texts, str | bytes):
+        raise UserError("a corpus is an iterable of texts, not one text; pass [text], or Corpus(path) for a file")
+    held = bytearray()
+    for text in texts:
+        held += as_bytes(text)
+        while len(held) >= size:
+            yield bytes(held[:size])
+            del held[:size]
+    if held:
+        yield bytes(held)
 
 
 def _mark(texts: Any, **settings: Any) -> str:
@@ -244,7 +255,6 @@ class ByteNGram(ByteModel):
             raise UserError(f"order={order} is outside 0..6; pass e.g. 3")
         if max_strings < 1:
             raise UserError(f"max_strings={max_strings}; pass at least 1, e.g. 16000000")
-        texts = as_corpus(texts)  # type: ignore[arg-type]
         path = Path(work) / "counts.safetensors" if work else None
         mark = _mark(texts, order=order, max_strings=max_strings)
         tally = _Tally.read(path, mark) if path and path.exists() else _Tally(order, max_strings)
@@ -573,7 +583,6 @@ class ByteGRU(ByteModel):
                 raise UserError(f"{name}={size}; pass at least 1")
         from mintage.segment.gru_training import train_gru
 
-        texts = as_corpus(texts)  # type: ignore[arg-type]
         with ExitStack() as stack:
             folder = Path(work) if work else Path(stack.enter_context(tempfile.TemporaryDirectory()))
             mark = _mark(texts, sequence_length=sequence_length, **sizes)
