@@ -153,6 +153,7 @@ def draft_speeds(rows: Sequence[Result]) -> str:
     """Every decoder of the newest greedy bfloat16 run: how many tokens a forward emits, and how fast it is."""
     kept = [r for r in rows if r.job == "draft" and not r.claim and r.settings.get("dtype") == "bfloat16"]
     kept = [r for r in kept if r.settings.get("temperature") == 0]
+    kept = [r for r in kept if r.command == kept[-1].command]  # never numbers of two runs in one table
     metrics = ("tokens per target forward", "speed over generate, whole run", "tokens per second")
     cells: dict[str, dict[str, str]] = {}
     for r in kept:
