@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from functools import wraps
+from pathlib import Path
 
 import pytest
 import typer.main
@@ -178,6 +179,7 @@ def light(monkeypatch, tiny_folder):
     monkeypatch.setattr(models, "load_causal_lm", lambda name, **settings: load(tiny_folder, **settings))
     monkeypatch.setattr(bench, "load_causal_lm", lambda name, **settings: load(tiny_folder, **settings))
     monkeypatch.setattr(bench, "run", short_run)
+    monkeypatch.setattr(models, "embedded_folder", lambda: Path(tiny_folder))
     if ("train", "ppd") in VERBS:
         from mintage.draft import ppd_training
 
@@ -207,6 +209,20 @@ def test_every_example_of_the_help_runs(mintage, light, tmp_path, make_draft_res
     done = mintage(*words, stdin="+ a line\n- another\n")
     assert done.status == 0, done.err
     assert done.out.strip()
+
+
+def _files_of_segment(folder):
+    from mintage.segment import BPE
+    from mintage.testing.segment import CORPUS
+
+    (folder / "texts").mkdir()
+    for name in ("books.txt", "held-out.txt", "texts/one.txt"):
+        (folder / name).write_text("".join(CORPUS))
+    for name in ("web.jsonl", "parallel.jsonl"):
+        rows = [{"lang": lang, "id": i, "text": CORPUS[i]} for lang in ("en", "de") for i in range(3)]
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    BPE(vocab_size=300).train(CORPUS).save(folder / "my-tokenizer")
+    (folder / "my-tokenizer" / "tokenizer.json").replace(folder / "tokenizer.json")
 
 
 @pytest.fixture

@@ -108,9 +108,9 @@ def encode(
 
       mintage segment encode my-tokenizer "The sea has tides"
 
-      mintage segment encode my-tokenizer --tokens < books.txt
+      mintage segment encode my-tokenizer "The sea has tides" --tokens
 
-      cat books.txt | mintage segment encode my-tokenizer - --ids
+      git log | mintage segment encode my-tokenizer - --ids
 
     Next: [bold]mintage segment decode my-tokenizer 84 104 101[/bold]
     """

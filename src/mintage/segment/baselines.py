@@ -332,6 +332,8 @@ def _by_script(texts: Texts) -> ByLanguage:
     scripts: dict[str, list[str]] = {}
     for text in texts:
         scripts.setdefault(_script(text), []).append(text)
+    if not scripts:
+        raise UserError("the corpus is empty; pass some text to learn from")
     return ByLanguage(scripts)
 
 
