@@ -185,6 +185,11 @@ def light(monkeypatch, tiny_folder):
 
         for name in ("train_prompt_tokens", "training_prompts"):
             monkeypatch.setattr(ppd_training, name, only_bind(getattr(ppd_training, name)))
+    if ("train", "decompounder") in VERBS:
+        from mintage.segment import decompounder
+
+        bound = only_bind(decompounder.train_decompounder)
+        monkeypatch.setattr(decompounder, "train_decompounder", lambda *a, **k: bound(*a, **k) and _untrained())
     if ("train", "drafter") in VERBS:
         from mintage.draft import drafter_training, instructions
 
@@ -202,6 +207,9 @@ def test_every_example_of_the_help_runs(mintage, light, tmp_path, make_draft_res
         from mintage.audit.number_tokens import number_tokenizer
 
         number_tokenizer("l2r").save(str(tmp_path / "tokenizer.json"))
+    if verb[0] == "segment" or verb == ("train", "decompounder"):
+        _files_of_segment(tmp_path)
+    line = line.split(" < ")[0]  # of which the shell makes the input below
     command = next(part for part in re.split(r" \| (?=mintage)| \| ", line) if part.startswith("mintage "))
     words = shlex.split(command)[1:]
     if verb == ("generate",):
@@ -211,16 +219,23 @@ def test_every_example_of_the_help_runs(mintage, light, tmp_path, make_draft_res
     assert done.out.strip()
 
 
+def _untrained():
+    from mintage.segment.decompounder import Decompounder, Tagger
+
+    return Decompounder("aeh", {}, Tagger(5))
+
+
 def _files_of_segment(folder):
     from mintage.segment import BPE
     from mintage.testing.segment import CORPUS
 
     (folder / "texts").mkdir()
-    for name in ("books.txt", "held-out.txt", "texts/one.txt"):
+    for name in ("books.txt", "german.txt", "held-out.txt", "texts/one.txt"):
         (folder / name).write_text("".join(CORPUS))
     for name in ("web.jsonl", "parallel.jsonl"):
         rows = [{"lang": lang, "id": i, "text": CORPUS[i]} for lang in ("en", "de") for i in range(3)]
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _untrained().save(folder / "de.safetensors")
     BPE(vocab_size=300).train(CORPUS).save(folder / "my-tokenizer")
     (folder / "my-tokenizer" / "tokenizer.json").replace(folder / "tokenizer.json")
 

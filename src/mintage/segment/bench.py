@@ -494,7 +494,7 @@ def _as_tiktoken(bpe: HFSegmenter) -> Tiktoken:
 
 
 def _train_sentencepiece(kind: str, texts: ByLanguage, vocab_size: int) -> SentencePiece | None:
-    """Train with the library's defaults and byte fallback; None where its alphabet does not fit into `vocab_size`."""
+    """Train with the library's settings and byte fallback; None where its alphabet does not fit into `vocab_size`."""
     try:
         import sentencepiece
     except ModuleNotFoundError:
@@ -509,6 +509,7 @@ def _train_sentencepiece(kind: str, texts: ByLanguage, vocab_size: int) -> Sente
             hard_vocab_limit=False,
             byte_fallback=True,
             character_coverage=0.9995,
+            max_sentence_length=1 << 24,  # it would pass over longer ones, which some scripts have and others not
             num_threads=1,
             minloglevel=2,
         )

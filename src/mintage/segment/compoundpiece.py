@@ -339,7 +339,7 @@ class CompoundPiece(Trainer):
     """
 
     vocab_size: int = 32_768
-    decompounder: Any = "train"
+    decompounder: str | object = "train"
     min_count: int = 16
     max_bytes: int = 32
     normalize: bool = False

@@ -420,6 +420,19 @@ class EqualInfo(Trainer):
     The paper's model is a Transformer of 3 M weights trained on sequences of 1024 bytes. Here an n-gram is the default,
     which trains in seconds and codes exactly; a recurrent network is the alternative.
 
+    Parameters
+    ----------
+    window_bits
+        Bits of a window; the paper tries 16, 32, 64 and 128 and recommends 16.
+    token_bits
+        Bits of a token, a divisor of `window_bits`: 16, or 8 for a vocabulary of 256.
+    model
+        ``"ngram"`` or ``"gru"``.
+    order, max_strings
+        Of the n-gram: bytes of context, and the bound on its table.
+    hidden_size, embedding_size, sequence_length, batch_size, steps, lr, seed
+        Of the recurrent network and its training.
+
     Raises
     ------
     UserError
