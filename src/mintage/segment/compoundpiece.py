@@ -419,7 +419,7 @@ class CompoundPiece(Trainer):
 
     def _splitter(self, corpus: Iterable[str], work: Path, progress: Progress) -> Splitter | None:
         if not isinstance(self.decompounder, str | Path):
-            return self.decompounder
+            return self.decompounder  # pyright: ignore[reportReturnType]
         if str(self.decompounder) == "none":
             return None
         from mintage.segment.decompounder import Decompounder
