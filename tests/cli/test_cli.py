@@ -1,5 +1,6 @@
 """The command line as a user meets it: help, lists, text, and mistakes told in one line."""
 
+import base64
 import inspect
 import io
 import json
@@ -209,6 +210,8 @@ def test_every_example_of_the_help_runs(mintage, light, tmp_path, make_draft_res
         number_tokenizer("l2r").save(str(tmp_path / "tokenizer.json"))
     if verb[0] == "segment" or verb == ("train", "decompounder"):
         _files_of_segment(tmp_path)
+    if verb == ("audit", "data-mixture"):
+        _files_of_data_mixture(tmp_path)
     line = line.split(" < ")[0]  # of which the shell makes the input below
     command = next(part for part in re.split(r" \| (?=mintage)| \| ", line) if part.startswith("mintage "))
     words = shlex.split(command)[1:]
@@ -223,6 +226,24 @@ def _untrained():
     from mintage.segment.decompounder import Decompounder, Tagger
 
     return Decompounder("aeh", {}, Tagger(5))
+
+
+def _files_of_data_mixture(folder):
+    from mintage.segment import BPE
+    from mintage.testing.segment import CORPUS
+
+    (folder / "src").mkdir()
+    for name, part in {
+        "german.txt": CORPUS[2],
+        "src/one.py": CORPUS[4],
+        "en.jsonl": json.dumps({"text": CORPUS[0]}),
+    }.items():
+        (folder / name).write_text(part * (1 if name.endswith("jsonl") else 20))
+    BPE(vocab_size=300).train(CORPUS).save(folder / "tokenizer")
+    (folder / "tokenizer" / "tokenizer.json").replace(folder / "tokenizer.json")
+    tokens = [bytes([value]) for value in range(256)] + [b"th", b"the", b" the", b"re", b"er"]
+    ranks = [f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens)]
+    (folder / "cl100k_base.tiktoken").write_text("".join(ranks))
 
 
 def _files_of_segment(folder):

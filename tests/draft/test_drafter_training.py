@@ -170,20 +170,19 @@ def put(name, value):
 @pytest.mark.parametrize(
     "harm",
     [
-        {"format": "mintage drafter 99"},
-        {"fingerprint": "llama, 99 layers"},
-        {"change": drop("norm.weight")},
-        {"change": drop("tokens")},
-        {"change": drop("layers.1.mlp.up_proj.weight")},
-        {"change": put("tokens", torch.tensor([5, 5], dtype=torch.int32))},
-        {"change": put("tokens", torch.tensor([10**6], dtype=torch.int32))},
-        {"change": put("tokens", torch.tensor([[5]], dtype=torch.int32))},
-        {"change": put("tokens", torch.tensor([5.0]))},
-        {"change": put("norm.weight", torch.full((32,), torch.nan))},
-        {"change": put("layers.1000000.mlp.up_proj.weight", torch.zeros(1))},
-        {"change": put("model.embed_tokens.weight", torch.zeros(1))},
+        pytest.param({"format": "mintage drafter 99"}, id="another format"),
+        pytest.param({"fingerprint": "llama, 99 layers"}, id="another model"),
+        pytest.param({"change": drop("norm.weight")}, id="no norm"),
+        pytest.param({"change": drop("tokens")}, id="no tokens"),
+        pytest.param({"change": drop("layers.1.mlp.up_proj.weight")}, id="a weight missing"),
+        pytest.param({"change": put("tokens", torch.tensor([5, 5], dtype=torch.int32))}, id="a token twice"),
+        pytest.param({"change": put("tokens", torch.tensor([10**6], dtype=torch.int32))}, id="a token out of range"),
+        pytest.param({"change": put("tokens", torch.tensor([[5]], dtype=torch.int32))}, id="tokens in a table"),
+        pytest.param({"change": put("tokens", torch.tensor([5.0]))}, id="tokens that are no integers"),
+        pytest.param({"change": put("norm.weight", torch.full((32,), torch.nan))}, id="not a number"),
+        pytest.param({"change": put("layers.1000000.mlp.up_proj.weight", torch.zeros(1))}, id="a layer too many"),
+        pytest.param({"change": put("model.embed_tokens.weight", torch.zeros(1))}, id="an unknown weight"),
     ],
-    ids=str,
 )
 def test_a_harmed_file_is_refused_in_one_line(tiny, saved, harm):
     _, path = saved

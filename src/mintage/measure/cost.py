@@ -111,6 +111,11 @@ def _reset_high_water() -> bool:
 
 
 def _high_water() -> int:
+    try:  # unlike ru_maxrss, not what the process that started this one once held (it survives exec)
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:", 1)[1].split(maxsplit=1)[0]) * 1024
+    except (OSError, IndexError):
+        pass
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
