@@ -1,9 +1,11 @@
 """The bench of drafters on a tiny model: what it measures, what it claims, and what it draws."""
 
 import copy
+import itertools
 import json
 import re
 import shutil
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -30,6 +32,7 @@ from mintage.draft.arms import (
 )
 from mintage.draft.bench import run
 from mintage.draft.claims import CLAIMS, EXACT_CLAIMS
+from mintage.draft.drafter import cut_drafter, load_drafter, save_drafter
 from mintage.draft.figures import tree_figure
 from mintage.draft.loop import Stats
 from mintage.draft.measured import Answer, Run
@@ -475,6 +478,64 @@ def test_accuracy_of_prompt_tokens_is_that_of_generates_answers(lm, measure, shi
         if row.value <= max(*row.baseline.values(), frequent):
             assert row.verdict == "does not hold"  # random embeddings guess nothing
         assert row.note.startswith("96 trained numbers (S x d)")
+
+
+# -- a distilled drafter -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def distilled(lm, tmp_path_factory):
+    """One block of the tiny model and a head of most bytes, as a drafter's file."""
+    path = tmp_path_factory.mktemp("drafter") / "drafter.safetensors"
+    save_drafter(cut_drafter(lm.model, [0], torch.arange(3, 240)), lm, path, notes={})
+    return str(path)
+
+
+def test_a_distilled_drafter_is_held_to_agreement_and_cost(lm, measure, distilled):
+    rows = measure(["speculative"], draft_model=distilled, assisted=False, categories=["chat", "code"])
+    agreement, cost = [row for row in results(rows, method="speculative") if row.claim]
+    assert agreement.metric == "greedy agreement with the target"
+    texts, right, repeated = [], 0, 0
+    drafter = load_drafter(lm, distilled)
+    for text in (f"{TEXTS[c]} {i}" for i in range(2) for c in ("chat", "code")):
+        ids = lm.encode(text)
+        said = lm.model.generate(ids, max_new_tokens=NEW, do_sample=False, pad_token_id=0)
+        texts.append((ids.shape[1], said[0].tolist()))
+        guessed = drafter(input_ids=said[:, :-1]).logits[0].argmax(-1)
+        right += int((guessed == said[0, 1:])[ids.shape[1] - 1 :].sum())
+    total = sum(len(said) - prompt for prompt, said in texts)
+    assert agreement.value == pytest.approx(right / total)
+    assert agreement.verdict == ("holds" if agreement.value >= 0.6 else "does not hold")
+    assert set(agreement.peers) == {"prompt-lookup", "4-bit-rounded copy"}
+    successor = 0
+    for i, (prompt, said) in enumerate(texts):
+        others = [pair for j, (_, other) in enumerate(texts) if j != i for pair in itertools.pairwise(other)]
+        for token, truth in itertools.pairwise(said[prompt - 1 :]):
+            followed = Counter(later for before, later in others if before == token).most_common(1)
+            successor += bool(followed) and followed[0][0] == truth
+        for end in range(prompt, len(said)):  # the longest of the last 3 tokens' earlier occurrences, the latest first
+            repeated += said[end] == next(
+                (
+                    said[at + size]
+                    for size in (3, 2, 1)
+                    for at in range(end - size - 1, -1, -1)
+                    if said[at : at + size] == said[end - size : end]
+                ),
+                None,
+            )
+    assert agreement.baseline == {"most frequent successor": pytest.approx(successor / total)}
+    assert agreement.peers["prompt-lookup"] == pytest.approx(repeated / total)
+    assert (cost.metric, cost.higher_is_better, cost.baseline) == (
+        "step cost relative to the target", False, {"the target": 1.0}
+    )  # fmt: skip
+    assert cost.verdict == ("holds" if cost.value <= 0.15 else "does not hold")
+    assert cost.n == 20
+
+
+def test_no_other_draft_model_is_held_to_it(measure):
+    rows = measure(["speculative"], draft_model="rounded:4", assisted=False, categories=["chat"], max_new_tokens=3)
+    assert results(rows, metric="tokens per target forward", method="speculative:length=7")
+    assert not claimed(rows)
 
 
 # -- llama.cpp -----------------------------------------------------------------------------------------------------

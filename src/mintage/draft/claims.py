@@ -8,11 +8,13 @@ The methods with a draft model are compared at an equal budget of 14 drafted nod
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from mintage.draft.acceptance import exact_acceptance, random_pairs
 from mintage.draft.adapters import Target
@@ -31,9 +33,15 @@ from mintage.draft.arms import (
     RSD_S,
     UNION,
 )
+from mintage.draft.baselines import PromptLookup
+from mintage.draft.contract import Context
+from mintage.draft.drafter import FrequentTokenHead
+from mintage.draft.drafter_training import Accuracy, accuracy_along, step_cost
 from mintage.draft.measured import Run
 from mintage.draft.ppd_training import Continuation, frequency_accuracy, guess_accuracy, text_initialised
+from mintage.draft.warp import Warp
 from mintage.measure import Interval, bootstrap, bootstrap_ratio
+from mintage.models import rounded_copy
 
 __all__ = ["CLAIMS", "EXACT_CLAIMS", "Claim", "ExactClaim"]
 
@@ -69,6 +77,10 @@ class Claim:
         What `holds` is asked about, where it is not the row's own number.
     note
         What a reader of the row must know.
+    higher_is_better
+        Direction of the metric.
+    n
+        What the interval is over, where it is not the prompts.
     """
 
     method: str
@@ -86,6 +98,8 @@ class Claim:
     """Whether the run has the prompts that the claim is about."""
     tested: Callable[[Run], Interval] | None = None
     note: Callable[[Run], str] = lambda run: ""
+    higher_is_better: bool = True
+    n: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +142,15 @@ def _speeds(run: Run) -> tuple[dict[str, float], dict[str, float]]:
     return {GENERATE: 1.0}, {name: run.speed_up(name).value for name in run.measurements if name != GENERATE}
 
 
+def _texts(run: Run) -> list[Continuation]:
+    """The prompts with ``generate``'s answers: in a greedy run, what the target itself would say."""
+    texts = []
+    for prompt, answer in zip(run.prompts, run.measurements[GENERATE].answers, strict=True):
+        ids = run.ids(prompt)[0].tolist()
+        texts.append(Continuation((*ids, *answer.tokens), len(ids)))
+    return texts
+
+
 # -- how often trained prompt tokens guess right ------------------------------------------------------------------
 
 _TRAINED, _UNTRAINED, _FREQUENT = "trained", "untrained (from words)", "most frequent successor"
@@ -144,11 +167,7 @@ def _guesses(run: Run) -> dict[str, np.ndarray]:
         return run.memo["guesses"]
     drafter: Any = run.arms[PPD].drafter
     trained, target = drafter.tokens, Target(run.lm.model)
-    texts = []
-    for prompt, answer in zip(run.prompts, run.measurements[GENERATE].answers, strict=True):
-        ids = run.ids(prompt)[0].tolist()
-        texts.append(Continuation((*ids, *answer.tokens), len(ids)))
-    usable = [text for text in texts if text.cuts(trained.distances + 1)]
+    usable = [text for text in _texts(run) if text.cuts(trained.distances + 1)]
     cuts = np.array([len(text.cuts(trained.distances + 1)) for text in usable], dtype=float)
     untrained = text_initialised(run.lm, distances=trained.distances, copies=trained.copies)
     ranks = trained.ranks
@@ -207,7 +226,91 @@ def _guess_claim(distance: int, best: int) -> Claim:
     )
 
 
+# -- how good a small draft model is ------------------------------------------------------------------------------
+
+_AGREEMENT, _STEP, _STEP_PAIRS = 0.6, 0.15, 20
+
+
+def _is_distilled(run: Run) -> bool:
+    """Whether the run's draft model is one of `mintage.draft.drafter`; the claims are about no other."""
+    return isinstance(getattr(run.draft_model, "lm_head", None), FrequentTokenHead)
+
+
+def _choices(run: Run) -> Accuracy:
+    """How often the draft model's likeliest tokens hold the target's greedy choice, along ``generate``'s answers."""
+    if "choices" not in run.memo:
+        run.memo["choices"] = accuracy_along(run.draft_model, _texts(run))
+    return run.memo["choices"]
+
+
+def _rival_choices(run: Run) -> tuple[dict[str, float], dict[str, float]]:
+    """How often guesses that need no small model are the target's choice, and those of a model as large as itself."""
+    texts = _texts(run)
+    successor, repeated = 0, 0
+    for i, text in enumerate(texts):
+        known = [other for j, other in enumerate(texts) if j % _FOLDS != i % _FOLDS]
+        successor += _successors_right(known, text)
+        repeated += _repeats_right(run, text)
+    total = sum(len(text.ids) - text.prompt for text in texts)
+    copied = accuracy_along(rounded_copy(run.lm.model, bits=4), texts, within=(1,)).within[1].value
+    return {_FREQUENT: successor / total}, {"prompt-lookup": repeated / total, "4-bit-rounded copy": copied}
+
+
+def _successors_right(known: Sequence[Continuation], text: Continuation) -> int:
+    """Answer tokens that most often followed the token before them in the `known` texts."""
+    after: defaultdict[int, Counter[int]] = defaultdict(Counter)
+    for other in known:
+        for token, later in zip(other.ids, other.ids[1:], strict=False):
+            after[token][later] += 1
+    pairs = zip(text.ids[text.prompt - 1 :], text.ids[text.prompt :], strict=False)
+    return sum([later for later, _ in after[token].most_common(1)] == [truth] for token, truth in pairs)
+
+
+def _repeats_right(run: Run, text: Continuation) -> int:
+    """Answer tokens that prompt look-up would draft."""
+    lookup, right = PromptLookup(length=1), 0
+    for end in range(text.prompt, len(text.ids)):
+        context = Context(ids=torch.tensor(text.ids[:end]), prompt_length=text.prompt, room=1, warp=Warp())
+        lookup.begin(Target(run.lm.model), context)
+        right += lookup.propose(context).tokens[1:].tolist() == [text.ids[end]]
+    return right
+
+
+def _choices_note(run: Run) -> str:
+    more = ", ".join(f"{share.value:.3g} within {k}" for k, share in _choices(run).within.items() if k > 1)
+    return (
+        f"{_choices(run).tokens} places in generate's answers to prompts that were not trained on; {more}; "
+        "successors are counted on the answers to other prompts; the rounded copy costs as much as the target"
+    )
+
+
 CLAIMS: tuple[Claim, ...] = (
+    Claim(
+        method="speculative",
+        text=f"the distilled drafter's likeliest token is the target's greedy choice at >= {_AGREEMENT:g} of places",
+        arms=(CHAIN,),
+        metric="greedy agreement with the target",
+        unit="share",
+        measure=lambda run: _choices(run).within[1],
+        holds=lambda x: x.value >= _AGREEMENT,
+        compare=_rival_choices,
+        applies=_is_distilled,
+        note=_choices_note,
+    ),
+    Claim(
+        method="speculative",
+        text=f"a step of the distilled drafter costs <= {_STEP:g} of the target's",
+        arms=(CHAIN,),
+        metric="step cost relative to the target",
+        unit="x",
+        measure=lambda run: step_cost(run.lm, run.draft_model, rounds=_STEP_PAIRS),
+        holds=lambda x: x.value <= _STEP,
+        compare=lambda run: ({"the target": 1.0}, {}),
+        applies=_is_distilled,
+        note=lambda run: "a forward over one token after 256 in the cache, paired with the target's",
+        higher_is_better=False,
+        n=_STEP_PAIRS,
+    ),
     Claim(
         method="token-recycling",
         text="hot Token Recycling emits >= 1.7 tokens per target forward",

@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 from mintage.draft.adapters import Target
 from mintage.draft.cache import TreeCache
 from mintage.draft.drafter import cut_drafter, fingerprint, save_drafter
-from mintage.draft.ppd_training import Report, continuations
+from mintage.draft.ppd_training import Continuation, Report, continuations
 from mintage.errors import UserError
 from mintage.files import replace_file
 from mintage.measure import Interval, bootstrap_ratio, paired_time
@@ -41,6 +41,7 @@ __all__ = [
     "Accuracy",
     "DrafterRecipe",
     "Lessons",
+    "accuracy_along",
     "answer",
     "drafter_accuracy",
     "law_distance",
@@ -499,6 +500,30 @@ def drafter_accuracy(
         Progress.
     """
     texts = continuations(lm, prompts, new_tokens=new_tokens, report=report)
+    return accuracy_along(draft_model, texts, within=within, report=report)
+
+
+@torch.no_grad()
+def accuracy_along(
+    draft_model: PreTrainedModel,
+    texts: Sequence[Continuation],
+    *,
+    within: Sequence[int] = (1, 2, 4, 8),
+    report: Report = _silent,
+) -> Accuracy:
+    """Look up every token of the target's greedy answers in what the draft model would guess after what stands before.
+
+    Parameters
+    ----------
+    draft_model
+        Any causal LM with the target's vocabulary.
+    texts
+        Prompts and the target's greedy answers to them.
+    within
+        Numbers of guesses to look among.
+    report
+        Progress.
+    """
     hits: dict[int, list[int]] = {k: [] for k in within}
     lengths = []
     for done, text in enumerate(texts):

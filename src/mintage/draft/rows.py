@@ -277,7 +277,7 @@ def _claims(run: Run, common: dict[str, Any]) -> list[Result]:
                 method=claim.method,
                 metric=claim.metric,
                 unit=claim.unit,
-                higher_is_better=True,
+                higher_is_better=claim.higher_is_better,
                 value=measured.value,
                 interval=measured.bounds,
                 baseline=baseline,
@@ -285,7 +285,7 @@ def _claims(run: Run, common: dict[str, Any]) -> list[Result]:
                 claim=claim.text,
                 verdict="holds" if claim.holds(tested) else "does not hold",
                 note=claim.note(run),
-                **common,
+                **{**common, "n": claim.n or common["n"]},
             )
         )
     return rows
