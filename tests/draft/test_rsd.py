@@ -35,7 +35,7 @@ def log_laws(seed, *shape, scale=1.5):
 
 
 def noise(seed, *shape):
-    return gumbel_noise(torch.empty(shape), torch.Generator().manual_seed(seed))
+    return gumbel_noise(torch.zeros(shape), torch.Generator().manual_seed(seed))
 
 
 def begun(drafter, model, *, temperature=1.0, room=8, seed=0, **warp):
@@ -98,6 +98,14 @@ def test_gumbel_noise_is_finite_and_gumbel():
     assert drawn.isfinite().all()
     assert float(drawn.mean()) == pytest.approx(0.5772, abs=0.01)
     assert float(drawn.var()) == pytest.approx(np.pi**2 / 6, abs=0.03)
+
+
+def test_gumbel_noise_is_spent_on_what_can_be_drawn_alone():
+    logq = torch.tensor([[0.0, -torch.inf, -3.0], [-torch.inf, -torch.inf, -1.0]], dtype=torch.float64)
+    spent, alone = gumbel_noise(logq, torch.Generator().manual_seed(1)), noise(1, 3)
+    assert spent[logq > -torch.inf].tolist() == alone.tolist()
+    assert (spent[logq == -torch.inf] == 0).all()
+    assert gumbel_top_k(logq, spent, 3)[1][1, 1:].tolist() == [-torch.inf] * 2
 
 
 def test_gumbel_top_k_draws_in_turn_without_replacement():

@@ -33,10 +33,17 @@ __all__ = ["RSD", "Growth", "beam_step", "check_branching", "gumbel_noise", "gum
 # -- drawing without replacement ----------------------------------------------------------------------------------
 
 
-def gumbel_noise(like: Tensor, generator: torch.Generator | None) -> Float64[Tensor, "*shape"]:
-    """Draw independent Gumbel(0, 1) numbers of the shape and on the device of `like`, always finite."""
-    uniform = torch.rand(like.shape, dtype=torch.float64, device=like.device, generator=generator)
-    return -(-uniform.clamp_min_(torch.finfo(torch.float64).tiny).log_()).log_()
+def gumbel_noise(logq: Float[Tensor, "*shape"], generator: torch.Generator | None) -> Float64[Tensor, "*shape"]:
+    """Draw independent Gumbel(0, 1) numbers, always finite, for what `logq` gives a chance; the rest gets 0.
+
+    No noise lifts a log-probability of -inf, and most of a law is that after top-p, or below a head that knows only
+    frequent tokens.
+    """
+    possible = logq > -torch.inf
+    uniform = torch.rand(int(possible.sum()), dtype=torch.float64, device=logq.device, generator=generator)
+    noise = torch.zeros(logq.shape, dtype=torch.float64, device=logq.device)
+    noise[possible] = -(-uniform.clamp_min_(torch.finfo(torch.float64).tiny).log_()).log_()
+    return noise
 
 
 def gumbel_top_k(

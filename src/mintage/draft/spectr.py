@@ -85,6 +85,8 @@ def kseq_rho(
     if not tol > 0:
         raise UserError(f"tol={tol} is not positive; pass the precision of rho, e.g. 1e-9")
     _check_count(k)
+    offered = (q > 0).reshape(-1, q.shape[-1]).any(0)  # nothing else overlaps with p
+    p, q = p[..., offered], q[..., offered]
     lower = p.new_ones(p.shape[:-1])
     upper = torch.where(_is_valid(_rate(p, q, k, lower), _DUST), lower, float(k))
     for _ in range(max(0, math.ceil(math.log2((k - 1) / tol))) if k > 1 else 0):
