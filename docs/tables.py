@@ -150,10 +150,18 @@ def readme_results() -> str:
 
 
 def draft_speeds(rows: Sequence[Result]) -> str:
-    """Every decoder of the newest greedy bfloat16 run: how many tokens a forward emits, and how fast it is."""
+    """Every decoder of the widest greedy bfloat16 run: how many tokens a forward emits, and how fast it is.
+
+    Of equally wide ones the newest; the points of a budget curve are no decoders to choose from.
+    """
     kept = [r for r in rows if r.job == "draft" and not r.claim and r.settings.get("dtype") == "bfloat16"]
     kept = [r for r in kept if r.settings.get("temperature") == 0]
-    kept = [r for r in kept if r.command == kept[-1].command]  # never numbers of two runs in one table
+    runs: dict[str, set[str]] = {}
+    for r in kept:
+        if "--budgets" not in r.command:
+            runs.setdefault(r.command, set()).add(r.method)
+    widest = max(reversed(runs), key=lambda command: len(runs[command]), default="")
+    kept = [r for r in kept if r.command == widest]  # never numbers of two runs in one table
     metrics = ("tokens per target forward", "speed over generate, whole run", "tokens per second")
     cells: dict[str, dict[str, str]] = {}
     for r in kept:
