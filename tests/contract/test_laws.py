@@ -16,3 +16,8 @@ def test_segment(method, law):
 @parametrize_with_laws("audit")
 def test_audit(method, law):
     law(method.tiny())
+
+
+@parametrize_with_laws("keep")
+def test_keep(method, law):
+    law(method.tiny())

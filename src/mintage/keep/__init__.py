@@ -1,6 +1,14 @@
-"""Hold or read fewer cached tokens, or share them over ranks."""
+"""Hold or read fewer cached tokens, or share them over ranks.
 
-from mintage.catalog import Method
+Use::
+
+    from mintage.keep import SnapKV
+    with SnapKV(budget=256)(model) as session:
+        model.generate(input_ids, max_new_tokens=128)
+    session.cache.nbytes()
+"""
+
+from mintage.catalog import Method, lazy_attributes
 
 METHODS = (
     Method(
@@ -58,4 +66,97 @@ METHODS = (
             "About 2x shorter steps than ring attention (7.6 ms to 3.5-4.6 ms, 24k tokens, four A10), exact result."
         ),
     ),
+    Method(
+        name="full-cache",
+        job="keep",
+        entry="mintage.keep.baselines:FullCache",
+        title="The unmodified key-value cache",
+        summary="Keeps and reads every token, measured by the same means as the others.",
+        role="baseline",
+    ),
+    Method(
+        name="streaming-llm",
+        job="keep",
+        entry="mintage.keep.baselines:StreamingLLM",
+        title="Efficient Streaming Language Models with Attention Sinks",
+        arxiv="2309.17453",
+        year=2023,
+        summary="Keeps the first few tokens and a window of the newest.",
+        role="baseline",
+    ),
+    Method(
+        name="snapkv",
+        job="keep",
+        entry="mintage.keep.baselines:SnapKV",
+        title="SnapKV: LLM Knows What You are Looking for Before Generation",
+        arxiv="2404.14469",
+        year=2024,
+        summary="Keeps what the prompt's last queries attend to.",
+        role="baseline",
+    ),
+    Method(
+        name="h2o",
+        job="keep",
+        entry="mintage.keep.baselines:H2O",
+        title="H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models",
+        arxiv="2306.14048",
+        year=2023,
+        summary="Keeps the entries with the most attention so far, and the newest.",
+        role="baseline",
+    ),
+    Method(
+        name="tova",
+        job="keep",
+        entry="mintage.keep.baselines:TOVA",
+        title="Transformers are Multi-State RNNs",
+        arxiv="2401.06104",
+        year=2024,
+        summary="Drops the entry that the newest query attends to least.",
+        role="baseline",
+    ),
+    Method(
+        name="knorm",
+        job="keep",
+        entry="mintage.keep.baselines:Knorm",
+        title="A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression",
+        arxiv="2406.11430",
+        year=2024,
+        summary="Drops keys of large norm.",
+        role="baseline",
+    ),
+    Method(
+        name="expected-attention",
+        job="keep",
+        entry="mintage.keep.baselines:ExpectedAttention",
+        title="Expected Attention: KV Cache Compression by Estimating Attention from Future Queries Distribution",
+        arxiv="2510.00636",
+        year=2025,
+        summary="Keeps what queries like those so far would attend to.",
+        role="baseline",
+    ),
+    Method(
+        name="random-eviction",
+        job="keep",
+        entry="mintage.keep.baselines:RandomEviction",
+        title="Random eviction",
+        summary="Keeps the newest tokens and a random choice of the others.",
+        role="baseline",
+    ),
+)
+
+__getattr__, __dir__ = lazy_attributes(
+    __name__,
+    Policy="mintage.keep.contract:Policy",
+    Evictor="mintage.keep.evict:Evictor",
+    Selector="mintage.keep.select:Selector",
+    Step="mintage.keep.step:Step",
+    KeptCache="mintage.keep.storage:KeptCache",
+    FullCache="mintage.keep.baselines:FullCache",
+    StreamingLLM="mintage.keep.baselines:StreamingLLM",
+    SnapKV="mintage.keep.baselines:SnapKV",
+    H2O="mintage.keep.baselines:H2O",
+    TOVA="mintage.keep.baselines:TOVA",
+    Knorm="mintage.keep.baselines:Knorm",
+    ExpectedAttention="mintage.keep.baselines:ExpectedAttention",
+    RandomEviction="mintage.keep.baselines:RandomEviction",
 )

@@ -1,0 +1,119 @@
+"""Attention over grouped heads, with what policies need besides the output: the weights themselves.
+
+Queries stay grouped by the key-value head they read, so keys and values are never repeated. Shapes: batch B, query
+heads H, key-value heads G, queries Q, entries M, head dimension d.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["attend", "attention_weights", "group", "ungroup", "weights_by_column"]
+
+
+def group(query: Float[Tensor, "batch heads queries dim"], groups: int) -> Float[Tensor, "batch groups rows dim"]:
+    """Put the queries of all heads that read one key-value head below each other: rows = (H / G) x Q."""
+    batch, heads, queries, dim = query.shape
+    return query.reshape(batch, groups, heads // groups * queries, dim)
+
+
+def ungroup(rows: Float[Tensor, "batch groups rows dim"], queries: int) -> Float[Tensor, "batch heads queries dim"]:
+    """Undo `group`."""
+    batch, groups, number, dim = rows.shape
+    return rows.reshape(batch, groups * (number // queries), queries, dim)
+
+
+def _spread(mask: Tensor, share: int) -> Tensor:
+    """Repeat a mask [B, 1 or G, Q, M] for the `share` query heads of each group: [B, 1 or G, share x Q, M]."""
+    batch, groups, queries, entries = mask.shape
+    return mask[:, :, None].expand(batch, groups, share, queries, entries).reshape(batch, groups, -1, entries)
+
+
+def attend(
+    query: Float[Tensor, "batch heads queries dim"],
+    key: Float[Tensor, "batch groups entries dim"],
+    value: Float[Tensor, "batch groups entries dim"],
+    *,
+    scaling: float,
+    visible: Bool[Tensor, "#batch #groups queries entries"] | None = None,
+    bias: Float[Tensor, "batch groups entries"] | None = None,
+) -> Float[Tensor, "batch heads queries dim"]:
+    """Attend from every query to the visible entries of its group.
+
+    Parameters
+    ----------
+    query, key, value
+        After rotation; entries may lie in any order.
+    scaling
+        Factor of the scores.
+    visible
+        True where a query may look; None where every query sees every entry.
+    bias
+        Added to the scores of an entry, e.g. the logarithm of how many tokens it stands for.
+    """
+    groups, queries = key.shape[1], query.shape[2]
+    share = query.shape[1] // groups
+    mask: Tensor | None = None
+    if bias is not None:
+        mask = bias[:, :, None, :].to(query.dtype)
+        if visible is not None:
+            mask = mask.masked_fill(~visible, torch.finfo(query.dtype).min)
+    elif visible is not None:
+        mask = visible
+    if mask is not None:
+        mask = _spread(mask, share) if mask.shape[2] > 1 else mask
+    rows = functional.scaled_dot_product_attention(group(query, groups), key, value, attn_mask=mask, scale=scaling)
+    return ungroup(rows, queries)
+
+
+def attention_weights(
+    query: Float[Tensor, "batch heads queries dim"],
+    key: Float[Tensor, "batch groups entries dim"],
+    *,
+    scaling: float,
+    visible: Bool[Tensor, "#batch #groups queries entries"] | None = None,
+    bias: Float[Tensor, "batch groups entries"] | None = None,
+) -> Float[Tensor, "batch groups share queries entries"]:
+    """Softmax weights in float32, heads apart: [B, G, H / G, Q, M]. A query that sees nothing has weights 0."""
+    groups, queries = key.shape[1], query.shape[2]
+    scores = (group(query, groups) @ key.transpose(-1, -2)).float() * scaling
+    scores = scores.unflatten(2, (-1, queries))
+    if bias is not None:
+        scores = scores + bias[:, :, None, None, :]
+    if visible is None:
+        return scores.softmax(-1)
+    scores = scores.masked_fill(~visible[:, :, None], torch.finfo(scores.dtype).min)
+    return scores.softmax(-1) * visible[:, :, None]
+
+
+def weights_by_column(
+    query: Float[Tensor, "batch heads queries dim"],
+    key: Float[Tensor, "batch groups entries dim"],
+    *,
+    scaling: float,
+    visible: Callable[[int, int], Tensor | None],
+    bias: Float[Tensor, "batch groups entries"] | None = None,
+    chunk: int = 256,
+) -> Float[Tensor, "batch groups entries"]:
+    """Attention that each entry receives, summed over all queries and averaged over the query heads of its group.
+
+    Computed `chunk` queries at a time, so that no matrix of queries x entries is ever held.
+
+    Parameters
+    ----------
+    visible
+        ``visible(start, stop)`` gives the mask of these queries (as `attention_weights` takes it), or None.
+    """
+    total = query.new_zeros(key.shape[:3], dtype=torch.float32)
+    for start in range(0, query.shape[2], chunk):
+        stop = min(start + chunk, query.shape[2])
+        weights = attention_weights(
+            query[:, :, start:stop], key, scaling=scaling, visible=visible(start, stop), bias=bias
+        )
+        total += weights.sum(3).mean(2)
+    return total

@@ -1,0 +1,75 @@
+"""Policies that hold every token and read a few of them: each decoding step chooses its entries, then gathers them.
+
+Not here: fewer bytes. The cache stays whole, and what a choice is made with (labels) comes on top; `KeptLayer.reads`
+counts what is saved.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mintage.keep.attention import attend
+from mintage.keep.contract import Policy, Step
+from mintage.keep.storage import KeptLayer
+
+__all__ = ["Selector", "attend_to"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Selector(Policy):
+    """A policy that reads a choice of entries in decoding and everything in prefill."""
+
+    @abstractmethod
+    def select(self, layer: KeptLayer, step: Step) -> Int[Tensor, "batch heads chosen"] | None:
+        """Choose the entries to read, for each query head, or for each key-value head; None reads them all."""
+
+    def attend(self, layer: KeptLayer, step: Step) -> Float[Tensor, "batch heads queries dim"]:
+        """Attend to the choice; a prefill attends to everything."""
+        layer.reads = layer["key"].numel() + layer["value"].numel()
+        chosen = self.select(layer, step) if step.queries == 1 else None
+        if chosen is None:
+            return step.dense()
+        layer.reads = 2 * chosen.numel() * layer["key"].shape[3]
+        return attend_to(layer, step, chosen)
+
+
+def attend_to(
+    layer: KeptLayer, step: Step, chosen: Int[Tensor, "batch heads chosen"]
+) -> Float[Tensor, "batch heads queries dim"]:
+    """Attend from one query per sequence to the entries `chosen`, gathered per query head or per key-value head."""
+    key, value = layer["key"], layer["value"]
+    batch, groups, _, dim = key.shape
+    visible = step.visible(layer)
+    if visible is not None:
+        visible = visible.expand(batch, groups, -1, -1)
+    heads = chosen.shape[1]
+    if heads != groups:  # one choice per query head: heads take the place of groups
+        share = heads // groups
+        index = chosen.reshape(batch, groups, -1)
+        key = _rows(key, index).reshape(batch, heads, -1, dim)
+        value = _rows(value, index).reshape(batch, heads, -1, dim)
+        if visible is not None:
+            visible = visible.repeat_interleave(share, 1)
+    else:
+        key, value = _rows(key, chosen), _rows(value, chosen)
+    if visible is not None:
+        visible = _columns(visible, chosen)
+    return attend(step.query, key, value, scaling=step.scaling, visible=visible)
+
+
+def _rows(states: Float[Tensor, "batch groups entries dim"], index: Int[Tensor, "batch groups chosen"]) -> Tensor:
+    """Gather whole rows; as a lookup in a table of rows, several times faster on CPU than `Tensor.gather`."""
+    batch, groups, _, dim = states.shape
+    if states.stride(3) != 1 or states.stride(2) != dim:
+        return states.gather(2, index[..., None].expand(*index.shape, dim))
+    parts = [states[b, g].index_select(0, index[b, g]) for b in range(batch) for g in range(groups)]
+    return torch.stack(parts).reshape(batch, groups, -1, dim)
+
+
+def _columns(visible: Bool[Tensor, "batch heads one entries"], index: Int[Tensor, "batch heads chosen"]) -> Tensor:
+    return visible.gather(3, index[:, :, None])
