@@ -31,8 +31,10 @@ def bench(
         str | None, typer.Option("--temperature", "-t", help="0 is greedy; several as 0,0.6,1 are runs of their own.")
     ] = None,
     budgets: Annotated[
-        str | None, typer.Option(help="Nodes per tree, e.g. 4,8,16,32: every method at each, as a curve.")
+        str | None,
+        typer.Option(help="Every method at each: nodes per tree (draft); 16 is room for 1/16 of the context (keep)."),
     ] = None,
+    contexts: Annotated[str | None, typer.Option(help="Tokens read before bench keep compresses them.")] = None,
     draft_model: Annotated[
         str | None, typer.Option(help="Draft model: a folder, a hub id, or rounded:BITS of the model.")
     ] = None,
@@ -65,6 +67,8 @@ def bench(
 
       mintage bench draft --budgets 4,8,16,32 --draft-model rounded:4
 
+      mintage bench keep --contexts 1024,4096 --budgets 4,16
+
       mintage bench token-recycling "token-recycling cold" "plain compiled" --prompts mine.jsonl
 
     Next: [bold]mintage report[/bold]
@@ -83,6 +87,7 @@ def bench(
         "max_new_tokens": max_new_tokens,
         "temperature": None if temperature is None else _numbers("temperature", temperature, float),
         "budgets": None if budgets is None else _numbers("budgets", budgets, int),
+        "contexts": None if contexts is None else _numbers("contexts", contexts, int),
         "draft_model": draft_model,
         "assisted": assisted,
         "link_bandwidth": link_bandwidth,

@@ -22,8 +22,16 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What to say to the model; - reads standard input.")],
     model: Annotated[str, typer.Option(help="smollm2 (embedded), a folder, or a hub id.")] = "smollm2",
     draft: Annotated[
-        str, typer.Option(help="Drafter: name[:key=value,...], several joined by +, or none for plain decoding.")
-    ] = DRAFT,
+        str | None,
+        typer.Option(
+            help="Drafter: name[:key=value,...], several joined by +, or none for plain decoding.",
+            show_default=f"{DRAFT}, or none with --keep",
+        ),
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(help="Cache policy: name[:key=value,...], e.g. snapkv:budget=256 (entries), 0.25 or 4MB."),
+    ] = None,
     draft_model: Annotated[
         str | None,
         typer.Option(
@@ -62,6 +70,8 @@ def generate(
 
       git diff | mintage generate - --system "Summarise this diff in one line"
 
+      mintage generate - --keep snapkv:budget=256 < report.txt
+
     Next: [bold]mintage bench draft[/bold]
     """
     from mintage.draft import generate
@@ -74,6 +84,10 @@ def generate(
         raise UserError("--system is part of the chat, which --raw leaves out; put it into the prompt, or drop --raw")
     if compare and not max_new_tokens:
         raise UserError("--compare needs at least 1 new token; pass --max-new-tokens 1 or more")
+    if keep is not None:
+        policy = _policy(keep, draft=draft, compile=compile, table=table)
+        draft = draft or "none"
+    draft = draft or DRAFT
     spec = "plain" if draft == "none" else draft
     drafting = draft_model is not None or needs_draft_model(spec)
     if not drafting:
@@ -93,6 +107,9 @@ def generate(
     }
     console, notes = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False)
     streamer = _Streamer(console, lm.tokenizer) if stream else None
+    if keep is not None and spec == "plain":
+        _keeping(console, notes, lm, ids, keep, policy, settings, streamer, compare=compare)
+        return
     out = generate(lm.model, ids, drafter, streamer=streamer, **settings)
     if streamer is None:
         text = lm.tokenizer.decode(out.sequences[0, ids.shape[1] :], skip_special_tokens=True)
@@ -149,14 +166,7 @@ def _compare(notes: Console, lm: Any, ids: Any, out: Any, settings: dict[str, An
 
     from mintage.measure import timed
 
-    greedy = not settings["temperature"]
-    arguments: dict[str, Any] = {  # given even where off, lest the model's generation config has others
-        "do_sample": not greedy,
-        "max_new_tokens": settings["max_new_tokens"],
-        "repetition_penalty": settings["repetition_penalty"],
-    }
-    if not greedy:
-        arguments |= {name: settings[name] for name in ("temperature", "top_k", "top_p")}
+    greedy, arguments = not settings["temperature"], _arguments(settings)
     mask = torch.ones_like(ids)
     lm.model.generate(ids, attention_mask=mask, max_new_tokens=2, do_sample=False, pad_token_id=0)  # warm up
     pad = lm.tokenizer.pad_token_id or 0
@@ -179,6 +189,84 @@ def _sameness(lm: Any, ids: Any, drafted: Any, plain: Any) -> str:
         f"identical for {first} tokens, then parts at a near-tie (in {lm.model.dtype} one row and many rows round "
         "differently; --dtype float32 shows equality)"
     )
+
+
+def _policy(spec: str, *, draft: str | None, compile: bool, table: Path | None) -> Any:
+    """Build a cache policy, and refuse what does not go with one."""
+    from mintage import catalog
+
+    policy = catalog.build(spec, "keep")
+    name = spec.partition(":")[0]
+    others = {"--draft": draft not in (None, "none"), "--compile": compile, "--table": table is not None}
+    for option, given in others.items():
+        if given and name != "full-cache":
+            raise UserError(
+                f"--keep {name} does not go with {option}: drafted tokens that are rejected would already have "
+                f"driven others out of the cache; drop {option}, or keep everything with --keep full-cache"
+            )
+    return policy
+
+
+def _keeping(
+    console: Console,
+    notes: Console,
+    lm: Any,
+    ids: Any,
+    name: str,
+    policy: Any,
+    settings: dict[str, Any],
+    streamer: Any,
+    *,
+    compare: bool,
+) -> None:
+    """Decode under a cache policy, with transformers' own generate."""
+    import torch
+
+    from mintage.measure import timed
+
+    arguments = _arguments(settings) | {"attention_mask": torch.ones_like(ids), "pad_token_id": 0}
+    if settings["seed"] is not None:
+        torch.manual_seed(settings["seed"])
+    with policy(lm.model) as session:
+        out, seconds = timed(lambda: lm.model.generate(ids, streamer=streamer, **arguments))
+    if streamer is None:
+        _write(console, f"{lm.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)}\n")
+    new, cache = out.shape[1] - ids.shape[1], session.cache
+    if not new:
+        return
+    notes.print(
+        f"{name}: {new} tokens in {seconds:.2f} s ({new / seconds:.1f} tokens/s), "
+        f"{cache.kept().float().mean():.0f} of {cache.get_seq_length()} entries per head, "
+        f"{cache.nbytes() / 1e6:.2f} MB of keys and values",
+        style="dim",
+    )
+    if compare:
+        from mintage.keep import FullCache
+
+        with FullCache()(lm.model) as session:
+            plain, plain_seconds = timed(lambda: lm.model.generate(ids, **arguments))
+        notes.print(
+            f"full cache: {plain.shape[1] - ids.shape[1]} tokens in {plain_seconds:.2f} s, "
+            f"{session.cache.nbytes() / 1e6:.2f} MB",
+            style="dim",
+        )
+        same = int((out[0, : plain.shape[1]] == plain[0, : out.shape[1]])[ids.shape[1] :].cumprod(0).sum())
+        verdict = "the same text" if torch.equal(out, plain) else f"the same text for {same} tokens"
+        rate = (new / seconds) / ((plain.shape[1] - ids.shape[1]) / plain_seconds)
+        notes.print(f"{name} is {rate:.2f}x as fast per token, and gives {verdict}", style="bold")
+
+
+def _arguments(settings: dict[str, Any]) -> dict[str, Any]:
+    """Say the settings as transformers does; given even where off, lest the model's generation config has others."""
+    greedy = not settings["temperature"]
+    arguments: dict[str, Any] = {
+        "do_sample": not greedy,
+        "max_new_tokens": settings["max_new_tokens"],
+        "repetition_penalty": settings["repetition_penalty"],
+    }
+    if not greedy:
+        arguments |= {name: settings[name] for name in ("temperature", "top_k", "top_p")}
+    return arguments
 
 
 def _write(console: Console, text: str, style: str = "") -> None:

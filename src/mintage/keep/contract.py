@@ -78,6 +78,13 @@ class Policy(ABC):
     def cropped(self, layer: KeptLayer) -> None:  # noqa: B027 (optional hook)
         """Forget evidence of tokens that were just cropped from `layer`."""
 
+    def at(self, entries: int) -> Policy:
+        """Return this policy with room for `entries`, held or read in a decoding step; here all are, whatever it says.
+
+        What benches compare policies by.
+        """
+        return self
+
     def unbounded(self) -> Policy:
         """Return this policy with room for everything: it must then change nothing."""
         return self

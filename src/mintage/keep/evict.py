@@ -78,6 +78,10 @@ class Evictor(Policy):
             )
         return max(allowed, min(self.smallest, seen))
 
+    def at(self, entries: int) -> Evictor:
+        """Return this policy with a budget of `entries`, and a window of half of them at most."""
+        return replace(self, budget=entries, window=max(1, min(self.window, entries // 2)))
+
     def unbounded(self) -> Evictor:
         """Return this policy with a budget of all tokens."""
         return replace(self, budget=1.0)
