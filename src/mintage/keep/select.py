@@ -25,7 +25,7 @@ class Selector(Policy):
     """A policy that reads a choice of entries in decoding and everything in prefill."""
 
     @abstractmethod
-    def select(self, layer: KeptLayer, step: Step) -> Int[Tensor, "batch heads chosen"] | None:
+    def select(self, layer: KeptLayer, step: Step) -> Int[Tensor, "batch choosers chosen"] | None:
         """Choose the entries to read, for each query head, or for each key-value head; None reads them all."""
 
     def attend(self, layer: KeptLayer, step: Step) -> Float[Tensor, "batch heads queries dim"]:
@@ -39,7 +39,7 @@ class Selector(Policy):
 
 
 def attend_to(
-    layer: KeptLayer, step: Step, chosen: Int[Tensor, "batch heads chosen"]
+    layer: KeptLayer, step: Step, chosen: Int[Tensor, "batch choosers chosen"]
 ) -> Float[Tensor, "batch heads queries dim"]:
     """Attend from one query per sequence to the entries `chosen`, gathered per query head or per key-value head."""
     key, value = layer["key"], layer["value"]
@@ -63,12 +63,16 @@ def attend_to(
 
 
 def _rows(states: Float[Tensor, "batch groups entries dim"], index: Int[Tensor, "batch groups chosen"]) -> Tensor:
-    """Gather whole rows; as a lookup in a table of rows, several times faster on CPU than `Tensor.gather`."""
+    """Gather whole rows as a lookup in one table of rows: on CPU many times faster than `Tensor.gather`."""
     batch, groups, _, dim = states.shape
-    if states.stride(3) != 1 or states.stride(2) != dim:
+    per_batch, per_group, per_entry, last = states.stride()
+    if last != 1 or per_entry != dim or per_batch % dim or per_group % dim:
         return states.gather(2, index[..., None].expand(*index.shape, dim))
-    parts = [states[b, g].index_select(0, index[b, g]) for b in range(batch) for g in range(groups)]
-    return torch.stack(parts).reshape(batch, groups, -1, dim)
+    rows = states.untyped_storage().nbytes() // states.element_size() - states.storage_offset()
+    table = states.as_strided((rows // dim, dim), (dim, 1))
+    first = torch.arange(batch, device=states.device)[:, None] * (per_batch // dim)
+    first = first + torch.arange(groups, device=states.device) * (per_group // dim)
+    return table.index_select(0, (index + first[:, :, None]).flatten()).view(batch, groups, -1, dim)
 
 
 def _columns(visible: Bool[Tensor, "batch heads one entries"], index: Int[Tensor, "batch heads chosen"]) -> Tensor:
