@@ -36,12 +36,12 @@ def test_it_is_the_default_and_shares_the_embeddings(half):
 def test_it_guesses_what_the_target_says(half):
     prompts = [prompt.turns[0] for prompt in spread(read_prompts(), 12)]
     found = drafter_accuracy(half, load_drafter(half), prompts, new_tokens=32)
-    assert found.within[1].value >= 0.25  # measured when it was trained: 0.31, and 0.64 within 8
-    assert found.within[8].value >= 0.55
+    assert found.within[1].value >= 0.32  # measured: 0.38, and 0.68 within 8
+    assert found.within[8].value >= 0.62
 
 
 def test_a_step_costs_little_of_the_targets(half):
-    assert step_cost(half, load_drafter(half), rounds=8).value < 0.25  # measured: 0.096
+    assert step_cost(half, load_drafter(half), rounds=8).value < 0.25  # measured: 0.094
 
 
 def test_drafted_text_is_the_targets_own():
