@@ -49,6 +49,7 @@ RECYCLING = "token-recycling"
 COLD = "token-recycling cold"
 AUTO = "token-recycling:budget=auto"
 UNION = "token-recycling:budget=auto+prompt-lookup"
+EVERYTHING = "dyspec:budget=14+token-recycling:budget=24+prompt-lookup"
 
 CHAIN = "speculative:length=7"
 INDEPENDENT = "specinfer:branching=2x2x2"
@@ -64,7 +65,7 @@ PPD = "ppd"
 DEFAULT = (RECYCLING, COLD, AUTO, "prompt-lookup", UNION)
 """Drafters of ``mintage bench draft`` that need nothing but the target."""
 
-WITH_DRAFT_MODEL = (*FIXED, DYSPEC)
+WITH_DRAFT_MODEL = (*FIXED, DYSPEC, EVERYTHING)
 """Those that join them when a draft model is at hand."""
 
 Decode = Callable[[Tensor, float, int, int], tuple[Tensor, Stats]]

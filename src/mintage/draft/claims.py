@@ -23,6 +23,7 @@ from mintage.draft.arms import (
     CHAIN,
     COLD,
     DYSPEC,
+    EVERYTHING,
     FIXED,
     GENERATE,
     INDEPENDENT,
@@ -369,6 +370,18 @@ CLAIMS: tuple[Claim, ...] = (
         measure=lambda run: run.pairs.ratio(LOOKUP, UNION, of="sums"),
         holds=lambda x: x.low > 1,
         compare=lambda run: ({LOOKUP: 1.0}, {}),
+    ),
+    Claim(
+        method="union",
+        text="DySpec with the distilled drafter, recycling and look-up together emit >= 2.2 tokens per target forward "
+        "(greedy)",
+        arms=(EVERYTHING,),
+        metric="tokens per target forward, DySpec, recycling and look-up",
+        unit="tokens",
+        measure=lambda run: run.measurements[EVERYTHING].tokens_per_forward,
+        holds=lambda x: x.value >= 2.2,
+        compare=_forwards,
+        applies=_is_distilled,
     ),
     Claim(
         method="rsd",
