@@ -17,7 +17,7 @@ import typer.main
 from typer.testing import CliRunner
 
 from mintage import catalog
-from mintage.cli import app, main
+from mintage.cli import app
 
 Done = namedtuple("Done", "status out err")
 SAID = "Tell me about tides, and again about tides"
@@ -31,25 +31,6 @@ def _own_room(monkeypatch, tmp_path):
     monkeypatch.setenv("MINTAGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "400")
     monkeypatch.setattr("mintage.models._hub_is_reachable", lambda: False)
-
-
-@pytest.fixture
-def mintage(monkeypatch, capfd):
-    """Run ``mintage ARGUMENTS`` as the installed script does, and catch what it prints."""
-
-    def run(*arguments, stdin=""):
-        monkeypatch.setattr(sys, "argv", ["mintage", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin) if isinstance(stdin, str) else stdin)
-        capfd.readouterr()
-        try:
-            main()
-            status = 0
-        except SystemExit as end:
-            status = end.code or 0
-        captured = capfd.readouterr()
-        return Done(status, captured.out, captured.err)
-
-    return run
 
 
 @pytest.fixture
