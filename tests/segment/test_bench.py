@@ -171,6 +171,13 @@ def test_a_named_baseline_stands_beside_bpe(data):
     assert found["superword-bpe:chunk=50"]["bytes per token"].settings == {"vocab_size": 300}
 
 
+def test_an_arm_that_leaves_rare_words_out_keeps_them_all_here_and_its_rows_say_so(data):
+    found = table(run(["compoundpiece:decompounder=none"], vocab_size=300))
+    assert found["compoundpiece:decompounder=none"]["bytes per token"].note == "min_count=1"
+    assert found["bpe"]["bytes per token"].note == ""
+    assert bench._trainer("compoundpiece:min_count=3", 300).min_count == 3, "what is asked for goes before"
+
+
 def test_a_killed_run_keeps_its_tokenizers(data, monkeypatch):
     mix = open_mix()
     first, seconds = train_arms(["bpe", "bytes"], mix, 300, data / "work")

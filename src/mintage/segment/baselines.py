@@ -5,7 +5,6 @@ Not here: normalisation, special tokens, and SuperBPE's two stages (`SuperwordBP
 
 from __future__ import annotations
 
-import io
 import json
 import random
 from abc import abstractmethod
@@ -25,6 +24,7 @@ from mintage.errors import UserError, missing_extra
 from mintage.files import replace_file
 from mintage.segment.contract import Progress, Trainer, as_bytes, silent
 from mintage.segment.hf import BYTE_CHARS, HFSegmenter, byte_level, to_byte_chars
+from mintage.segment.unigram import learn_unigram
 
 __all__ = [
     "BPE",
@@ -431,7 +431,7 @@ class UnigramSegmenter(HFSegmenter):
 
 @dataclass(frozen=True, kw_only=True)
 class Unigram(_Baseline):
-    """Unigram language model (Kudo, 2018) over bytes within GPT-2's words; sentencepiece's trainer, one thread.
+    """Unigram language model (Kudo, 2018) over bytes within GPT-2's words; sentencepiece's trainer, seeds counted here.
 
     tokenizers has a trainer too; it is not used because two runs of it on the same text differ.
 
@@ -440,54 +440,22 @@ class Unigram(_Baseline):
     vocab_size
         Entries at most, the 256 bytes among them; a small corpus may not fill them.
     max_piece_length
-        Bytes of a piece at most.
+        Bytes of a piece at most; the default is sentencepiece's 16 characters where these take three bytes.
     """
 
-    max_piece_length: int = 16
+    max_piece_length: int = 48
 
     segmenter = UnigramSegmenter
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.max_piece_length <= 512:
-            raise UserError(f"max_piece_length={self.max_piece_length} is outside 1..512; pass e.g. 16")
+            raise UserError(f"max_piece_length={self.max_piece_length} is outside 1..512; pass e.g. 48")
 
     def _fit(self, texts: Texts, work: Path | None, progress: Progress) -> Tokenizer:
-        try:
-            import sentencepiece
-        except ModuleNotFoundError:
-            raise missing_extra("sentencepiece", "segment") from None
         counts = _counted(texts, _split, work, progress)
         progress("training", 0, 1)
-        model = io.BytesIO()
-        sentencepiece.SentencePieceTrainer.train(  # pyright: ignore[reportAttributeAccessIssue]
-            sentence_iterator=(f"{word}\t{counts[word]}" for word in sorted(counts)),
-            input_format="tsv",
-            model_writer=model,
-            model_type="unigram",
-            vocab_size=self.vocab_size + 1,  # <unk>, which is dropped below
-            hard_vocab_limit=False,
-            character_coverage=1.0,
-            max_sentencepiece_length=self.max_piece_length,
-            # words come cut, and in characters of ours
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            split_by_unicode_script=False,
-            split_by_number=False,
-            split_by_whitespace=False,
-            split_digits=False,
-            max_sentence_length=1 << 24,
-            unk_id=0,
-            bos_id=-1,
-            eos_id=-1,
-            pad_id=-1,
-            num_threads=1,  # the order of sums, so the vocabulary, depends on it
-            minloglevel=2,
-        )
-        learned = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-        held: Any = learned
-        pieces = {held.id_to_piece(i): held.get_score(i) for i in range(1, held.get_piece_size())}
+        pieces = learn_unigram(counts, self.vocab_size, self.max_piece_length)
         progress("training", 1, 1)
         return _unigram(_fitting(pieces, pieces, self.vocab_size))
 

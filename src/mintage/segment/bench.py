@@ -41,6 +41,7 @@ from mintage.segment.metrics import (
     speed,
     word_spans,
 )
+from mintage.segment.unigram import UNKNOWN
 
 __all__ = ["Mix", "compare", "open_mix", "run", "train_arms"]
 
@@ -49,6 +50,8 @@ Report = Callable[[int, int, str], None]
 
 BASELINE = "bpe"
 VOCAB_SIZE = 8000
+MIN_COUNT = 1
+"""Of methods that leave rare words out: the mix is so small that their defaults would not fill a vocabulary."""
 TIMED = 300_000
 """Characters on which speed is measured."""
 
@@ -107,6 +110,7 @@ def compare(
     command: str = "",
     settings: Mapping[str, Any] | None = None,
     training_seconds: Mapping[str, float] | None = None,
+    notes: Mapping[str, str] | None = None,
     sentence: str = SENTENCE,
     progress: Report = silent,
 ) -> list[Result | Figure]:
@@ -132,6 +136,8 @@ def compare(
         Written into the rows.
     training_seconds
         Name to seconds, where known.
+    notes
+        Name to what all its rows say.
     sentence
         What the token maps show.
     progress
@@ -180,7 +186,7 @@ def compare(
                     settings=dict(settings or {}),
                     command=command,
                     environment=described,
-                    note=number.note,
+                    note="; ".join(filter(None, [number.note, (notes or {}).get(name)])),
                 )
             )
     return rows + _figures(segmenters, measured, sentence, data, described)
@@ -447,7 +453,7 @@ def train_arms(
     tuple
         Name to segmenter, and name to seconds of training.
     """
-    trainers = {spec: catalog.build(spec, "segment", vocab_size=vocab_size) for spec in specs}
+    trainers = {spec: _trainer(spec, vocab_size) for spec in specs}
     made: dict[str, Segmenter] = {}
     seconds: dict[str, float] = {}
     log = work / "seconds.jsonl"
@@ -462,6 +468,10 @@ def train_arms(
         made[spec].save(folder)
         append_line(log, json.dumps({"spec": spec, "seconds": seconds[spec]}))
     return made, seconds
+
+
+def _trainer(spec: str, vocab_size: int) -> Any:
+    return catalog.build(spec, "segment", vocab_size=vocab_size, min_count=MIN_COUNT)
 
 
 def _training(trainer: Any, texts: ByLanguage, work: Path) -> Callable[[], Segmenter]:
@@ -509,6 +519,7 @@ def _train_sentencepiece(kind: str, texts: ByLanguage, vocab_size: int) -> Sente
             hard_vocab_limit=False,
             byte_fallback=True,
             character_coverage=0.9995,
+            unk_piece=UNKNOWN,
             max_sentence_length=1 << 24,  # it would pass over longer ones, which some scripts have and others not
             num_threads=1,
             minloglevel=2,
@@ -569,8 +580,7 @@ def run(
     ready = [m.name for m in catalog.methods("segment") if m.status == "ready"]
     specs = list(dict.fromkeys([BASELINE, *(methods or ready)]))
     size = VOCAB_SIZE if vocab_size is None else vocab_size
-    for spec in specs:
-        catalog.build(spec, "segment", vocab_size=size)  # a bad one is told before anything is read
+    trainers = {spec: _trainer(spec, size) for spec in specs}  # a bad one is told before anything is read
     mix = open_mix(limit)
     work = _work_folder(specs, size, limit)
     segmenters, seconds = train_arms(specs, mix, size, work, progress)
@@ -589,6 +599,7 @@ def run(
         command=command,
         settings={"vocab_size": size, **({"limit": limit} if limit else {})},
         training_seconds=seconds,
+        notes={spec: f"min_count={t.min_count}" for spec, t in trainers.items() if hasattr(t, "min_count")},
         progress=progress,
     )
     shutil.rmtree(work, ignore_errors=True)

@@ -15,7 +15,6 @@ and single spaces back, still over bytes. Not here: the 56 languages of Wiktiona
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import unicodedata
@@ -27,15 +26,16 @@ from itertools import pairwise
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import regex
 
 from mintage.data import as_corpus, count_words
-from mintage.errors import UserError, missing_extra
+from mintage.errors import UserError
 from mintage.files import replace_file
 from mintage.segment.contract import Progress, Segmenter, Trainer, as_bytes, silent
 from mintage.segment.hf import BYTE_CHARS, HFSegmenter, byte_level, to_byte_chars
+from mintage.segment.unigram import learn_unigram
 
 __all__ = [
     "CompoundPiece",
@@ -511,35 +511,7 @@ def _learn_unigram(weights: Mapping[str, int], vocab_size: int, longest: int) ->
     list of (entry, log probability)
         At most `vocab_size`, the 256 bytes among them; bytes that never occurred are a last resort.
     """
-    try:
-        import sentencepiece
-    except ModuleNotFoundError:
-        raise missing_extra("sentencepiece", "segment") from None
-    model = io.BytesIO()
-    trainer: Any = sentencepiece.SentencePieceTrainer
-    trainer.train(
-        sentence_iterator=(f"{piece}\t{weights[piece]}" for piece in sorted(weights)),
-        input_format="tsv",
-        model_writer=model,
-        model_type="unigram",
-        vocab_size=vocab_size + 1,  # <unk>, which bytes never need
-        hard_vocab_limit=False,
-        character_coverage=1.0,
-        max_sentencepiece_length=longest,
-        normalization_rule_name="identity",
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        split_by_whitespace=False,
-        split_by_unicode_script=False,
-        split_by_number=False,
-        num_threads=1,  # the order of sums, and so the outcome, depends on it
-        bos_id=-1,
-        eos_id=-1,
-        pad_id=-1,
-        minloglevel=2,
-    )
-    learned: Any = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    scores = {learned.id_to_piece(i): learned.get_score(i) for i in range(1, learned.get_piece_size())}
+    scores = learn_unigram(weights, vocab_size, longest)
     last_resort = min(scores.values()) - 20.0
     longer = sorted((p for p in scores if len(p) > 1), key=lambda p: (-scores[p], p))[: vocab_size - 256]
     # six digits, because the parser of tokenizer.json is exact for short numbers only

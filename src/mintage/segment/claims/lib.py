@@ -25,6 +25,7 @@ from mintage.measure.environment import environment
 from mintage.segment.baselines import BPE, SuperwordBPE, Unigram
 from mintage.segment.contract import Segmenter
 from mintage.segment.lib import LiB, LiBSegmenter
+from mintage.segment.unigram import UNKNOWN
 
 __all__ = ["check"]
 
@@ -199,6 +200,7 @@ def _sentencepiece(lines: list[str], vocab_size: int) -> Arm:
         split_by_unicode_script=False,
         split_by_number=False,
         max_sentence_length=1 << 20,
+        unk_piece=UNKNOWN,
         bos_id=-1,
         eos_id=-1,
         num_threads=1,
