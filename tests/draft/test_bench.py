@@ -21,6 +21,7 @@ from mintage.draft.arms import (
     AUTO,
     COLD,
     DEFAULT,
+    EVERYTHING,
     GENERATE,
     LOOKUP,
     RECYCLING,
@@ -31,7 +32,7 @@ from mintage.draft.arms import (
     default_specs,
 )
 from mintage.draft.bench import run
-from mintage.draft.claims import CLAIMS, EXACT_CLAIMS
+from mintage.draft.claims import CLAIMS, EXACT_CLAIMS, MANY
 from mintage.draft.drafter import cut_drafter, load_drafter, save_drafter
 from mintage.draft.figures import tree_figure
 from mintage.draft.loop import Stats
@@ -530,6 +531,15 @@ def test_a_distilled_drafter_is_held_to_agreement_and_cost(lm, measure, distille
     )  # fmt: skip
     assert cost.verdict == ("holds" if cost.value <= 0.15 else "does not hold")
     assert cost.n == 20
+
+
+def test_a_distilled_drafter_is_held_to_tokens_per_forward(measure, distilled):
+    for temperature, arm in ((0.0, EVERYTHING), (1.0, MANY)):
+        rows = measure([arm], draft_model=distilled, assisted=False, categories=["chat"], temperature=temperature)
+        (claim,) = [row for row in results(rows) if "distilled" in row.claim]
+        (same,) = results(rows, metric="tokens per target forward", method=arm)
+        assert (claim.value, claim.settings["temperature"]) == (same.value, temperature)
+        assert claim.verdict == ("holds" if same.value >= (1.8 if temperature else 2.2) else "does not hold")
 
 
 def test_no_other_draft_model_is_held_to_it(measure):

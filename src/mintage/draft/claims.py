@@ -440,6 +440,18 @@ CLAIMS: tuple[Claim, ...] = (
         when="sampling",
     ),
     Claim(
+        method="spectr",
+        text="eight drafts of four tokens by the distilled drafter emit >= 1.8 tokens per target forward (sampling)",
+        arms=(MANY,),
+        metric="tokens per target forward, eight drafts of the distilled drafter",
+        unit="tokens",
+        measure=lambda run: run.measurements[MANY].tokens_per_forward,
+        holds=lambda x: x.value >= 1.8,
+        compare=_forwards,
+        applies=_is_distilled,
+        when="sampling",
+    ),
+    Claim(
         method="ppd",
         text="trained prompt tokens emit >= 1.3 tokens per forward",
         arms=(PPD,),
