@@ -15,8 +15,8 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,14 @@ import torch
 from torch import Tensor
 
 from mintage import catalog
-from mintage.data import data_file, haystack
+from mintage.data import data_file
 from mintage.errors import UserError
 from mintage.files import read_jsonl
-from mintage.keep.contract import Policy
-from mintage.keep.storage import KeptCache
-from mintage.measure import Figure, Result, bootstrap, bootstrap_ratio, interleaved
+from mintage.keep.attach import Attachment
+from mintage.keep.baselines import FullCache
+from mintage.keep.contract import Policy, Step
+from mintage.keep.storage import KeptCache, KeptLayer
+from mintage.measure import Figure, Result, bootstrap, bootstrap_ratio, timed
 from mintage.measure.environment import environment
 from mintage.measure.memo import Memo
 from mintage.models import EMBEDDED, CausalLM, load_causal_lm
@@ -58,8 +60,13 @@ def silent(done: int, of: int, label: str) -> None:
 # -- inputs --------------------------------------------------------------------------------------------------------
 
 
-def documents(lm: CausalLM, tokens: int, number: int) -> list[tuple[str, Tensor]]:
+def documents(lm: CausalLM, tokens: int, number: int, *, least: int | None = None) -> list[tuple[str, Tensor]]:
     """Return the first `tokens` tokens of `number` English speeches that are long enough, spread over the years.
+
+    Parameters
+    ----------
+    least
+        How many will do where there are no more; default all of `number`.
 
     Raises
     ------
@@ -76,7 +83,40 @@ def documents(lm: CausalLM, tokens: int, number: int) -> list[tuple[str, Tensor]
             found.append((row["file"], ids[:, :tokens]))  # type: ignore[index]
         if len(found) == number:
             return found
-    raise UserError(f"only {len(found)} of the speeches have {tokens} tokens; pass a smaller --limit or --contexts")
+    if len(found) < (number if least is None else least):
+        raise UserError(f"only {len(found)} of the speeches have {tokens} tokens; pass a smaller --limit or --contexts")
+    return found
+
+
+@dataclass(frozen=True)
+class Question:
+    """A five-digit pass-key stated once within a real text, and the question for it."""
+
+    context: str
+    question: str
+    answer: str
+
+    def ids(self, lm: CausalLM) -> tuple[Tensor, Tensor]:
+        """Tokens of the context and of the question, [1, length] each."""
+        tokenizer: Any = lm.tokenizer
+        context = tokenizer(self.context, return_tensors="pt")["input_ids"]
+        question = tokenizer(self.question, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        return context.to(lm.model.device), question.to(lm.model.device)
+
+
+def questions(lm: CausalLM, tokens: int, number: int, seed: int) -> list[Question]:
+    """Hide pass-keys in speeches of about `tokens` tokens, at depths spread over the whole text."""
+    generator = np.random.default_rng(seed)
+    made = []
+    texts = documents(lm, tokens - 60, number, least=1)
+    for place in range(number):
+        text = str(lm.tokenizer.decode(texts[place % len(texts)][1][0]))
+        key = str(generator.integers(10_000, 100_000))
+        cut = int((place + generator.random()) / number * len(text))
+        cut = text.rfind(" ", 0, max(cut, 1)) + 1
+        needle = f"\n\nThe pass key is {key}. Remember it. {key} is the pass key.\n\n"
+        made.append(Question(f"{text[:cut]}{needle}{text[cut:]}", "\n\nThe pass key is", key))
+    return made
 
 
 def _spread(rows: list[Any]) -> Iterator[Any]:
@@ -105,62 +145,94 @@ class Arm:
         return self.policy.at(entries)
 
 
-@torch.inference_mode()
-def _decode(lm: CausalLM, policy: Policy, ids: Tensor, context: int) -> dict[str, Any]:
-    """Read `context` tokens, then score the others one by one."""
-    import time
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Recorder(FullCache):
+    """A full cache that remembers the queries of its first forward, layer by layer."""
 
-    model, nll, steps, reads = lm.model, [], [], 0
+    steps: dict[int, Step] = field(default_factory=dict)
+
+    def settle(self, layer: KeptLayer, step: Step) -> None:
+        if layer.seen == step.queries:
+            self.steps[layer.index] = step
+
+
+class Prefix:
+    """A text that the model has read once, for every policy to start from.
+
+    While a text is read in one piece all policies attend to everything, so its keys, values and queries are the same
+    for all of them: a policy is given these instead of reading again, and what that takes is its overhead.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, lm: CausalLM, ids: Tensor) -> None:
+        recorder = _Recorder()
+        with recorder(lm.model) as session:
+            out, self.seconds = timed(lambda: lm.model(ids, use_cache=True, logits_to_keep=1))
+        assert session.cache is not None
+        self.model, self.layers, self.steps = lm.model, session.cache.kept_layers, recorder.steps
+        self.logits = out.logits[0, -1]
+
+    @torch.inference_mode()
+    def replay(self, session: Attachment) -> tuple[KeptCache, float]:
+        """Return the cache that the attached policy would have after reading the text, and the seconds it took."""
+        cache = session.new_cache()
+
+        def fill() -> None:
+            for layer, read in zip(cache.kept_layers, self.layers, strict=True):
+                step = replace(self.steps[layer.index], dense=lambda: self.steps[0].query)  # its output is not used
+                layer.position_ids, layer.geometry = step.position_ids, step.geometry
+                session.policy.store(layer, read["key"], read["value"])
+                session.policy.attend(layer, step)
+                session.policy.settle(layer, step)
+
+        return cache, timed(fill)[1]
+
+
+@torch.inference_mode()
+def _decode(prefix: Prefix, policy: Policy, rest: Tensor) -> dict[str, Any]:
+    """Score the tokens behind a prefix one by one."""
+    model, nll, steps, reads, logits = prefix.model, [], [], 0, prefix.logits
     with policy(model) as session:
-        start = time.perf_counter()
-        out = model(ids[:, :context], use_cache=True, logits_to_keep=1)
-        prefill = time.perf_counter() - start
-        cache = out.past_key_values
-        stored, kept = cache.nbytes(), cache.kept().float().mean().item()
-        for place in range(context, ids.shape[1]):
-            nll.append(-out.logits[0, -1].float().log_softmax(-1)[ids[0, place]].item())
-            start = time.perf_counter()
-            out = model(ids[:, place : place + 1], past_key_values=cache, use_cache=True)
-            steps.append(time.perf_counter() - start)
+        cache, overhead = prefix.replay(session)
+        stored = cache.nbytes()
+        for token in rest:
+            nll.append(-logits.float().log_softmax(-1)[token].item())
+            out, seconds = timed(lambda t=token: model(t[None, None], past_key_values=cache, use_cache=True))
+            logits = out.logits[0, -1]
+            steps.append(seconds)
             reads += cache.reads()
-        assert session.cache is cache
     return {
         "nll": float(np.mean(nll)),
-        "prefill": prefill,
+        "prefill": 1 + overhead / prefix.seconds,
         "step": float(np.median(steps)),
         "bytes": max(stored, cache.nbytes()),
-        "kept": kept,
         "reads": reads / len(steps),
     }
 
 
 @torch.inference_mode()
-def _answer(lm: CausalLM, policy: Policy, example: Any, *, aware: bool, new: int) -> str:
-    """Answer an example's question, read with the context or after it was compressed."""
-    tokenizer: Any = lm.tokenizer
-    context = tokenizer(example.context, return_tensors="pt")["input_ids"]
-    question = tokenizer(example.question, return_tensors="pt", add_special_tokens=False)["input_ids"]
-    chunks = [torch.cat((context, question), 1)] if aware else [context, question]
-    with policy(lm.model):
-        cache, out = None, None
-        for chunk in chunks:
-            out = lm.model(chunk, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache = out.past_key_values
-        answer: list[int] = []
+def _answer(lm: CausalLM, prefix: Prefix, policy: Policy, question: Tensor, new: int) -> str:
+    """Continue a prefix by a question, which may be empty, and `new` tokens of answer."""
+    answer: list[int] = []
+    with policy(prefix.model) as session:
+        cache, _ = prefix.replay(session)
+        logits, chunk = prefix.logits, question
         while True:
-            answer.append(int(out.logits[0, -1].argmax()))  # type: ignore[union-attr]
+            if chunk.numel():
+                logits = prefix.model(chunk, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
+            answer.append(int(logits.argmax()))
             if len(answer) == new:
-                return tokenizer.decode(answer)
-            out = lm.model(torch.tensor([answer[-1:]]), past_key_values=cache, use_cache=True)
+                return str(lm.tokenizer.decode(answer))
+            chunk = torch.tensor([answer[-1:]], device=question.device)
 
 
-def survivors(lm: CausalLM, policy: Policy, ids: Tensor, bins: int = 64) -> list[list[float]] | None:
+def survivors(prefix: Prefix, policy: Policy, bins: int = 64) -> list[list[float]] | None:
     """Share of the tokens of each stretch of the text that each layer and head still holds; None if it is all."""
-    with policy(lm.model), torch.inference_mode():
-        cache: KeptCache = lm.model(ids, use_cache=True, logits_to_keep=1).past_key_values
+    with policy(prefix.model) as session:
+        cache, _ = prefix.replay(session)
     if all(layer.complete for layer in cache.kept_layers):
         return None
-    edges = np.linspace(0, ids.shape[1], bins + 1)
+    edges = np.linspace(0, cache.get_seq_length(), bins + 1)
     width = np.diff(np.ceil(edges))
     return [
         (np.histogram(head.numpy(), edges)[0] / np.maximum(width, 1)).tolist()
@@ -229,19 +301,17 @@ def run(
     arms = _arms(methods)
     lm = load_causal_lm(model, dtype=dtype, device=device)
     definition = {"model": model, "dtype": dtype, "seed": seed, "limit": limit, "decoded": _DECODED}
-    memo = Memo(work, definition, [Path(__file__).parent, Path(haystack.__file__)])
-    cells = [(length, part) for length in contexts for part in budgets]
-    total, done = len(cells) * len(arms) * limit * 5, 0
+    memo = Memo(work, definition, [Path(__file__).parent])
+    total, done = len(contexts) * len(budgets) * len(arms) * limit * 5, 0
 
     def step(label: str) -> None:
         nonlocal done
         done += 1
         progress(done, total, label)
 
-    measured = {
-        (length, part): _measure(lm, arms, length, part, limit=limit, seed=seed, memo=memo, step=step)
-        for length, part in cells
-    }
+    measured: dict[tuple[int, int], _Cell] = {}
+    for length in contexts:
+        measured |= _measure(lm, arms, length, budgets, limit=limit, seed=seed, memo=memo, step=step)
     rows = [row for cell in measured.values() for row in _rows(cell, arms)]
     described = environment()
     data = f"long_docs (state_union, inaugural), pass-keys in long_docs; {limit} texts"
@@ -250,7 +320,7 @@ def run(
     results: list[Result | Figure] = [
         Result(**common, **row, command=command, environment=described) for row in [*rows, *_verdicts(measured, arms)]
     ]
-    figures = _figures(lm, measured, arms, documents(lm, min(contexts), 1)[0][1])
+    figures = _figures(measured, arms, Prefix(lm, documents(lm, min(contexts), 1)[0][1]))
     memo.delete()
     return results + [Figure(**figure, job="keep", environment=described) for figure in figures]
 
@@ -259,29 +329,43 @@ def _measure(
     lm: CausalLM,
     arms: Sequence[Arm],
     length: int,
-    part: int,
+    budgets: Sequence[int],
     *,
     limit: int,
     seed: int,
     memo: Memo,
     step: Callable[[str], None],
-) -> _Cell:
-    """Run all arms at one length and budget, text by text."""
-    cell = _Cell(length, part, [arm.name for arm in arms])
-    policies = {arm.name: arm.at(max(length // part, 2)) for arm in arms}
-    texts = documents(lm, length + _DECODED, limit)
-    for (place, (_, ids)), name in interleaved(list(enumerate(texts)), policies):
-        measure = partial(_decode, lm, policies[name], ids, length)
-        cell.decoded[name].append(memo(f"decode {length} {part} {name} {place}", measure))
-        step(f"{name}, 1/{part} of {length}")
-    examples = questions(lm, length, 2 * limit, seed)
-    for (place, example), name in interleaved(list(enumerate(examples)), policies):
-        for aware, scores in ((False, cell.after), (True, cell.inside)):
-            measure = partial(_answer, lm, policies[name], example, aware=aware, new=_ANSWER)
-            text = memo(f"answer {length} {part} {name} {place} {aware}", measure)
-            scores[name].append(float(str(example.answer) in text))
+) -> dict[tuple[int, int], _Cell]:
+    """Run all arms at one length, text by text; every text is read once."""
+    cells = {(length, part): _Cell(length, part, [arm.name for arm in arms]) for part in budgets}
+    turns = [(part, arm.name) for part in budgets for arm in arms]
+    policies = {(part, arm.name): arm.at(max(length // part, 2)) for part in budgets for arm in arms}
+
+    def each(
+        kind: str, place: int, prefix: Callable[[], Prefix], run: Callable[[Prefix, Policy], Any]
+    ) -> Iterator[Any]:
+        """Run every arm on one text, the first in turn another one each time; the text is read when first needed."""
+        read = cache(prefix)
+        for part, name in turns[place % len(turns) :] + turns[: place % len(turns)]:
+            policy = policies[part, name]
+            yield part, name, memo(f"{kind} {length} {part} {name} {place}", lambda p=policy: run(read(), p))
             step(f"{name}, 1/{part} of {length}")
-    return cell
+
+    for place, (_, ids) in enumerate(documents(lm, length + _DECODED, limit)):
+        read = partial(Prefix, lm, ids[:, :length])
+        for part, name, found in each("decode", place, read, lambda p, q, i=ids: _decode(p, q, i[0, length:])):
+            cells[length, part].decoded[name].append(found)
+    for place, example in enumerate(questions(lm, length, 2 * limit, seed)):
+        context, question = example.ids(lm)
+        for kind, text, asked in (
+            ("after", context, question),
+            ("inside", torch.cat((context, question), 1), question[:, :0]),
+        ):
+            answered = each(kind, place, partial(Prefix, lm, text), lambda p, q, a=asked: _answer(lm, p, q, a, _ANSWER))
+            for part, name, answer in answered:
+                scores = getattr(cells[length, part], kind)
+                scores[name].append(float(example.answer in answer))
+    return cells
 
 
 def _arms(methods: Sequence[str]) -> list[Arm]:
@@ -388,9 +472,7 @@ def _verdicts(measured: dict[tuple[int, int], _Cell], arms: Sequence[Arm]) -> li
     ]
 
 
-def _figures(
-    lm: CausalLM, measured: dict[tuple[int, int], _Cell], arms: Sequence[Arm], ids: Tensor
-) -> list[dict[str, Any]]:
+def _figures(measured: dict[tuple[int, int], _Cell], arms: Sequence[Arm], prefix: Prefix) -> list[dict[str, Any]]:
     """Quality and time against room, and where each policy's entries lie."""
     figures = []
     names = [arm.name for arm in arms]
@@ -432,14 +514,15 @@ def _figures(
         }
     )
     for arm in arms:
-        held = survivors(lm, arm.at(max(ids.shape[1] // part, 2)), ids)
+        read = prefix.layers[0].seen
+        held = survivors(prefix, arm.at(max(read // part, 2)))
         if held is not None:
             figures.append(
                 {
                     "name": f"survivors-{arm.name.replace(':', '-')}",
                     "method": arm.name.partition(":")[0],
                     "title": f"What {arm.name} still holds",
-                    "caption": f"Share of the tokens kept, by stretch of a text of {ids.shape[1]} tokens; a row is a "
+                    "caption": f"Share of the tokens kept, by stretch of a text of {read} tokens; a row is a "
                     f"head, layers from top to bottom; room for 1/{part}.",
                     "kind": "heatmap",
                     "data": {"x_label": "position in the text", "y_label": "layer and head", "z": held},

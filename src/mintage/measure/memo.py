@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,5 +53,6 @@ class Memo:
     def delete(self) -> None:
         """Forget the run: it is over."""
         self.path.unlink(missing_ok=True)
+        Path(f"{self.path}.lock").unlink(missing_ok=True)
         if self.path.parent.exists() and not any(self.path.parent.iterdir()):
-            shutil.rmtree(self.path.parent, ignore_errors=True)
+            self.path.parent.rmdir()

@@ -1,0 +1,159 @@
+import json
+
+import pytest
+import torch
+
+from mintage import catalog
+from mintage.errors import UserError
+from mintage.keep import FullCache, bench
+from mintage.measure import Figure, Result
+from mintage.models import load_causal_lm
+
+READY = [
+    m.name for m in catalog.methods("keep") if m.status == "ready" and m.package == "mintage" and m.name != "token-ring"
+]
+
+
+@pytest.fixture(scope="module")
+def lm(tiny_folder):
+    return load_causal_lm(tiny_folder, dtype="float32")
+
+
+@pytest.fixture
+def texts(tmp_path, monkeypatch):
+    """Two speeches, a play, and a short one."""
+    rows = [
+        {"corpus": "state_union", "file": "1950.txt", "text": "We the people of the harbour meet again. " * 60},
+        {"corpus": "inaugural", "file": "1951.txt", "text": "The tide comes in, and the tide goes out. " * 60},
+        {"corpus": "shakespeare", "file": "hamlet.txt", "text": "To be, or not to be. " * 200},
+        {"corpus": "inaugural", "file": "short.txt", "text": "Thank you."},
+    ]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    import gzip
+
+    with gzip.open(folder / "long_docs.jsonl.gz", "wt") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setenv("MINTAGE_DATA", str(folder))
+    monkeypatch.setattr(bench, "_DECODED", 6)
+    monkeypatch.setattr(bench, "_ANSWER", 4)
+    return folder
+
+
+@pytest.mark.parametrize("name", READY)
+def test_what_is_replayed_equals_what_is_read(lm, name):
+    """The cache made from a recorded read is the one that the policy makes itself, entry by entry."""
+    policy = catalog.find(name, "keep").load().tiny()
+    ids = torch.randint(0, 200, (1, 40), generator=torch.Generator().manual_seed(0))
+    with policy(lm.model) as session, torch.inference_mode():
+        out = lm.model(ids, use_cache=True)
+        wanted = out.past_key_values
+        following = lm.model(ids[:, :1], past_key_values=wanted, use_cache=True).logits
+    prefix = bench.Prefix(lm, ids)
+    assert torch.allclose(prefix.logits, out.logits[0, -1], atol=1e-5)
+    with policy(lm.model) as session, torch.inference_mode():
+        cache, seconds = prefix.replay(session)
+        got = lm.model(ids[:, :1], past_key_values=cache, use_cache=True).logits
+    assert seconds > 0
+    assert torch.allclose(got, following, atol=1e-5)
+    assert cache.nbytes() == wanted.nbytes()
+    for mine, theirs in zip(cache.kept_layers, wanted.kept_layers, strict=True):
+        assert torch.equal(mine.positions, theirs.positions)
+        assert torch.equal(mine["value"], theirs["value"])
+
+
+def test_speeches_are_cut_to_length_and_short_ones_left_out(lm, texts):
+    found = bench.documents(lm, 100, 2)
+    assert [ids.shape for _, ids in found] == [(1, 100)] * 2
+    assert {name for name, _ in found} == {"1950.txt", "1951.txt"}
+    with pytest.raises(UserError, match=r"^only 2 of the speeches have 100 tokens"):
+        bench.documents(lm, 100, 3)
+
+
+def test_pass_keys_are_hidden_all_over_the_text(lm, texts):
+    made = bench.questions(lm, 400, 6, seed=0)
+    again = bench.questions(lm, 400, 6, seed=0)
+    assert made == again != bench.questions(lm, 400, 6, seed=1)
+    depths = [q.context.index(q.answer) / len(q.context) for q in made]
+    assert depths == sorted(depths)
+    assert depths[0] < 0.4
+    assert depths[-1] > 0.7
+    assert all(q.context.count(q.answer) == 2 and q.answer not in q.question for q in made)
+
+
+def test_every_arm_has_a_row_for_every_metric(tiny_folder, texts, tmp_path):
+    seen = []
+    rows = bench.run(
+        ["streaming-llm", "snapkv:window=4"],
+        model=tiny_folder,
+        contexts=[128],
+        budgets=[4, 8],
+        limit=2,
+        dtype="float32",
+        work=tmp_path / "work",
+        progress=lambda done, of, label: seen.append((done, of)),
+    )
+    results = [r for r in rows if isinstance(r, Result)]
+    assert seen[-1] == (len(seen), len(seen))
+    metrics = {(r.method, r.metric) for r in results}
+    for part in (4, 8):
+        for metric in ("perplexity", "retrieval, question after", "retrieval, question inside"):
+            for method in ("full-cache", "streaming-llm", "snapkv"):
+                assert (method, f"{metric} at 1/{part} of 128 tokens") in metrics
+        for metric in ("cache size", "elements read", "prefill time", "decode time"):
+            assert ("snapkv", f"{metric} at 1/{part} of 128 tokens") in metrics
+    sizes = {r.metric: r.value for r in results if r.method == "streaming-llm" and r.metric.startswith("cache size")}
+    assert sizes["cache size at 1/8 of 128 tokens"] < sizes["cache size at 1/4 of 128 tokens"] < 0.35
+    figures = {f.name for f in rows if isinstance(f, Figure)}
+    assert {"perplexity-128", "retrieval-128", "decode-time", "survivors-streaming-llm"} <= figures
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_killed_run_goes_on(tiny_folder, texts, tmp_path, monkeypatch):
+    settings = {
+        "model": tiny_folder, "contexts": [64], "budgets": [4], "limit": 1, "dtype": "float32",
+        "work": tmp_path / "work",
+    }  # fmt: skip
+
+    def stop(done, of, label):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(["tova"], progress=stop, **settings)
+    measured = []
+    real = bench._decode
+    monkeypatch.setattr(bench, "_decode", lambda *a: measured.append(1) or real(*a))
+    bench.run(["tova"], **settings)
+    assert len(measured) == 0
+
+
+def test_the_claim_of_speed_needs_long_contexts_and_found_needles():
+    arms = [bench.Arm(name, FullCache()) for name in ("full-cache", "tova", "knorm")]
+    cell = bench._Cell(4096, 8, [a.name for a in arms])
+    for name, step, found in (("full-cache", 2.0, 1.0), ("tova", 1.5, 1.0), ("knorm", 1.0, 0.5)):
+        cell.decoded[name] = [{"step": step, "nll": 1.0}] * 3
+        cell.after[name] = [found] * 4
+    (verdict,) = bench._verdicts({(4096, 8): cell}, arms)
+    assert verdict["method"] == "tova"  # knorm is faster and lost the needle
+    assert verdict["value"] == 0.75
+    assert verdict["verdict"] == "holds"
+    cell.decoded["tova"] = [{"step": 2.5, "nll": 1.0}] * 3
+    assert bench._verdicts({(4096, 8): cell}, arms)[0]["verdict"] == "does not hold"
+    assert bench._verdicts({(1024, 8): cell}, arms) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"methods": ["snapkv"], "contexts": [32]}, "a context has at least 64 tokens"),
+        ({"methods": ["snapkv"], "budgets": [1]}, "a budget is at most half of it"),
+        ({"methods": ["snapkvv"]}, "did you mean 'snapkv'"),
+        ({"methods": ["snapkv:widow=3"]}, "did you mean 'window'"),
+    ],
+    ids=["context", "budget", "method", "setting"],
+)
+def test_mistakes_are_told_before_a_model_loads(settings, said, monkeypatch):
+    monkeypatch.setattr(bench, "load_causal_lm", lambda *a, **k: pytest.fail("a model was loaded"))
+    with pytest.raises(UserError, match=said):
+        bench.run(**settings)
