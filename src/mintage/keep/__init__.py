@@ -26,6 +26,7 @@ METHODS = (
     Method(
         name="ems",
         job="keep",
+        entry="mintage.keep.ems:EMS",
         title=(
             "EMS: Adaptive Evict-then-Merge Strategy for Head-wise KV Cache Compression Based on "
             "Global-Local Importance"
@@ -151,6 +152,7 @@ __getattr__, __dir__ = lazy_attributes(
     Selector="mintage.keep.select:Selector",
     Step="mintage.keep.step:Step",
     KeptCache="mintage.keep.storage:KeptCache",
+    EMS="mintage.keep.ems:EMS",
     FullCache="mintage.keep.baselines:FullCache",
     StreamingLLM="mintage.keep.baselines:StreamingLLM",
     SnapKV="mintage.keep.baselines:SnapKV",

@@ -34,7 +34,8 @@ class Evictor(Policy):
     window
         Newest tokens that are always kept.
     every
-        Entries dropped at a time in decoding; 1 keeps the cache as full as the budget allows, more costs less time.
+        Entries dropped at a time in decoding, of a small budget fewer; 1 keeps the cache as full as it may be, more costs
+        less time.
     """
 
     budget: int | float | str = 256
@@ -101,7 +102,7 @@ class Evictor(Policy):
         if layer.entries and new == 1:
             allowed = self.allowed(layer, layer.seen + 1)
             if layer.entries + 1 > allowed:
-                self.shrink(layer, max(allowed - self.every, self.smallest - 1))
+                self.shrink(layer, max(allowed - self.every, (allowed + self.smallest - 1) // 2))
         self.take(layer, key, value)
 
     def take(self, layer: KeptLayer, key: Tensor, value: Tensor) -> None:
