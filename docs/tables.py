@@ -172,7 +172,9 @@ def draft_speeds(rows: Sequence[Result]) -> str:
     if not cells:
         return ""
     one = next(r for r in kept if r.metric in metrics)
-    head = f"Greedy decoding of {one.model} in bfloat16, {one.data}, n={one.n}, {one.device}, one run:\n\n"
+    threads = one.environment.get("threads", "?")
+    where = f"{one.device}, threads used: {threads}"
+    head = f"Greedy decoding of {one.model} in bfloat16, {one.data}, n={one.n}, {where}, one run:\n\n"
     return head + _table(("decoder", *metrics), [(n, *(c.get(m, "") for m in metrics)) for n, c in cells.items()])
 
 
