@@ -189,7 +189,7 @@ def test_every_example_of_the_help_runs(mintage, light, tmp_path, make_draft_res
         from mintage.audit.number_tokens import number_tokenizer
 
         number_tokenizer("l2r").save(str(tmp_path / "tokenizer.json"))
-    if verb[0] == "segment" or verb == ("train", "decompounder"):
+    if verb[0] == "segment" or verb in (("train", "decompounder"), ("calibrate",)):
         _files_of_segment(tmp_path)
     if verb == ("audit", "data-mixture"):
         _files_of_data_mixture(tmp_path)
@@ -232,7 +232,8 @@ def _files_of_segment(folder):
     from mintage.testing.segment import CORPUS
 
     (folder / "texts").mkdir()
-    for name in ("books.txt", "german.txt", "held-out.txt", "texts/one.txt"):
+    (folder / "articles").mkdir()
+    for name in ("books.txt", "german.txt", "held-out.txt", "texts/one.txt", "articles/one.txt"):
         (folder / name).write_text("".join(CORPUS))
     for name in ("web.jsonl", "parallel.jsonl"):
         rows = [{"lang": lang, "id": i, "text": CORPUS[i]} for lang in ("en", "de") for i in range(3)]

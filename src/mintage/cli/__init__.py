@@ -11,6 +11,7 @@ from rich.console import Console
 from mintage import __version__
 from mintage.cli.audit import app as audit
 from mintage.cli.bench import bench
+from mintage.cli.calibrate import calibrate
 from mintage.cli.generate import generate
 from mintage.cli.methods import methods
 from mintage.cli.report import report
@@ -33,6 +34,7 @@ app.command(rich_help_panel="Look")(methods)
 app.command(rich_help_panel="Look")(show)
 app.command(rich_help_panel="Use")(generate)
 app.add_typer(train, name="train", rich_help_panel="Use")
+app.command(rich_help_panel="Use")(calibrate)
 app.add_typer(segment, name="segment", rich_help_panel="Use")
 app.add_typer(audit, name="audit", rich_help_panel="Use")
 app.command(rich_help_panel="Measure")(bench)

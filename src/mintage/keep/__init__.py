@@ -14,6 +14,7 @@ METHODS = (
     Method(
         name="double-sparsity",
         job="keep",
+        entry="mintage.keep.double_sparsity:DoubleSparsity",
         title="Post-Training Sparse Attention with Double Sparsity",
         arxiv="2408.07092",
         year=2024,
@@ -152,6 +153,8 @@ __getattr__, __dir__ = lazy_attributes(
     Selector="mintage.keep.select:Selector",
     Step="mintage.keep.step:Step",
     KeptCache="mintage.keep.storage:KeptCache",
+    DoubleSparsity="mintage.keep.double_sparsity:DoubleSparsity",
+    ChannelOrder="mintage.keep.double_sparsity:ChannelOrder",
     EMS="mintage.keep.ems:EMS",
     FullCache="mintage.keep.baselines:FullCache",
     StreamingLLM="mintage.keep.baselines:StreamingLLM",

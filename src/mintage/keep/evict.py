@@ -34,8 +34,8 @@ class Evictor(Policy):
     window
         Newest tokens that are always kept.
     every
-        Entries dropped at a time in decoding, of a small budget fewer; 1 keeps the cache as full as it may be, more costs
-        less time.
+        Entries dropped at a time in decoding, of a small budget fewer; 1 keeps the cache as full as it may be, more
+        costs less time.
     """
 
     budget: int | float | str = 256

@@ -59,11 +59,13 @@ def attend_to(
         key, value = _rows(key, chosen), _rows(value, chosen)
     if visible is not None:
         visible = _columns(visible, chosen)
-    return attend(step.query, key, value, scaling=step.scaling, visible=visible)
+    device = step.query.device
+    return attend(step.query, key.to(device), value.to(device), scaling=step.scaling, visible=visible)
 
 
 def _rows(states: Float[Tensor, "batch groups entries dim"], index: Int[Tensor, "batch groups chosen"]) -> Tensor:
     """Gather whole rows as a lookup in one table of rows: on CPU many times faster than `Tensor.gather`."""
+    index = index.to(states.device)  # rows may lie in the host's memory
     batch, groups, _, dim = states.shape
     per_batch, per_group, per_entry, last = states.stride()
     if last != 1 or per_entry != dim or per_batch % dim or per_group % dim:

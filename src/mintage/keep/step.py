@@ -142,11 +142,11 @@ class Step:
             if self.queries == 1:
                 return None
             own = torch.arange(layer.seen - self.queries + start, layer.seen - self.queries + stop)
-            return layer.positions[:, :, None, :] <= own.to(layer.positions.device)[:, None]
+            return layer.positions[:, :, None, :].to(self.query.device) <= own.to(self.query.device)[:, None]
         mask = self.mask[:, :, start:stop]
         if mask.dtype != torch.bool:
             mask = mask > torch.finfo(mask.dtype).min / 2
         if layer.complete:
             return mask[..., : layer.entries]
-        index = layer.positions.long()[:, :, None, :].expand(-1, -1, mask.shape[2], -1)
+        index = layer.positions.to(mask.device).long()[:, :, None, :].expand(-1, -1, mask.shape[2], -1)
         return mask.expand(index.shape[0], index.shape[1], -1, -1).gather(3, index)

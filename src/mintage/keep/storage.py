@@ -40,6 +40,10 @@ class KeptLayer(DynamicLayer):
         of the model; set by the attachment.
     state
         Tensors of a policy that are not per entry (recent queries, a cached selection).
+    host
+        Names of fields that lie in the host's memory, away from the model's device.
+    moved
+        Bytes that the last forward moved from the host to the device.
     reads
         Elements of keys, values and labels that the last forward read here, over all sequences and heads.
     """
@@ -49,7 +53,8 @@ class KeptLayer(DynamicLayer):
     def __init__(self, index: int, policy: Any) -> None:
         super().__init__()
         self.index, self.policy = index, policy
-        self.seen, self.entries, self.reads = 0, 0, 0
+        self.seen, self.entries, self.reads, self.moved = 0, 0, 0, 0
+        self.host: tuple[str, ...] = ()
         self.start: Int[Tensor, " batch"] | None = None
         self.position_ids: Tensor = torch.zeros(1, 0, dtype=torch.long)
         self.geometry: Any = None
@@ -126,6 +131,10 @@ class KeptLayer(DynamicLayer):
         """Bytes of storage allocated, buffers not yet filled and the policy's own state included."""
         held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self.tensors()}
         return sum(held.values())
+
+    def host_bytes(self) -> int:
+        """Bytes of the fields that lie in the host's memory; the rest of `nbytes` is on the device."""
+        return sum(self._buffers[name].untyped_storage().nbytes() for name in self.host if name in self._buffers)
 
     def tensors(self) -> list[Tensor]:
         """All tensors held."""
@@ -211,6 +220,14 @@ class KeptCache(Cache):
     def nbytes(self) -> int:
         """Bytes of storage that the whole cache holds."""
         return sum(layer.nbytes() for layer in self.kept_layers)
+
+    def host_bytes(self) -> int:
+        """Bytes of it that lie in the host's memory, where a policy offloads."""
+        return sum(layer.host_bytes() for layer in self.kept_layers)
+
+    def moved(self) -> int:
+        """Bytes that the last forward moved from the host to the device."""
+        return sum(layer.moved for layer in self.kept_layers)
 
     def kept(self) -> Int[Tensor, " layers"]:
         """Entries per head, layer by layer."""
