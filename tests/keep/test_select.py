@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mintage.keep.attach import Attachment
-from mintage.keep.select import Selector, _rows
+from mintage.keep.select import Selector, gather_rows
 from mintage.models import tiny_causal_lm
 
 
@@ -32,20 +32,22 @@ def test_rows_are_gathered_from_any_layout(batch):
     buffer = torch.randn(batch, 3, 20, 4)
     index = torch.randint(0, 11, (batch, 3, 5))
     wanted = buffer.gather(2, index[..., None].expand(batch, 3, 5, 4))
-    assert torch.equal(_rows(buffer[:, :, :11], index), wanted)  # a view of a buffer with room to grow
-    assert torch.equal(_rows(buffer.transpose(0, 1).contiguous().transpose(0, 1)[:, :, :11], index), wanted)
-    assert torch.equal(_rows(buffer.transpose(2, 3).contiguous().transpose(2, 3), index), wanted)
+    assert torch.equal(gather_rows(buffer[:, :, :11], index), wanted)  # a view of a buffer with room to grow
+    assert torch.equal(gather_rows(buffer.transpose(0, 1).contiguous().transpose(0, 1)[:, :, :11], index), wanted)
+    assert torch.equal(gather_rows(buffer.transpose(2, 3).contiguous().transpose(2, 3), index), wanted)
     wide = torch.randn(batch, 3, 20, 8)
-    assert torch.equal(_rows(wide[..., 4:], index), wide[..., 4:].gather(2, index[..., None].expand(batch, 3, 5, 4)))
+    assert torch.equal(
+        gather_rows(wide[..., 4:], index), wide[..., 4:].gather(2, index[..., None].expand(batch, 3, 5, 4))
+    )
     offset = torch.cat((torch.zeros(7), buffer.flatten()))[7:].view(batch, 3, 20, 4)
-    assert torch.equal(_rows(offset, index), wanted)
+    assert torch.equal(gather_rows(offset, index), wanted)
 
 
 @pytest.mark.parametrize("per_head", [False, True])
 @pytest.mark.parametrize("padded", [False, True])
 def test_reading_the_newest_is_a_band_mask(per_head, padded):
     model = tiny_causal_lm(vocab_size=64)
-    ids = torch.randperm(63)[:20].view(2, 10) + 1
+    ids = torch.randperm(63, generator=torch.Generator().manual_seed(0))[:20].view(2, 10) + 1
     mask = torch.ones(2, 10, dtype=torch.long)
     if padded:
         mask[0, :4] = 0
@@ -61,7 +63,7 @@ def test_reading_the_newest_is_a_band_mask(per_head, padded):
     whole[8, : 9 - 6] = False
     band = whole[None, None] & mask[:, None, None, :9].bool() | torch.eye(9, dtype=torch.bool)
     wanted = model(ids[:, :9], attention_mask=band, position_ids=positions[:, :9]).logits[:, 8:]
-    assert torch.allclose(out.logits, wanted, atol=1e-5)
+    assert torch.allclose(out.logits, wanted, atol=1e-4)
     dim, heads = 8, 4 if per_head else 2
     assert cache.reads() == 2 * (2 * 2 * heads * 6 * dim)
     assert cache.kept().tolist() == [9, 9]

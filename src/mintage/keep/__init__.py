@@ -43,6 +43,7 @@ METHODS = (
     Method(
         name="token-select",
         job="keep",
+        entry="mintage.keep.token_select:TokenSelect",
         title=(
             "TokenSelect: Efficient Long-Context Inference and Length Extrapolation for LLMs via Dynamic "
             "Token-Level KV Cache Selection"
@@ -156,6 +157,7 @@ __getattr__, __dir__ = lazy_attributes(
     DoubleSparsity="mintage.keep.double_sparsity:DoubleSparsity",
     ChannelOrder="mintage.keep.double_sparsity:ChannelOrder",
     EMS="mintage.keep.ems:EMS",
+    TokenSelect="mintage.keep.token_select:TokenSelect",
     FullCache="mintage.keep.baselines:FullCache",
     StreamingLLM="mintage.keep.baselines:StreamingLLM",
     SnapKV="mintage.keep.baselines:SnapKV",

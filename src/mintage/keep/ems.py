@@ -61,15 +61,15 @@ def global_local_score(
     combined
         The score of the tokens before the window (`combine_scores`).
     """
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scale: float = query.shape[-1] ** -0.5 if scaling is None else scaling
     tokens = torch.arange(query.shape[2], device=query.device)
 
     def causal(start: int, stop: int) -> Tensor:
         return (tokens[start:stop, None] >= tokens)[None, None]
 
-    glo = weights_by_column(query, key, scaling=scaling, visible=causal)
+    glo = weights_by_column(query, key, scaling=scale, visible=causal)
     first = max(query.shape[2] - window, 0)
-    last = attention_weights(query[:, :, first:], key, scaling=scaling, visible=causal(first, query.shape[2]))
+    last = attention_weights(query[:, :, first:], key, scaling=scale, visible=causal(first, query.shape[2]))
     loc = last.sum(3).mean(2)
     return glo, loc, combine_scores(glo[:, :, :first], loc[:, :, :first], combine)
 

@@ -17,7 +17,7 @@ from mintage.keep.attention import attend
 from mintage.keep.contract import Policy, Step
 from mintage.keep.storage import KeptLayer
 
-__all__ = ["Selector", "attend_to"]
+__all__ = ["Selector", "attend_to", "gather_rows"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,19 +51,19 @@ def attend_to(
     if heads != groups:  # one choice per query head: heads take the place of groups
         share = heads // groups
         index = chosen.reshape(batch, groups, -1)
-        key = _rows(key, index).reshape(batch, heads, -1, dim)
-        value = _rows(value, index).reshape(batch, heads, -1, dim)
+        key = gather_rows(key, index).reshape(batch, heads, -1, dim)
+        value = gather_rows(value, index).reshape(batch, heads, -1, dim)
         if visible is not None:
             visible = visible.repeat_interleave(share, 1)
     else:
-        key, value = _rows(key, chosen), _rows(value, chosen)
+        key, value = gather_rows(key, chosen), gather_rows(value, chosen)
     if visible is not None:
         visible = _columns(visible, chosen)
     device = step.query.device
     return attend(step.query, key.to(device), value.to(device), scaling=step.scaling, visible=visible)
 
 
-def _rows(states: Float[Tensor, "batch groups entries dim"], index: Int[Tensor, "batch groups chosen"]) -> Tensor:
+def gather_rows(states: Float[Tensor, "batch groups entries dim"], index: Int[Tensor, "batch groups chosen"]) -> Tensor:
     """Gather whole rows as a lookup in one table of rows: on CPU many times faster than `Tensor.gather`."""
     index = index.to(states.device)  # rows may lie in the host's memory
     batch, groups, _, dim = states.shape

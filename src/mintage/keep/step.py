@@ -6,7 +6,7 @@ Not here: anything that decides.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ class Rotary:
     """A model's rotary embedding, so that keys can be stored without it and positions reassigned."""
 
     module: Any
+    _tables: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(
         self, x: Float[Tensor, "batch heads tokens dim"], position_ids: Int[Tensor, "#batch tokens"]
@@ -39,6 +40,20 @@ class Rotary:
     ) -> Float[Tensor, "batch heads tokens dim"]:
         """Turn back what was rotated at these positions; computed in float32."""
         return self._turn(x, position_ids, -1)
+
+    def near(
+        self, x: Float[Tensor, "batch heads tokens dim"], position_ids: Int[Tensor, "#batch tokens"]
+    ) -> Float[Tensor, "batch heads tokens dim"]:
+        """Rotate `x` to small positions, by a table that all layers and steps share, in the dtype of `x`."""
+        size = 1 << int(position_ids.max()).bit_length()
+        key = (size, x.device, x.dtype)
+        if key not in self._tables:
+            places = torch.arange(size, device=x.device)[None]
+            cos, sin = self.module(torch.zeros(1, dtype=torch.float32, device=x.device), places)
+            self._tables[key] = cos[0].to(x.dtype), sin[0].to(x.dtype)
+        cos, sin = (table[position_ids][:, None] for table in self._tables[key])
+        first, second = x.chunk(2, -1)
+        return x * cos + torch.cat((-second, first), -1) * sin
 
     def _turn(self, x: Tensor, position_ids: Tensor, sign: int) -> Tensor:
         cos, sin = self.module(x.float(), position_ids)
@@ -82,7 +97,9 @@ class Geometry:
         groups = getattr(config, "num_key_value_heads", None) or heads
         dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         module = getattr(model.base_model, "rotary_emb", None)
-        rotary = Rotary(module) if module is not None and config.model_type in _HALF_SPLIT else None
+        changing = getattr(module, "rope_type", "default") in ("dynamic", "longrope")  # with the length of the text
+        known = module is not None and config.model_type in _HALF_SPLIT and not changing
+        rotary = Rotary(module) if known else None
         layers = config.num_hidden_layers
         fingerprint = f"{config.model_type}, {layers} layers, {heads}/{groups} heads of {dim}"
         return cls(type(model).__name__, layers, heads, groups, dim, rotary, fingerprint)
