@@ -1,6 +1,7 @@
 """The command line as a user meets it: help, lists, text, and mistakes told in one line."""
 
 import base64
+import gzip
 import inspect
 import io
 import json
@@ -161,6 +162,17 @@ def light(monkeypatch, tiny_folder):
     monkeypatch.setattr(models, "load_causal_lm", lambda name, **settings: load(tiny_folder, **settings))
     monkeypatch.setattr(bench, "load_causal_lm", lambda name, **settings: load(tiny_folder, **settings))
     monkeypatch.setattr(bench, "run", short_run)
+    from mintage.keep import bench as keep_bench
+
+    run_keep = keep_bench.run
+
+    @wraps(run_keep)
+    def short_keep(methods, **settings):
+        few = {"model": tiny_folder, "limit": 1, "contexts": (96,), "budgets": (4,), "dtype": "float32"}
+        return run_keep(methods, **settings | few)
+
+    monkeypatch.setattr(keep_bench, "run", short_keep)
+    monkeypatch.setattr(keep_bench, "load_causal_lm", lambda name, **settings: load(tiny_folder, **settings))
     monkeypatch.setattr(models, "embedded_folder", lambda: Path(tiny_folder))
     if ("train", "ppd") in VERBS:
         from mintage.draft import ppd_training
@@ -180,7 +192,7 @@ def light(monkeypatch, tiny_folder):
 
 
 @pytest.mark.parametrize(("verb", "line"), EXAMPLES, ids=[line for _, line in EXAMPLES])
-def test_every_example_of_the_help_runs(mintage, light, tmp_path, make_draft_results, verb, line):
+def test_every_example_of_the_help_runs(mintage, light, monkeypatch, tmp_path, make_draft_results, verb, line):
     for name in re.findall(r"--prompts (\S+)", line):
         (tmp_path / name).write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
     if verb == ("report",):
@@ -191,6 +203,8 @@ def test_every_example_of_the_help_runs(mintage, light, tmp_path, make_draft_res
         number_tokenizer("l2r").save(str(tmp_path / "tokenizer.json"))
     if verb[0] == "segment" or verb in (("train", "decompounder"), ("calibrate",)):
         _files_of_segment(tmp_path)
+    if " keep " in line:
+        monkeypatch.setenv("MINTAGE_DATA", str(_speeches(tmp_path)))
     if verb == ("audit", "data-mixture"):
         _files_of_data_mixture(tmp_path)
     line = line.split(" < ")[0]  # of which the shell makes the input below
@@ -201,6 +215,14 @@ def test_every_example_of_the_help_runs(mintage, light, tmp_path, make_draft_res
     done = mintage(*words, stdin="+ a line\n- another\n")
     assert done.status == 0, done.err
     assert done.out.strip()
+
+
+def _speeches(folder):
+    with gzip.open(folder / "long_docs.jsonl.gz", "wt") as file:
+        for number in range(3):
+            text = "The people of these states are heard. " * 400
+            file.write(json.dumps({"corpus": "inaugural", "file": str(number), "text": text}) + "\n")
+    return folder
 
 
 def _untrained():

@@ -159,8 +159,9 @@ class _Recorder(FullCache):
 class Prefix:
     """A text that the model has read once, for every policy to start from.
 
-    While a text is read in one piece all policies attend to everything, so its keys, values and queries are the same
-    for all of them: a policy is given these instead of reading again, and what that takes is its overhead.
+    Most policies attend to everything while a text is read in one piece, so its keys, values and queries are the same
+    for all of them: a policy is given these instead of reading again, and what that takes is its overhead. A policy
+    that reads prompts sparsely reads it itself.
     """
 
     @torch.inference_mode()
@@ -169,13 +170,17 @@ class Prefix:
         with recorder(lm.model) as session:
             out, self.seconds = timed(lambda: lm.model(ids, use_cache=True, logits_to_keep=1))
         assert session.cache is not None
-        self.model, self.layers, self.steps = lm.model, session.cache.kept_layers, recorder.steps
+        self.model, self.ids = lm.model, ids
+        self.layers, self.steps = session.cache.kept_layers, recorder.steps
         self.logits = out.logits[0, -1]
 
     @torch.inference_mode()
-    def replay(self, session: Attachment) -> tuple[KeptCache, float]:
-        """Return the cache that the attached policy would have after reading the text, and the seconds it took."""
+    def replay(self, session: Attachment) -> tuple[KeptCache, Tensor, float]:
+        """Return the attached policy's cache after the text, the logits there, and seconds as a part of plain reading."""
         cache = session.new_cache()
+        if not session.policy.reads_prompts_whole:
+            out, seconds = timed(lambda: self.model(self.ids, past_key_values=cache, use_cache=True, logits_to_keep=1))
+            return cache, out.logits[0, -1], seconds / self.seconds
 
         def fill() -> None:
             for layer, read in zip(cache.kept_layers, self.layers, strict=True):
@@ -185,15 +190,15 @@ class Prefix:
                 session.policy.attend(layer, step)
                 session.policy.settle(layer, step)
 
-        return cache, timed(fill)[1]
+        return cache, self.logits, 1 + timed(fill)[1] / self.seconds
 
 
 @torch.inference_mode()
 def _decode(prefix: Prefix, policy: Policy, rest: Tensor) -> dict[str, Any]:
     """Score the tokens behind a prefix one by one."""
-    model, nll, steps, reads, logits = prefix.model, [], [], 0, prefix.logits
+    model, nll, steps, reads = prefix.model, [], [], 0
     with policy(model) as session:
-        cache, overhead = prefix.replay(session)
+        cache, logits, prefill = prefix.replay(session)
         stored = cache.nbytes()
         for token in rest:
             nll.append(-logits.float().log_softmax(-1)[token].item())
@@ -203,7 +208,7 @@ def _decode(prefix: Prefix, policy: Policy, rest: Tensor) -> dict[str, Any]:
             reads += cache.reads()
     return {
         "nll": float(np.mean(nll)),
-        "prefill": 1 + overhead / prefix.seconds,
+        "prefill": prefill,
         "step": float(np.median(steps)),
         "bytes": max(stored, cache.nbytes()),
         "reads": reads / len(steps),
@@ -215,8 +220,8 @@ def _answer(lm: CausalLM, prefix: Prefix, policy: Policy, question: Tensor, new:
     """Continue a prefix by a question, which may be empty, and `new` tokens of answer."""
     answer: list[int] = []
     with policy(prefix.model) as session:
-        cache, _ = prefix.replay(session)
-        logits, chunk = prefix.logits, question
+        cache, logits, _ = prefix.replay(session)
+        chunk = question
         while True:
             if chunk.numel():
                 logits = prefix.model(chunk, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
@@ -229,7 +234,7 @@ def _answer(lm: CausalLM, prefix: Prefix, policy: Policy, question: Tensor, new:
 def survivors(prefix: Prefix, policy: Policy, bins: int = 64) -> list[list[float]] | None:
     """Share of the tokens of each stretch of the text that each layer and head still holds; None if it is all."""
     with policy(prefix.model) as session:
-        cache, _ = prefix.replay(session)
+        cache, _, _ = prefix.replay(session)
     if all(layer.complete for layer in cache.kept_layers):
         return None
     edges = np.linspace(0, cache.get_seq_length(), bins + 1)
@@ -300,6 +305,7 @@ def run(
         raise UserError("a context has at least 64 tokens and a budget is at most half of it; pass e.g. --budgets 4,16")
     arms = _arms(methods)
     lm = load_causal_lm(model, dtype=dtype, device=device)
+    arms, absent = (arms, {}) if methods else _fitting(arms, lm)
     definition = {"model": model, "dtype": dtype, "seed": seed, "limit": limit, "decoded": _DECODED}
     memo = Memo(work, definition, [Path(__file__).parent])
     total, done = len(contexts) * len(budgets) * len(arms) * limit * 5, 0
@@ -315,7 +321,9 @@ def run(
     rows = [row for cell in measured.values() for row in _rows(cell, arms)]
     described = environment()
     data = f"long_docs (state_union, inaugural), pass-keys in long_docs; {limit} texts"
-    settings = {"contexts": list(contexts), "budgets": list(budgets), "dtype": dtype, "decoded": _DECODED}
+    settings: dict[str, Any] = {"contexts": list(contexts), "budgets": list(budgets), "dtype": dtype, "decoded": _DECODED}
+    if absent:
+        settings["left out"] = absent
     common = {"job": "keep", "model": model, "data": data, "seed": seed, "settings": settings}
     results: list[Result | Figure] = [
         Result(**common, **row, command=command, environment=described) for row in [*rows, *_verdicts(measured, arms)]
@@ -373,6 +381,17 @@ def _arms(methods: Sequence[str]) -> list[Arm]:
     specs = list(methods) or [m.name for m in catalog.methods("keep") if m.status == "ready" and m.name != "token-ring"]
     names = [FULL, *(spec for spec in specs if spec != FULL)]
     return [Arm(spec, catalog.build(spec, "keep")) for spec in dict.fromkeys(names)]
+
+
+def _fitting(arms: Sequence[Arm], lm: CausalLM) -> tuple[list[Arm], dict[str, str]]:
+    """Split off the arms that do not serve this model, with the reason."""
+    absent = {}
+    for arm in arms:
+        try:
+            arm.policy(lm.model)
+        except UserError as error:
+            absent[arm.name] = str(error)
+    return [arm for arm in arms if arm.name not in absent], absent
 
 
 class _Cell:

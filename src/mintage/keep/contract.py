@@ -49,6 +49,11 @@ class Policy(ABC):
         """
         return Attachment(self, model)
 
+    @property
+    def reads_prompts_whole(self) -> bool:
+        """Whether a prompt read in one piece attends to everything, as in the unmodified model."""
+        return True
+
     def check(self, geometry: Geometry) -> None:  # noqa: B027 (optional hook)
         """Raise a `UserError` if a model of this `geometry` cannot be served."""
 

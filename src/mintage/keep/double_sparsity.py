@@ -268,6 +268,11 @@ class DoubleSparsity(Selector):
         if self.dense_layers < 0:
             raise UserError(f"dense_layers={self.dense_layers} is below 0; pass e.g. 2")
 
+    @property
+    def reads_prompts_whole(self) -> bool:
+        """Whether prompts are read as by the unmodified model."""
+        return not self.sparse_prefill
+
     def check(self, geometry: Geometry) -> None:
         """Refuse a calibration of another model, and more label channels than there are."""
         order = self._calibration()

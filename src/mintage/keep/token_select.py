@@ -185,6 +185,11 @@ class TokenSelect(Policy):
         if self.pool and (self.pool < 0 or self.pool % 2 == 0):
             raise UserError(f"pool={self.pool} has no middle; pass an odd width, or 0 for none")
 
+    @property
+    def reads_prompts_whole(self) -> bool:
+        """Prompts are read sparsely, too."""
+        return False
+
     def check(self, geometry: Geometry) -> None:
         """Refuse models without rotary positions that can be reassigned."""
         geometry.need_rotary("token-select")
