@@ -59,6 +59,7 @@ METHODS = (
     Method(
         name="token-ring",
         job="keep",
+        entry="mintage.keep.token_ring:TokenRing",
         title=(
             "TokenRing: An Efficient Parallelism Framework for Infinite-Context LLMs via Bidirectional Communication"
         ),
@@ -157,6 +158,7 @@ __getattr__, __dir__ = lazy_attributes(
     DoubleSparsity="mintage.keep.double_sparsity:DoubleSparsity",
     ChannelOrder="mintage.keep.double_sparsity:ChannelOrder",
     EMS="mintage.keep.ems:EMS",
+    TokenRing="mintage.keep.token_ring:TokenRing",
     TokenSelect="mintage.keep.token_select:TokenSelect",
     FullCache="mintage.keep.baselines:FullCache",
     StreamingLLM="mintage.keep.baselines:StreamingLLM",

@@ -176,7 +176,7 @@ class Prefix:
 
     @torch.inference_mode()
     def replay(self, session: Attachment) -> tuple[KeptCache, Tensor, float]:
-        """Return the attached policy's cache after the text, the logits there, and seconds as a part of plain reading."""
+        """Return the policy's cache after the text, the logits there, and seconds as a part of plain reading."""
         cache = session.new_cache()
         if not session.policy.reads_prompts_whole:
             out, seconds = timed(lambda: self.model(self.ids, past_key_values=cache, use_cache=True, logits_to_keep=1))
@@ -321,7 +321,12 @@ def run(
     rows = [row for cell in measured.values() for row in _rows(cell, arms)]
     described = environment()
     data = f"long_docs (state_union, inaugural), pass-keys in long_docs; {limit} texts"
-    settings: dict[str, Any] = {"contexts": list(contexts), "budgets": list(budgets), "dtype": dtype, "decoded": _DECODED}
+    settings: dict[str, Any] = {
+        "contexts": list(contexts),
+        "budgets": list(budgets),
+        "dtype": dtype,
+        "decoded": _DECODED,
+    }
     if absent:
         settings["left out"] = absent
     common = {"job": "keep", "model": model, "data": data, "seed": seed, "settings": settings}
