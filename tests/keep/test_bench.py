@@ -36,7 +36,6 @@ def texts(tmp_path, monkeypatch):
         file.write("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setenv("MINTAGE_DATA", str(folder))
     monkeypatch.setattr(bench, "_DECODED", 6)
-    monkeypatch.setattr(bench, "_ANSWER", 4)
     return folder
 
 
@@ -66,7 +65,7 @@ def test_speeches_are_cut_to_length_and_short_ones_left_out(lm, texts):
     found = bench.documents(lm, 100, 2)
     assert [ids.shape for _, ids in found] == [(1, 100)] * 2
     assert {name for name, _ in found} == {"1950.txt", "1951.txt"}
-    with pytest.raises(UserError, match=r"^only 2 of the speeches have 100 tokens"):
+    with pytest.raises(UserError, match=r"^only 2 of the texts have 100 tokens"):
         bench.documents(lm, 100, 3)
 
 
@@ -97,7 +96,7 @@ def test_every_arm_has_a_row_for_every_metric(tiny_folder, texts, tmp_path):
     assert seen[-1] == (len(seen), len(seen))
     metrics = {(r.method, r.metric) for r in results}
     for part in (4, 8):
-        for metric in ("perplexity", "retrieval, question after", "retrieval, question inside"):
+        for metric in ("perplexity", "pass-key retrieval, question after", "UUID retrieval, question inside"):
             for method in ("full-cache", "streaming-llm", "snapkv"):
                 assert (method, f"{metric} at 1/{part} of 128 tokens") in metrics
         for metric in ("cache size", "elements read", "prefill time", "decode time"):
@@ -133,7 +132,8 @@ def test_the_claim_of_speed_needs_long_contexts_and_found_needles():
     cell = bench._Cell(4096, 8, [a.name for a in arms])
     for name, step, found in (("full-cache", 2.0, 1.0), ("tova", 1.5, 1.0), ("knorm", 1.0, 0.5)):
         cell.decoded[name] = [{"step": step, "nll": 1.0}] * 3
-        cell.after[name] = [found] * 4
+        for kept in cell.found.values():
+            kept[name] = [found] * 4
     (verdict,) = bench._verdicts({(4096, 8): cell}, arms)
     assert verdict["method"] == "tova"  # knorm is faster and lost the needle
     assert verdict["value"] == 0.75

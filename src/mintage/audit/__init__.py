@@ -42,6 +42,7 @@ METHODS = (
     Method(
         name="needle-threading",
         job="audit",
+        entry="mintage.audit.needle_threading:NeedleThreading",
         title="Needle Threading: Can LLMs Follow Threads through Near-Million-Scale Haystacks?",
         arxiv="2411.05000",
         year=2024,
@@ -58,5 +59,6 @@ __getattr__, __dir__ = lazy_attributes(
     Audit="mintage.audit.contract:Audit",
     Report="mintage.audit.contract:Report",
     DataMixture="mintage.audit.data_mixture:DataMixture",
+    NeedleThreading="mintage.audit.needle_threading:NeedleThreading",
     NumberTokens="mintage.audit.number_tokens:NumberTokens",
 )

@@ -157,6 +157,81 @@ def to_r2l(
     Console(stderr=True).print(f"wrote {out}", style="dim", markup=False, soft_wrap=True)
 
 
+@app.command("needle")
+def needle(
+    model: Annotated[str, typer.Option(help="smollm2 (embedded, the default), a folder, or a hub id.")] = "smollm2",
+    tasks: Annotated[
+        str, typer.Option(help="Of single, multiple, conditional, thread, multi-thread; or all.")
+    ] = "single,thread",
+    pairs: Annotated[str, typer.Option(help="Sizes of the haystack; a pair of UUIDs has 80 characters.")] = "4,8,16",
+    depths: Annotated[str, typer.Option(help="Where single needles lie, in percent.")] = "0,25,50,75,100",
+    needles: Annotated[str, typer.Option(help="Keys asked for at once (multiple, conditional).")] = "2,4",
+    steps: Annotated[str, typer.Option(help="Look-ups of a thread.")] = "2,3",
+    threads: Annotated[int, typer.Option(help="Threads followed at once (multi-thread).")] = 1,
+    repeats: Annotated[int, typer.Option(help="Haystacks for every setting.")] = 5,
+    direction: Annotated[str, typer.Option(help="How threads run: forward, backward or random.")] = "forward",
+    placement: Annotated[str, typer.Option(help="How several needles lie: random or clustered.")] = "random",
+    hex_digits: Annotated[int, typer.Option(help="Short keys instead of UUIDs, a variant; 0: UUIDs.")] = 0,
+    form: Annotated[
+        str, typer.Option(help="question (the paper's), chat, or complete: for models that only continue a text.")
+    ] = "question",
+    keep: Annotated[str | None, typer.Option(help="Cache policy: name[:key=value,...].")] = None,
+    threshold: Annotated[float, typer.Option(help="Score that a length within the limit must reach.")] = 0.75,
+    seed: Annotated[int, typer.Option(help="Of the haystacks.")] = 0,
+    dtype: Annotated[str, typer.Option(help="bfloat16, float32 or float16.")] = "bfloat16",
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the report: .json, or .html.")] = None,
+) -> None:
+    """Find the length of text up to which a model still finds keys and follows threads of them.
+
+    [dim]Examples[/dim]
+
+      mintage audit needle --tasks single --pairs 4,8 --form complete
+
+      mintage audit needle --tasks single --keep snapkv:budget=0.25 --form complete --out needles.html
+
+    Next: [bold]mintage bench needle-threading[/bold]
+    """
+    from mintage import catalog
+    from mintage.audit.needle_threading import NeedleThreading
+    from mintage.data.haystack import TASKS
+    from mintage.models import load_causal_lm
+
+    _check_out(out)
+    audit = NeedleThreading(
+        tasks=TASKS if tasks == "all" else tuple(tasks.split(",")),
+        pairs=_numbers("--pairs", pairs),
+        depths=_numbers("--depths", depths),
+        needles=_numbers("--needles", needles),
+        steps=_numbers("--steps", steps),
+        threads=threads,
+        repeats=repeats,
+        placement=_one("--placement", placement, "random", "clustered"),
+        direction=_one("--direction", direction, "forward", "backward", "random"),
+        hex_digits=hex_digits or None,
+        form=_one("--form", form, "question", "chat", "complete"),
+        threshold=threshold,
+        policy=None if keep is None else catalog.build(keep, "keep"),
+        seed=seed,
+    )
+    lm = load_causal_lm(model, dtype=dtype, device=device)
+    _run(audit, lm, lm.name if keep is None else f"{lm.name} with {keep}", as_json=as_json, out=out)
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"{option} {text!r} is no list of whole numbers; write e.g. {option} 4,8,16") from None
+
+
+def _one(option: str, text: str, *known: str) -> Any:
+    if text not in known:
+        raise UserError(f"{option} {text!r} is unknown; pass one of {', '.join(known)}")
+    return text
+
+
 def _tokenizer_folder(source: str) -> Path:
     """Return the folder that holds a tokenizer's configuration and chat template."""
     if source == "smollm2":

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from mintage import catalog
 from mintage.data import data_file
+from mintage.data.haystack import make_haystack
 from mintage.errors import UserError
 from mintage.files import read_jsonl
 from mintage.keep.attach import Attachment
@@ -35,9 +36,10 @@ from mintage.keep.storage import KeptCache, KeptLayer
 from mintage.measure import Figure, Result, bootstrap, bootstrap_ratio, timed
 from mintage.measure.environment import environment
 from mintage.measure.memo import Memo
+from mintage.measure.retrieval import score_value
 from mintage.models import EMBEDDED, CausalLM, load_causal_lm
 
-__all__ = ["documents", "run"]
+__all__ = ["Prefix", "answer_to", "decode", "documents", "questions", "run"]
 
 Report = Callable[[int, int, str], None]
 
@@ -46,8 +48,11 @@ _WORK = Path(".mintage") / "keep"
 _DECODED = 64
 """Tokens scored and timed behind each document."""
 
-_ANSWER = 8
-"""Tokens of an answer."""
+NEEDLES = ("pass-key", "UUID")
+"""What is hidden in a text: five digits, or 36 characters, of which each must be copied."""
+
+SPEECHES = ("state_union", "inaugural")
+"""Parts of ``long_docs`` that are in English and in prose."""
 
 _FINDABLE = 0.05
 """Retrieval lost at most, for a policy to count as keeping it."""
@@ -60,20 +65,25 @@ def silent(done: int, of: int, label: str) -> None:
 # -- inputs --------------------------------------------------------------------------------------------------------
 
 
-def documents(lm: CausalLM, tokens: int, number: int, *, least: int | None = None) -> list[tuple[str, Tensor]]:
-    """Return the first `tokens` tokens of `number` English speeches that are long enough, spread over the years.
+def documents(
+    lm: CausalLM, tokens: int, number: int, *, least: int | None = None, corpora: Sequence[str] = SPEECHES
+) -> list[tuple[str, Tensor]]:
+    """Return the first `tokens` tokens of `number` English texts that are long enough, speeches spread over the years.
 
     Parameters
     ----------
     least
         How many will do where there are no more; default all of `number`.
+    corpora
+        Of ``long_docs``: ``state_union``, ``inaugural``, ``shakespeare``, ``genesis``.
 
     Raises
     ------
     UserError
         The data folder is not set, or too few documents are that long.
     """
-    rows = [r for r in read_jsonl(data_file("long_docs.jsonl.gz")) if r["corpus"] in ("state_union", "inaugural")]
+    rows = [r for r in read_jsonl(data_file("long_docs.jsonl.gz")) if r["corpus"] in corpora]
+    rows = [r for r in rows if r["corpus"] != "genesis" or r["file"].startswith("english")]
     rows = [r for r in rows if len(r["text"]) >= 3 * tokens]
     found = []
     for row in _spread(rows):
@@ -84,13 +94,13 @@ def documents(lm: CausalLM, tokens: int, number: int, *, least: int | None = Non
         if len(found) == number:
             return found
     if len(found) < (number if least is None else least):
-        raise UserError(f"only {len(found)} of the speeches have {tokens} tokens; pass a smaller --limit or --contexts")
+        raise UserError(f"only {len(found)} of the texts have {tokens} tokens; pass a smaller --limit or --contexts")
     return found
 
 
 @dataclass(frozen=True)
 class Question:
-    """A five-digit pass-key stated once within a real text, and the question for it."""
+    """A pass-key or UUID stated within a real text, and the question for it."""
 
     context: str
     question: str
@@ -104,18 +114,21 @@ class Question:
         return context.to(lm.model.device), question.to(lm.model.device)
 
 
-def questions(lm: CausalLM, tokens: int, number: int, seed: int) -> list[Question]:
-    """Hide pass-keys in speeches of about `tokens` tokens, at depths spread over the whole text."""
+def questions(lm: CausalLM, tokens: int, number: int, seed: int, needle: str = "pass-key") -> list[Question]:
+    """Hide needles in speeches of about `tokens` tokens, at depths spread over the whole text."""
     generator = np.random.default_rng(seed)
     made = []
-    texts = documents(lm, tokens - 60, number, least=1)
+    texts = documents(lm, tokens - (60 if needle == "pass-key" else 120), number, least=1)
+    names = make_haystack(number, seed).keys
     for place in range(number):
         text = str(lm.tokenizer.decode(texts[place % len(texts)][1][0]))
-        key = str(generator.integers(10_000, 100_000))
+        key = str(generator.integers(10_000, 100_000)) if needle == "pass-key" else names[place]
         cut = int((place + generator.random()) / number * len(text))
         cut = text.rfind(" ", 0, max(cut, 1)) + 1
-        needle = f"\n\nThe pass key is {key}. Remember it. {key} is the pass key.\n\n"
-        made.append(Question(f"{text[:cut]}{needle}{text[cut:]}", "\n\nThe pass key is", key))
+        hidden = (
+            f"\n\nThe {needle.replace('-', ' ')} is {key}. Remember it. {key} is the {needle.replace('-', ' ')}.\n\n"
+        )
+        made.append(Question(f"{text[:cut]}{hidden}{text[cut:]}", f"\n\nThe {needle.replace('-', ' ')} is", key))
     return made
 
 
@@ -194,7 +207,7 @@ class Prefix:
 
 
 @torch.inference_mode()
-def _decode(prefix: Prefix, policy: Policy, rest: Tensor) -> dict[str, Any]:
+def decode(prefix: Prefix, policy: Policy, rest: Tensor) -> dict[str, Any]:
     """Score the tokens behind a prefix one by one."""
     model, nll, steps, reads = prefix.model, [], [], 0
     with policy(model) as session:
@@ -216,9 +229,10 @@ def _decode(prefix: Prefix, policy: Policy, rest: Tensor) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def _answer(lm: CausalLM, prefix: Prefix, policy: Policy, question: Tensor, new: int) -> str:
-    """Continue a prefix by a question, which may be empty, and `new` tokens of answer."""
+def answer_to(lm: CausalLM, prefix: Prefix, policy: Policy, question: Tensor, wanted: str) -> str:
+    """Continue a prefix by a question, which may be empty, for as long as the answer can still become `wanted`."""
     answer: list[int] = []
+    most = len(lm.encode(wanted, chat=False)[0]) + 3
     with policy(prefix.model) as session:
         cache, logits, _ = prefix.replay(session)
         chunk = question
@@ -226,8 +240,10 @@ def _answer(lm: CausalLM, prefix: Prefix, policy: Policy, question: Tensor, new:
             if chunk.numel():
                 logits = prefix.model(chunk, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
             answer.append(int(logits.argmax()))
-            if len(answer) == new:
-                return str(lm.tokenizer.decode(answer))
+            text = str(lm.tokenizer.decode(answer))
+            so_far = text.strip()
+            if len(answer) == most or so_far[: len(wanted)] != wanted[: len(so_far)] or so_far.startswith(wanted):
+                return text
             chunk = torch.tensor([answer[-1:]], device=question.device)
 
 
@@ -277,7 +293,7 @@ def run(
     budgets
         Room as a part of the context: 16 keeps, or reads, one entry in 16.
     limit
-        Documents, and twice as many questions, per context; None uses 4.
+        Documents, and twice as many questions of each kind, per context; None uses 4.
     dtype, device
         Of the model.
     seed
@@ -308,7 +324,7 @@ def run(
     arms, absent = (arms, {}) if methods else _fitting(arms, lm)
     definition = {"model": model, "dtype": dtype, "seed": seed, "limit": limit, "decoded": _DECODED}
     memo = Memo(work, definition, [Path(__file__).parent])
-    total, done = len(contexts) * len(budgets) * len(arms) * limit * 5, 0
+    total, done = len(contexts) * len(budgets) * len(arms) * limit * 9, 0
 
     def step(label: str) -> None:
         nonlocal done
@@ -320,7 +336,7 @@ def run(
         measured |= _measure(lm, arms, length, budgets, limit=limit, seed=seed, memo=memo, step=step)
     rows = [row for cell in measured.values() for row in _rows(cell, arms)]
     described = environment()
-    data = f"long_docs (state_union, inaugural), pass-keys in long_docs; {limit} texts"
+    data = f"long_docs (state_union, inaugural), {limit} texts; pass-keys and UUIDs in them, {2 * limit} each"
     settings: dict[str, Any] = {
         "contexts": list(contexts),
         "budgets": list(budgets),
@@ -366,18 +382,21 @@ def _measure(
 
     for place, (_, ids) in enumerate(documents(lm, length + _DECODED, limit)):
         read = partial(Prefix, lm, ids[:, :length])
-        for part, name, found in each("decode", place, read, lambda p, q, i=ids: _decode(p, q, i[0, length:])):
+        for part, name, found in each("decode", place, read, lambda p, q, i=ids: decode(p, q, i[0, length:])):
             cells[length, part].decoded[name].append(found)
-    for place, example in enumerate(questions(lm, length, 2 * limit, seed)):
+    asked = [(needle, q) for needle in NEEDLES for q in enumerate(questions(lm, length, 2 * limit, seed, needle))]
+    for needle, (place, example) in asked:
         context, question = example.ids(lm)
-        for kind, text, asked in (
+        for kind, text, following in (
             ("after", context, question),
             ("inside", torch.cat((context, question), 1), question[:, :0]),
         ):
-            answered = each(kind, place, partial(Prefix, lm, text), lambda p, q, a=asked: _answer(lm, p, q, a, _ANSWER))
+            read = partial(Prefix, lm, text)
+            answered = each(
+                f"{needle} {kind}", place, read, lambda p, q, a=following, w=example.answer: answer_to(lm, p, q, a, w)
+            )
             for part, name, answer in answered:
-                scores = getattr(cells[length, part], kind)
-                scores[name].append(float(example.answer in answer))
+                cells[length, part].found[needle, kind][name].append(score_value(answer, example.answer).score)
     return cells
 
 
@@ -405,8 +424,9 @@ class _Cell:
     def __init__(self, length: int, part: int, names: Sequence[str]) -> None:
         self.length, self.part = length, part
         self.decoded: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-        self.after: dict[str, list[float]] = {name: [] for name in names}
-        self.inside: dict[str, list[float]] = {name: [] for name in names}
+        self.found: dict[tuple[str, str], dict[str, list[float]]] = {
+            (needle, kind): {name: [] for name in names} for needle in NEEDLES for kind in ("after", "inside")
+        }
 
     def column(self, name: str, of: str) -> np.ndarray:
         return np.array([row[of] for row in self.decoded[name]])
@@ -427,9 +447,9 @@ def _rows(cell: _Cell, arms: Sequence[Arm]) -> list[dict[str, Any]]:
         name = arm.name
         values = {
             "perplexity": (bootstrap(cell.column(name, "nll"), lambda x, axis: np.exp(x.mean(axis))), "ppl", False),
-            "retrieval, question after": (bootstrap(cell.after[name]), "share", True),
-            "retrieval, question inside": (bootstrap(cell.inside[name]), "share", True),
         }
+        for (needle, kind), found in cell.found.items():
+            values[f"{needle} retrieval, question {kind}"] = bootstrap(found[name]), "share", True
         if name != FULL:
             for metric, of in (
                 ("cache size", "bytes"),
@@ -450,7 +470,7 @@ def _rows(cell: _Cell, arms: Sequence[Arm]) -> list[dict[str, Any]]:
                     "unit": unit,
                     "higher_is_better": higher,
                     "interval": interval.bounds,
-                    "n": len(cell.after[name] if metric.startswith("retrieval") else cell.decoded[name]),
+                    "n": len(_retrieved(cell, metric)[name] if "retrieval" in metric else cell.decoded[name]),
                     "baseline": {} if full is None else {FULL: full},
                     "peers": others if name.partition(":")[0] in papers else {},
                 }
@@ -461,10 +481,15 @@ def _rows(cell: _Cell, arms: Sequence[Arm]) -> list[dict[str, Any]]:
 def _value(cell: _Cell, name: str, metric: str) -> float:
     if metric == "perplexity":
         return cell.perplexity(name)
-    if metric.startswith("retrieval"):
-        return float(np.mean((cell.after if metric.endswith("after") else cell.inside)[name]))
+    if "retrieval" in metric:
+        return float(np.mean(_retrieved(cell, metric)[name]))
     of = {"cache size": "bytes", "elements read": "reads", "prefill time": "prefill", "decode time": "step"}[metric]
     return float(np.median(cell.column(name, of) / cell.column(FULL, of)))
+
+
+def _retrieved(cell: _Cell, metric: str) -> dict[str, list[float]]:
+    needle, _, kind = metric.partition(" retrieval, question ")
+    return cell.found[needle, kind]
 
 
 def _verdicts(measured: dict[tuple[int, int], _Cell], arms: Sequence[Arm]) -> list[dict[str, Any]]:
@@ -474,7 +499,12 @@ def _verdicts(measured: dict[tuple[int, int], _Cell], arms: Sequence[Arm]) -> li
         (cell, arm.name, bootstrap_ratio(cell.column(arm.name, "step"), cell.column(FULL, "step"), of="median"))
         for cell in long
         for arm in arms
-        if arm.name != FULL and np.mean(cell.after[arm.name]) >= np.mean(cell.after[FULL]) - _FINDABLE
+        if arm.name != FULL
+        and all(
+            np.mean(found[arm.name]) >= np.mean(found[FULL]) - _FINDABLE
+            for (_, kind), found in cell.found.items()
+            if kind == "after"
+        )
     ]
     if not rivals:
         return []
@@ -504,7 +534,8 @@ def _figures(measured: dict[tuple[int, int], _Cell], arms: Sequence[Arm], prefix
         cells = sorted((c for (n, _), c in measured.items() if n == length), key=lambda c: -c.part)
         for slug, label, metric in (
             ("perplexity", "perplexity of the next tokens", "perplexity"),
-            ("retrieval", "found, question asked after compression", "retrieval, question after"),
+            ("pass-key", "pass-keys found, asked for after compression", "pass-key retrieval, question after"),
+            ("uuid", "UUIDs found, asked for after compression", "UUID retrieval, question after"),
         ):
             series = [
                 {"name": n, "x": [1 / c.part for c in cells], "y": [_value(c, n, metric) for c in cells]} for n in names
@@ -512,7 +543,7 @@ def _figures(measured: dict[tuple[int, int], _Cell], arms: Sequence[Arm], prefix
             figures.append(
                 {
                     "name": f"{slug}-{length}",
-                    "title": f"{label.capitalize()}, {length} tokens of context",
+                    "title": f"{label[0].upper()}{label[1:]}, {length} tokens of context",
                     "caption": "Room for entries as a share of the context; the full cache has all of it.",
                     "kind": "curve",
                     "data": {"x_label": "share of the context", "y_label": label, "series": series},

@@ -1,0 +1,129 @@
+"""The claim checks of the papers about caches, one module each, and what they share: arms on real texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mintage.keep import bench
+from mintage.keep.contract import Policy
+from mintage.measure import Interval, Result, bootstrap
+from mintage.measure.environment import environment
+from mintage.measure.memo import Memo
+from mintage.models import EMBEDDED, CausalLM, load_causal_lm
+
+__all__ = ["Trial", "perplexity", "perplexity_ratio", "silent"]
+
+Arms = Mapping[str, Policy]
+
+
+def silent(done: int, of: int, label: str) -> None:
+    """Report nothing."""
+
+
+def perplexity(nll: np.ndarray) -> float:
+    """Perplexity from the mean negative log-likelihood of every text."""
+    return float(np.exp(nll.mean()))
+
+
+def perplexity_ratio(one: np.ndarray, other: np.ndarray) -> Interval:
+    """Ratio of two perplexities on the same texts, which are resampled together."""
+    return bootstrap(one - other, lambda x, axis: np.exp(x.mean(axis)))
+
+
+class Trial:
+    """Policies on the same texts, in rotating order, one result kept after the other.
+
+    Parameters
+    ----------
+    method
+        Catalogue name of the method whose claim is checked.
+    seed, command
+        Of the haystacks; written into the rows.
+    definition
+        What else defines the run.
+    work
+        Folder of unfinished runs.
+    progress
+        ``progress(done, of, label)``.
+    total
+        Number of measurements, for `progress`.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        *,
+        seed: int,
+        command: str,
+        definition: dict[str, Any],
+        total: int,
+        progress: Callable[[int, int, str], None] = silent,
+        model: str = EMBEDDED,
+        work: Path | None = None,
+    ) -> None:
+        self.lm: CausalLM = load_causal_lm(model, dtype="bfloat16")
+        self.seed, self.progress, self.total, self.done = seed, progress, total, 0
+        work = Path(".mintage") / "keep" / method if work is None else work
+        self.memo = Memo(work, definition | {"seed": seed, "model": model}, [Path(bench.__file__).parent])
+        self.common: dict[str, Any] = {
+            "method": method,
+            "job": "keep",
+            "model": model,
+            "seed": seed,
+            "command": command,
+            "environment": environment(),
+        }
+
+    def result(self, **fields: Any) -> Result:
+        """Make a row."""
+        return Result(**self.common, **fields)
+
+    def _each(
+        self, kind: str, place: int, arms: Arms, read: Callable[[], bench.Prefix], run: Callable[..., Any]
+    ) -> Any:
+        first = place % len(arms)
+        held = cache(read)
+        for name in [*arms][first:] + [*arms][:first]:
+            yield name, self.memo(f"{kind} {name} {place}", lambda n=name: run(held(), arms[n]))
+            self.done += 1
+            self.progress(self.done, self.total, f"{kind}: {name}")
+
+    def decoded(
+        self,
+        arms: Arms,
+        length: int,
+        texts: int,
+        tokens: int,
+        *,
+        measure: Callable[..., dict[str, float]] = bench.decode,
+        corpora: Sequence[str] = bench.SPEECHES,
+    ) -> dict[str, dict[str, np.ndarray]]:
+        """Score the `tokens` behind the first `length` of each text; what `measure` says, by text."""
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
+        for place, (_, ids) in enumerate(bench.documents(self.lm, length + tokens, texts, corpora=corpora)):
+            read, run = partial(bench.Prefix, self.lm, ids[:, :length]), partial(measure, rest=ids[0, length:])
+            for name, row in self._each(f"{measure.__name__} {length}", place, arms, read, run):
+                found[name].append(row)
+        return {name: {of: np.array([row[of] for row in rows]) for of in rows[0]} for name, rows in found.items()}
+
+    def found(
+        self, arms: Arms, length: int, number: int, needles: Sequence[str] = bench.NEEDLES
+    ) -> dict[str, np.ndarray]:
+        """Ask for needles after the text was read and compressed; 1 where one was found, by question."""
+        scores: dict[str, list[float]] = {name: [] for name in arms}
+        for needle in needles:
+            for place, example in enumerate(bench.questions(self.lm, length, number, self.seed, needle)):
+                context, question = example.ids(self.lm)
+
+                def ask(prefix: bench.Prefix, policy: Policy, q: Any = question, wanted: str = example.answer) -> str:
+                    return bench.answer_to(self.lm, prefix, policy, q, wanted)
+
+                read = partial(bench.Prefix, self.lm, context)
+                for name, answer in self._each(f"{needle} {length}", place, arms, read, ask):
+                    scores[name].append(bench.score_value(answer, example.answer).score)
+        return {name: np.array(held) for name, held in scores.items()}
