@@ -141,12 +141,57 @@ def results(job: str) -> str:
 
 
 def readme_results() -> str:
-    """The tested claims of every job, misses included."""
+    """How fast the drafters are, and every method's claims in one line each, misses counted."""
     rows = _measured()
     tested = [r for r in rows if r.claim]
     if not tested:
         return "Nothing measured yet: run `mintage bench draft`."
-    return "\n\n".join(filter(None, [draft_speeds(rows), "The claims, one by one:", _claims(tested)]))
+    links = ", ".join(f"[{job}](docs/{job}.md)" for job in catalog.JOBS if any(r.job == job for r in tested))
+    described = (
+        "One line per method: how many of its tested claims hold, and the first of them, each in its widest run. "
+        f"All of them stand on the pages of {links} (`make docs`) and in `mintage report`."
+    )
+    return "\n\n".join(filter(None, [draft_speeds(rows), described, _claims_in_brief(tested)]))
+
+
+def _claims_in_brief(rows: Sequence[Result]) -> str:
+    widest: dict[tuple[str, ...], Result] = {}
+    for r in rows:
+        key = (r.method, r.metric, r.claim, r.data, r.model, str(r.settings.get("dtype", "")))
+        if key not in widest or (r.n or 0) >= (widest[key].n or 0):
+            widest[key] = r
+    by_method: dict[str, list[Result]] = {}
+    for r in sorted(widest.values(), key=lambda r: catalog.JOBS.index(r.job)):
+        by_method.setdefault(r.method, []).append(r)
+    head = (
+        "job",
+        "method",
+        "hold",
+        "first claim",
+        "verdict",
+        "here (95% interval, n)",
+        "baseline",
+        "best peer",
+        "device",
+    )
+    return _table(
+        head,
+        [
+            (
+                first.job,
+                f"`{method}`",
+                f"{sum(r.verdict == 'holds' for r in mine)} of {len(mine)}",
+                first.claim,
+                first.verdict if first.verdict == "holds" else f"**{first.verdict}**",
+                _number(first),
+                _named(first.baseline),
+                _peer(first),
+                first.device,
+            )
+            for method, mine in by_method.items()
+            for first in mine[:1]
+        ],
+    )
 
 
 def draft_speeds(rows: Sequence[Result]) -> str:

@@ -194,15 +194,21 @@ def _sameness(lm: Any, ids: Any, drafted: Any, plain: Any) -> str:
 def _policy(spec: str, *, draft: str | None, compile: bool, table: Path | None) -> Any:
     """Build a cache policy, and refuse what does not go with one."""
     from mintage import catalog
+    from mintage.keep import Evictor
 
     policy = catalog.build(spec, "keep")
     name = spec.partition(":")[0]
     others = {"--draft": draft not in (None, "none"), "--compile": compile, "--table": table is not None}
+    reason = (
+        "drafted tokens that are rejected would already have driven others out of the cache"
+        if isinstance(policy, Evictor)
+        else "it reads differently where several tokens come at once, so the text would be another one"
+    )
     for option, given in others.items():
         if given and name != "full-cache":
             raise UserError(
-                f"--keep {name} does not go with {option}: drafted tokens that are rejected would already have "
-                f"driven others out of the cache; drop {option}, or keep everything with --keep full-cache"
+                f"--keep {name} does not go with {option}: {reason}; drop {option}, or keep and read everything "
+                "with --keep full-cache"
             )
     return policy
 

@@ -163,7 +163,8 @@ class Attachment:
             dense=dense,
         )
         out = self.policy.attend(layer, step)
-        self.policy.settle(layer, step)
+        with torch.no_grad():  # evidence is counted, not learnt from
+            self.policy.settle(layer, step)
         return out.transpose(1, 2).contiguous(), None
 
 

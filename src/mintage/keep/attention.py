@@ -81,14 +81,15 @@ def attention_weights(
 ) -> Float[Tensor, "batch groups share queries entries"]:
     """Softmax weights in float32, heads apart: [B, G, H / G, Q, M]. A query that sees nothing has weights 0."""
     groups, queries = key.shape[1], query.shape[2]
-    scores = (group(query, groups) @ key.transpose(-1, -2)).float() * scaling
+    scores = (group(query, groups) @ key.transpose(-1, -2)).float().mul_(scaling)  # in place: scores are the largest
     scores = scores.unflatten(2, (-1, queries))
     if bias is not None:
-        scores = scores + bias[:, :, None, None, :]
+        scores += bias[:, :, None, None, :]
     if visible is None:
         return scores.softmax(-1)
-    scores = scores.masked_fill(~visible[:, :, None], torch.finfo(scores.dtype).min)
-    return scores.softmax(-1) * visible[:, :, None]
+    hidden = ~visible[:, :, None]
+    weights = scores.masked_fill_(hidden, torch.finfo(scores.dtype).min).softmax(-1)
+    return weights.masked_fill_(hidden, 0.0)
 
 
 def weights_by_column(
@@ -112,8 +113,14 @@ def weights_by_column(
     total = query.new_zeros(key.shape[:3], dtype=torch.float32)
     for start in range(0, query.shape[2], chunk):
         stop = min(start + chunk, query.shape[2])
+        seen, width = visible(start, stop), key.shape[2]
+        if seen is not None:  # what all these queries come before costs nothing
+            columns = seen.flatten(0, -2).any(0).nonzero()
+            width = int(columns[-1]) + 1 if len(columns) else 1
+            seen = seen[..., :width]
+        part = None if bias is None else bias[..., :width]
         weights = attention_weights(
-            query[:, :, start:stop], key, scaling=scaling, visible=visible(start, stop), bias=bias
+            query[:, :, start:stop], key[:, :, :width], scaling=scaling, visible=seen, bias=part
         )
-        total += weights.sum(3).mean(2)
+        total[..., :width] += weights.sum(3).mean(2)
     return total

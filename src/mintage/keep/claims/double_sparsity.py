@@ -21,7 +21,7 @@ from mintage.measure import Figure, Result, bootstrap
 
 __all__ = ["check"]
 
-LENGTH, DECODED, TEXTS, QUESTIONS = 2048, 96, 5, 8
+LENGTH, DECODED, TEXTS, QUESTIONS = 2048, 96, 5, 20
 PARTS = (8, 16)
 CHANNELS = (16, 8, 4)
 

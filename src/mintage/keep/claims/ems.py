@@ -1,6 +1,6 @@
 """Does evict-then-merge keep more than eviction alone, by perplexity and by needles asked for afterwards?
 
-Speeches, 1,536 tokens read and 96 decoded; room for 64, 128 and 256 entries per head.
+Speeches, 1,536 tokens read and 64 decoded; room for 64, 128 and 256 entries per head.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mintage.measure import Figure, Result, bootstrap
 
 __all__ = ["check"]
 
-LENGTH, DECODED, TEXTS, QUESTIONS = 1536, 96, 5, 8
+LENGTH, DECODED, TEXTS, QUESTIONS = 1536, 64, 4, 5
 BUDGETS = (64, 128, 256)
 
 VARIANTS = {
@@ -51,7 +51,7 @@ def check(
     model: str = "smollm2",
     work: Path | None = None,
 ) -> list[Result | Figure]:
-    """Run the check; `limit` is the number of texts (default 5)."""
+    """Run the check; `limit` is the number of texts (default 4)."""
     texts = limit or TEXTS
     number = len(_arms(BUDGETS[0]))
     trial = Trial(

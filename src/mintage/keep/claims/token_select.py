@@ -26,7 +26,7 @@ from mintage.measure import Figure, Result, bootstrap
 
 __all__ = ["Blocks", "Drawn", "check"]
 
-LENGTH, DECODED, TEXTS, QUESTIONS = 2048, 64, 5, 8
+LENGTH, DECODED, TEXTS, QUESTIONS = 2048, 64, 4, 8
 PART = 8
 THETAS = (0.8, 0.9, 0.95, 1.01)
 SHORT, LONG = 6144, 12288
@@ -90,7 +90,7 @@ def check(
     model: str = "smollm2",
     work: Path | None = None,
 ) -> list[Result | Figure]:
-    """Run the check; `limit` is the number of texts (default 5)."""
+    """Run the check; `limit` is the number of texts (default 4)."""
     texts = limit or TEXTS
     arms = {"full-cache": FullCache(), **_arms()}
     trial = Trial(
