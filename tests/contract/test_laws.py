@@ -21,3 +21,8 @@ def test_audit(method, law):
 @parametrize_with_laws("keep")
 def test_keep(method, law):
     law(method.tiny())
+
+
+@parametrize_with_laws("retrofit")
+def test_retrofit(method, law):
+    law(method.tiny())

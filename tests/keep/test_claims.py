@@ -25,7 +25,9 @@ def folder(tiny_folder, tmp_path_factory):
     shutil.copytree(tiny_folder, made)
     (made / "model.safetensors").unlink()
     vocabulary = json.loads((Path(tiny_folder) / "config.json").read_text())["vocab_size"]
-    tiny_causal_lm(vocab_size=vocabulary, hidden_size=64, head_dim=16, max_position_embeddings=2048).save_pretrained(made)
+    tiny_causal_lm(vocab_size=vocabulary, hidden_size=64, head_dim=16, max_position_embeddings=2048).save_pretrained(
+        made
+    )
     return str(made)
 
 

@@ -32,6 +32,14 @@ def generate(
         str | None,
         typer.Option(help="Cache policy: name[:key=value,...], e.g. snapkv:budget=256 (entries), 0.25 or 4MB."),
     ] = None,
+    by_bytes: Annotated[
+        bool,
+        typer.Option("--bytes", help="Write bytes, exactly: a --raw prompt may end within a word; -n counts bytes."),
+    ] = False,
+    ensemble: Annotated[
+        list[str] | None,
+        typer.Option(help="A further model, with any tokenizer, that votes on every byte; repeat. Implies --bytes."),
+    ] = None,
     draft_model: Annotated[
         str | None,
         typer.Option(
@@ -72,6 +80,8 @@ def generate(
 
       mintage generate - --keep snapkv:budget=256 < report.txt
 
+      mintage generate "The quick brown fox jum" --raw --bytes -n 40
+
     Next: [bold]mintage bench draft[/bold]
     """
     from mintage.draft import generate
@@ -84,6 +94,24 @@ def generate(
         raise UserError("--system is part of the chat, which --raw leaves out; put it into the prompt, or drop --raw")
     if compare and not max_new_tokens:
         raise UserError("--compare needs at least 1 new token; pass --max-new-tokens 1 or more")
+    if by_bytes or ensemble:
+        others = {
+            "--draft": draft not in (None, "none"),
+            "--keep": keep is not None,
+            "--compile": compile,
+            "--compare": compare,
+            "--table": table is not None,
+            "--top-k": top_k > 0,
+            "--repetition-penalty": repetition_penalty != 1.0,
+        }
+        for option, given in others.items():
+            if given:
+                raise UserError(f"{option} is about tokens and does not go with --bytes; drop one of them")
+        names = [model, *(ensemble or ())]
+        lms = [load_causal_lm(name, dtype=dtype, device=device) for name in names]
+        sampling = {"temperature": temperature, "top_p": top_p, "seed": seed}
+        _by_bytes(lms, text, max_new_tokens, sampling, raw=raw, system=system, stream=stream)
+        return
     if keep is not None:
         policy = _policy(keep, draft=draft, compile=compile, table=table)
         draft = draft or "none"
@@ -189,6 +217,37 @@ def _sameness(lm: Any, ids: Any, drafted: Any, plain: Any) -> str:
         f"identical for {first} tokens, then parts at a near-tie (in {lm.model.dtype} one row and many rows round "
         "differently; --dtype float32 shows equality)"
     )
+
+
+def _by_bytes(
+    lms: list[Any], text: str, number: int, sampling: dict[str, Any], *, raw: bool, system: str | None, stream: bool
+) -> None:
+    """Write bytes, by one model or by several that vote."""
+    import codecs
+    import time
+
+    from mintage.retrofit import ByteEnsemble, ByteLM
+
+    if raw:
+        models, prefix = [ByteLM.of(lm) for lm in lms], text.encode()
+    else:  # the chat's control tokens are no text: covers must not cross them
+        chats = [lm.encode(text, system=system)[0].tolist() for lm in lms]
+        models, prefix = [ByteLM.of(lm, context=chat) for lm, chat in zip(lms, chats, strict=True)], b""
+    sampler = models[0] if len(models) == 1 else ByteEnsemble(models)
+    console, notes = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False)
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    started, written, held = time.perf_counter(), 0, ""
+    for byte in sampler.stream(prefix, number, **sampling):
+        piece = decoder.decode(bytes([byte]))
+        written += 1
+        held += piece
+        if stream:
+            _write(console, piece)
+    rest = decoder.decode(b"", final=True)
+    _write(console, f"{rest if stream else held + rest}\n")
+    seconds = time.perf_counter() - started
+    forwards = ", ".join(f"{lm.name} {made.law.forwards} forwards" for lm, made in zip(lms, models, strict=True))
+    notes.print(f"{written} bytes in {seconds:.2f} s; {forwards}", style="dim", markup=False)
 
 
 def _policy(spec: str, *, draft: str | None, compile: bool, table: Path | None) -> Any:

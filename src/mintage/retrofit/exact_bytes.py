@@ -1,0 +1,647 @@
+"""Exact bytes: what a model over tokens says about the next byte, with no change to the model.
+
+A prompt that ends within a token is not what the model was trained to continue. The probability of a text is the sum
+over its *cover encodings*: the valid encodings whose last token reaches the end of the text or beyond, all others
+ending before it. From their weights follows the law of the next byte, exactly; one forward per byte keeps them up to
+date.
+
+Use::
+
+    lm = ByteLM.of(load_causal_lm())
+    state = lm.start(b"The quick brown fox jum")
+    state.logprobs()[ord("p")]
+    lm.generate(b"The quick brown fox jum", max_bytes=20)
+
+Not here: training; models whose tokenizers keep neither bytes nor a byte fallback. Inside a character of several bytes
+what a valid encoding is depends on bytes to come; there a few completions stand for all, and the state is made anew
+when the character is complete. Encodings whose beginning is not itself canonical: with GPT-2's pattern, two spaces and
+then a character that has no token with a space before it.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from mintage.errors import UserError
+from mintage.models import CausalLM
+from mintage.retrofit.contract import END, ByteSampler, ByteState
+
+__all__ = [
+    "ByteEnsemble",
+    "ByteLM",
+    "ByteVocabulary",
+    "Cover",
+    "ModelLaw",
+    "TokenLaw",
+]
+
+Tokens = tuple[int, ...]
+TokenLaw = Callable[[Tokens], NDArray[np.float64]]
+"""Log-probabilities of the next token, [V], after these tokens."""
+
+_SEPARATORS = 2  # words of context in which an encoding is checked
+_KEPT = 512  # laws and masks remembered
+_NO_CONTEXT = "a model needs one token to start from; pass a context, e.g. its end-of-text token"
+
+
+# -- tokens as bytes ---------------------------------------------------------------------------------------------------
+
+
+def _byte_of_letter() -> dict[str, int]:
+    """Byte-level BPE writes printable bytes as themselves and the others as letters from U+0100 on, in order."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(plain)]
+    return {chr(b): b for b in plain} | {chr(0x100 + place): b for place, b in enumerate(others)}
+
+
+class ByteVocabulary:
+    """The tokens of a tokenizer as bytes, and its canonical encoding of bytes.
+
+    Parameters
+    ----------
+    tokenizer
+        Encodes text; special tokens written in a text are text.
+    tokens
+        Bytes of every token; empty for one that stands for none.
+    decode
+        From bytes to the tokenizer's text; raises `UnicodeDecodeError` on bytes that are no text.
+    prefix
+        Bytes that the tokenizer puts in front of every text (a space, in some SentencePiece models).
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        tokens: Sequence[bytes],
+        decode: Callable[[bytes], str] = bytes.decode,
+        prefix: bytes = b"",
+    ) -> None:
+        self.tokenizer = Tokenizer.from_str(tokenizer.to_str())
+        self.tokenizer.encode_special_tokens = True
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        self.tokens, self.decode, self.prefix = list(tokens), decode, prefix
+        self.length = np.array([len(token) for token in tokens])
+        self.first = np.array([token[0] if token else END for token in tokens])
+        self._flat = np.frombuffer(b"".join(tokens), np.uint8)
+        self._offset = np.concatenate(([0], self.length.cumsum()[:-1]))
+        pairs = sorted((token, i) for i, token in enumerate(tokens) if token)
+        self._sorted, self._ids = [token for token, _ in pairs], np.array([i for _, i in pairs])
+        self.longest = int(self.length.max())
+        self._masks: OrderedDict[Tokens, NDArray[np.int8]] = OrderedDict()
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> ByteVocabulary:
+        """Read a fast tokenizer of transformers, or one of ``tokenizers``.
+
+        Raises
+        ------
+        UserError
+            It is neither byte-level nor has a byte fallback.
+        """
+        backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+        if not isinstance(backend, Tokenizer):
+            raise UserError(f"{type(tokenizer).__name__} has no tokenizer.json; pass a fast tokenizer")
+        held = json.loads(backend.to_str())
+        kinds = _types(held.get("decoder"))
+        unknown = held["model"].get("unk_token")
+        special = {t["id"] for t in held.get("added_tokens", []) if t["special"] or t["content"] == unknown}
+        if unknown is not None:
+            special.add(held["model"]["vocab"].get(unknown))
+        names = sorted(backend.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
+        tokens = [b""] * (names[-1][1] + 1)
+        if "ByteLevel" in kinds:
+            letters = _byte_of_letter()
+            for name, place in names:
+                if place not in special:
+                    known = all(c in letters for c in name)
+                    tokens[place] = bytes(letters[c] for c in name) if known else name.encode()
+            prefix = b" " if _prepends(held.get("pre_tokenizer"), "ByteLevel") else b""
+            return cls(backend, tokens, prefix=prefix)
+        if "ByteFallback" in kinds or held["model"].get("byte_fallback"):
+            for name, place in names:
+                if place not in special:
+                    byte = name.startswith("<0x") and name.endswith(">") and len(name) == 6
+                    tokens[place] = bytes([int(name[3:5], 16)]) if byte else name.replace("\u2581", " ").encode()
+            prepends = "Prepend" in _types(held.get("normalizer")) or _prepends(held.get("pre_tokenizer"), "Metaspace")
+            return cls(backend, tokens, prefix=b" " if prepends else b"")
+        raise UserError(
+            "this tokenizer is neither byte-level nor has a byte fallback, so it cannot write every text; "
+            "pass a byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM2) or SentencePiece with byte fallback (Llama 2, Gemma)"
+        )
+
+    @property
+    def missing(self) -> list[int]:
+        """Bytes that no token ends or begins with alone: texts that need them have probability 0."""
+        return sorted(set(range(256)) - {token[0] for token in self.tokens if len(token) == 1})
+
+    # -- canonical encodings --
+
+    def encode(self, text: bytes) -> Tokens | None:
+        """Return the canonical encoding, or None where none ends at the last byte (within a character)."""
+        if not text:
+            return ()
+        for whole in self._completions(text):
+            ids = self.tokenizer.encode(whole, add_special_tokens=False).ids
+            ends = self.length[ids].cumsum() if ids else np.zeros(0, int)
+            place = int(np.searchsorted(ends, len(text)))
+            if place < len(ends) and ends[place] == len(text):
+                return tuple(ids[: place + 1])
+        return None
+
+    def _completions(self, text: bytes) -> list[str]:
+        """Return the text, or, where its last character is cut, texts that complete it."""
+        text = text.removeprefix(self.prefix)  # which the tokenizer puts back
+        try:
+            return [self.decode(text)]
+        except UnicodeDecodeError:
+            pass
+        found = []
+        for back in range(1, 4):
+            lead = text[-back] if back <= len(text) else 0
+            wanted = 2 if 0xC2 <= lead < 0xE0 else 3 if 0xE0 <= lead < 0xF0 else 4 if 0xF0 <= lead < 0xF5 else 0
+            for byte in (0x80, 0xA9, 0xBF) if wanted > back else ():
+                try:
+                    found.append(self.decode(text + bytes([byte]) * (wanted - back)))
+                except UnicodeDecodeError:
+                    continue
+        return found
+
+    def starting(self, prefix: bytes) -> NDArray[np.int64]:
+        """Return the tokens that begin with `prefix` and are longer."""
+        low = bisect.bisect_right(self._sorted, prefix)
+        high = bisect.bisect_left(self._sorted, prefix + b"\xff" * (self.longest + 1))
+        return self._ids[low:high]
+
+    def byte_at(self, ids: NDArray[np.int64], place: int) -> NDArray[np.uint8]:
+        """Return the byte of each token at `place`."""
+        return self._flat[self._offset[ids] + place]
+
+    def follows(self, left: Tokens, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Say of each token whether `left` and it together are a valid encoding."""
+        tail = self._tail(left)
+        mask = self._masks.get(tail)
+        if mask is None:
+            mask = self._masks[tail] = np.full(len(self.tokens), -1, np.int8)
+            if len(self._masks) > _KEPT:
+                self._masks.popitem(last=False)
+        self._masks.move_to_end(tail)
+        unknown = ids[mask[ids] < 0]
+        if len(unknown):
+            before = b"".join(self.tokens[t] for t in tail)
+            texts: list[str] = []
+            owners: list[int] = []
+            for token in unknown:
+                for text in self._completions(before + self.tokens[token]):
+                    texts.append(text)
+                    owners.append(int(token))
+            mask[unknown] = 0
+            number, wanted = len(tail) + 1, list(tail)
+            for owner, found in zip(owners, self._batch(texts), strict=True):
+                if found[:number] == [*wanted, owner]:
+                    mask[owner] = 1
+        return mask[ids] == 1
+
+    def _batch(self, texts: list[str]) -> Iterator[list[int]]:
+        for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False):
+            yield encoding.ids
+
+    def _tail(self, left: Tokens) -> Tokens:
+        """Return the last words of an encoding: what comes before them does not bear on what follows."""
+        words = 0
+        for place in range(len(left) - 1, -1, -1):
+            token = self.tokens[left[place]]
+            if token[:1] == b" " and token[1:2].isalnum():
+                words += 1
+                if words == _SEPARATORS:
+                    return left[place:] if self.encode(self._text(left[place:])) == left[place:] else left
+        return left
+
+    def _text(self, tokens: Tokens) -> bytes:
+        return b"".join(self.tokens[t] for t in tokens)
+
+
+def _types(part: Any) -> set[str]:
+    """Types of a decoder, normalizer or pre-tokenizer, those inside it included."""
+    if isinstance(part, list):
+        return set().union(*map(_types, part))
+    if not isinstance(part, dict):
+        return set()
+    own = {part["type"]} if isinstance(part.get("type"), str) else set()
+    return own.union(*(_types(value) for value in part.values()))
+
+
+def _prepends(part: Any, kind: str) -> bool:
+    """Whether a pre-tokenizer of this type puts a space in front of a text."""
+    if isinstance(part, list):
+        return any(_prepends(one, kind) for one in part)
+    if not isinstance(part, dict):
+        return False
+    here = part.get("type") == kind and (
+        part.get("add_prefix_space") or part.get("prepend_scheme") in ("always", "first")
+    )
+    return bool(here) or any(_prepends(value, kind) for value in part.values())
+
+
+# -- a model as a law over tokens --------------------------------------------------------------------------------------
+
+
+class ModelLaw:
+    """The next-token law of a Hugging Face model, with its key-value cache cut back and reused from call to call."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.forwards = 0
+        self._read: list[int] = []
+        self._cache: Any = None
+        self._known: OrderedDict[Tokens, NDArray[np.float64]] = OrderedDict()
+
+    @torch.inference_mode()
+    def __call__(self, tokens: Tokens) -> NDArray[np.float64]:
+        """Return the log-probabilities after `tokens`, at least one."""
+        if tokens in self._known:
+            self._known.move_to_end(tokens)
+            return self._known[tokens]
+        if not tokens:
+            raise UserError(_NO_CONTEXT)
+        from transformers import DynamicCache
+
+        same = 0
+        for mine, theirs in zip(self._read, tokens[:-1], strict=False):
+            if mine != theirs:
+                break
+            same += 1
+        if self._cache is None:
+            self._cache = DynamicCache(config=self.model.config)
+        if same < len(self._read):
+            self._cache.crop(-(len(self._read) - same))
+        ids = torch.tensor([tokens[same:]], device=self.model.device)
+        logits = self.model(ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1).logits[0, -1]
+        self._read = list(tokens)
+        self.forwards += 1
+        law = logits.double().log_softmax(-1).cpu().numpy()
+        self._known[tokens] = law
+        if len(self._known) > _KEPT // 8:
+            self._known.popitem(last=False)
+        return law
+
+    @torch.inference_mode()
+    def score(self, tokens: Tokens, first: int) -> float:
+        """Return the log-probability of the tokens from number `first` on, given those before, in one forward."""
+        if first >= len(tokens):
+            return 0.0
+        if not first:
+            raise UserError(_NO_CONTEXT)
+        logits = self.model(torch.tensor([tokens], device=self.model.device)).logits[0, first - 1 : -1]
+        wanted = torch.tensor(tokens[first:], device=logits.device)
+        self.forwards += 1
+        return float(logits.double().log_softmax(-1).gather(1, wanted[:, None]).sum())
+
+
+# -- bytes -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cover:
+    """One cover encoding of a text and its log-probability."""
+
+    tokens: Tokens
+    logprob: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Covers that share all but their last token, which reaches beyond the text."""
+
+    left: Tokens
+    ids: NDArray[np.int64]
+    logw: NDArray[np.float64]
+    used: int  # bytes of the last token that lie within the text
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ByteLM(ByteSampler):
+    """A byte-level model with the text probabilities of a model over tokens (Phan et al., ICLR 2025).
+
+    Parameters
+    ----------
+    law
+        Next-token law; `ModelLaw` for a Hugging Face model.
+    vocabulary
+        The tokens as bytes.
+    end
+        Tokens that end a text.
+    context
+        Tokens before the text that no cover may cross: an end-of-text token, or a prompt of control tokens.
+    tolerance
+        Probability that the least likely next tokens may have together for their validity not to be looked into; they
+        then count as invalid. 0 looks into all.
+    """
+
+    law: TokenLaw
+    vocabulary: ByteVocabulary
+    end: Tokens = ()
+    context: Tokens = ()
+    tolerance: float | int = 1e-9
+
+    @classmethod
+    def of(cls, lm: CausalLM, *, context: Sequence[int] | None = None, tolerance: float | int = 1e-9) -> ByteLM:
+        """Make one of a loaded model, conditioned on its end-of-text token unless a `context` is given.
+
+        Raises
+        ------
+        UserError
+            The tokenizer cannot write every text, or is larger than the model's vocabulary.
+        """
+        vocabulary = ByteVocabulary.of(lm.tokenizer)
+        rows = lm.model.config.get_text_config(decoder=True).vocab_size
+        if len(vocabulary.tokens) > rows:
+            raise UserError(f"the tokenizer of {lm.name} has {len(vocabulary.tokens)} tokens, the model only {rows}")
+        ends = lm.model.generation_config.eos_token_id
+        ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        held: Any = lm.tokenizer
+        between = held.get_vocab().get("<|endoftext|>")  # stands between the texts of pretraining
+        known = (between, held.bos_token_id, *ends, held.eos_token_id)
+        opening = [token for token in known if token is not None][:1]
+        ends = list(dict.fromkeys([*ends, *opening]))
+        if context is None:
+            context = opening
+        law = ModelLaw(lm.model)
+        return cls(law=law, vocabulary=vocabulary, end=tuple(ends), context=tuple(context), tolerance=tolerance)
+
+    def start(self, prefix: bytes = b"") -> _State:
+        """Find the covers of a text."""
+        text = self.vocabulary.prefix + prefix
+        tokens, weight, groups = self._search(text)
+        if tokens is None and not groups:
+            raise UserError(
+                f"the model's tokens cannot write {text[-8:]!r}; bytes without a token: "
+                f"{', '.join(f'0x{byte:02x}' for byte in self.vocabulary.missing) or 'none, so this is no text'}"
+            )
+        return _State(self, text, tokens, weight, groups)
+
+    def cover_encodings(self, prefix: bytes) -> list[Cover]:
+        """List the cover encodings of a text with their log-probabilities given the context, the likeliest first."""
+        text = self.vocabulary.prefix + prefix
+        tokens, weight, groups = self._search(text)
+        found = [] if tokens is None else [Cover(tokens, weight)]
+        found += [
+            Cover((*group.left, int(v)), float(w))
+            for group in groups
+            for v, w in zip(group.ids, group.logw, strict=True)
+        ]
+        shared = self._shared(text)
+        base = self._score(shared)
+        return sorted((Cover(c.tokens, c.logprob + base) for c in found), key=lambda c: -c.logprob)
+
+    def logprob(self, text: bytes) -> float:
+        """Return the log-probability that a text begins with these bytes."""
+        return float(np.logaddexp.reduce([cover.logprob for cover in self.cover_encodings(text)] or [-np.inf]))
+
+    # -- the search --
+
+    def next(self, tokens: Tokens) -> NDArray[np.float64]:
+        """Return the law after the context and these tokens."""
+        return self.law((*self.context, *tokens))
+
+    def likely(self, law: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Tokens with bytes, but for the least likely ones that have `tolerance` together."""
+        law = law[: len(self.vocabulary.tokens)]
+        ids = np.flatnonzero((law > -np.inf) & (self.vocabulary.length[: len(law)] > 0))
+        if self.tolerance:
+            order = ids[np.argsort(law[ids])]
+            ids = np.sort(order[np.exp(law[order]).cumsum() > self.tolerance])
+        return ids
+
+    def _lefts(self, text: bytes) -> list[tuple[int, Tokens]]:
+        """Every canonical encoding that a cover may begin with, and how many bytes are left for its last token."""
+        found = []
+        for left in range(1, min(len(text), self.vocabulary.longest) + 1):
+            if len(self.vocabulary.starting(text[len(text) - left :])):
+                tokens = self.vocabulary.encode(text[: len(text) - left])
+                if tokens is not None:
+                    found.append((left, tokens))
+        return found
+
+    def _shared(self, text: bytes) -> Tokens:
+        """Tokens that all covers of a text begin with; weights are given relative to them."""
+        lists = [tokens for _, tokens in self._lefts(text)]
+        whole = self.vocabulary.encode(text)
+        if whole is not None:
+            lists.append(whole)
+        if not lists:
+            return ()
+        least, most = min(lists), max(lists)
+        same = next(
+            (i for i, (a, b) in enumerate(zip(least, most, strict=False)) if a != b), min(len(least), len(most))
+        )
+        return least[:same]
+
+    def _search(self, text: bytes) -> tuple[Tokens | None, float, tuple[_Group, ...]]:
+        if not text:
+            return (), 0.0, ()
+        shared = self._shared(text)
+        whole = self.vocabulary.encode(text)
+        groups = []
+        for left, tokens in self._lefts(text):
+            ids = self.vocabulary.starting(text[len(text) - left :])
+            law = self.next(tokens)
+            ids = ids[(ids < len(law))]
+            ids = ids[law[ids] > -np.inf]
+            ids = ids[self.vocabulary.follows(tokens, ids)]
+            if len(ids):
+                groups.append(_Group(tokens, ids, self._weight(shared, tokens) + law[ids], left))
+        weight = -np.inf if whole is None else self._weight(shared, whole)
+        return whole, weight, tuple(groups)
+
+    def _weight(self, shared: Tokens, tokens: Tokens) -> float:
+        """Log-probability of `tokens` after `shared`, with which they begin."""
+        return float(sum(self.next(tokens[:i])[tokens[i]] for i in range(len(shared), len(tokens))))
+
+    def _score(self, tokens: Tokens) -> float:
+        if isinstance(self.law, ModelLaw):
+            return self.law.score((*self.context, *tokens), len(self.context))
+        return self._weight((), tokens)
+
+    @classmethod
+    def tiny(cls) -> ByteLM:
+        """Make one over a small random law, for the laws of the job."""
+        return _tiny()
+
+
+@dataclass(frozen=True, eq=False)
+class _State(ByteState):
+    """Covers of a text: its own encoding, and those whose last token goes on."""
+
+    lm: ByteLM
+    text: bytes
+    tokens: Tokens | None
+    weight: float
+    groups: tuple[_Group, ...]
+    _next: list[Any] = field(default_factory=list, init=False, repr=False)
+
+    def _branch(self) -> tuple[NDArray[np.int64], NDArray[np.float64], float]:
+        """Tokens that may come next, their weights, and the weight of the end; worked out once."""
+        if not self._next:
+            if self.tokens is None or self.weight == -np.inf:
+                self._next.append((np.zeros(0, np.int64), np.zeros(0), -np.inf))
+            else:
+                law = self.lm.next(self.tokens)
+                ids = self.lm.likely(law)
+                ids = ids[self.lm.vocabulary.follows(self.tokens, ids)]
+                end = np.logaddexp.reduce([law[e] for e in self.lm.end] or [-np.inf])
+                self._next.append((ids, self.weight + law[ids], float(self.weight + end)))
+        return self._next[0]
+
+    def logprobs(self) -> NDArray[np.float64]:
+        """Return the log-probabilities of the 256 bytes and of the end of the text, [257]."""
+        vocabulary = self.lm.vocabulary
+        ids, logw, end = self._branch()
+        firsts = [vocabulary.first[ids], *(vocabulary.byte_at(g.ids, g.used) for g in self.groups), np.array([END])]
+        weights = [logw, *(g.logw for g in self.groups), np.array([end])]
+        where, values = np.concatenate(firsts).astype(np.int64), np.concatenate(weights)
+        top = values.max()
+        if top == -np.inf:
+            raise UserError(f"the model gives no way to go on after {self.text[-20:]!r}")
+        total = np.bincount(where, np.exp(values - top), minlength=END + 1)
+        with np.errstate(divide="ignore"):
+            return np.log(total / total.sum())
+
+    def advance(self, byte: int) -> _State:
+        """Return the state after `byte`.
+
+        Raises
+        ------
+        UserError
+            The byte cannot follow.
+        """
+        vocabulary, text = self.lm.vocabulary, self.text + bytes([byte])
+        if byte >= 0x80 and _complete(text):
+            return self.lm.start(text[len(vocabulary.prefix) :])
+        ids, logw, _ = self._branch()
+        mine = vocabulary.first[ids] == byte
+        open_ = [(self.tokens or (), ids[mine], logw[mine], 1)]
+        for group in self.groups:
+            mine = vocabulary.byte_at(group.ids, group.used) == byte
+            open_.append((group.left, group.ids[mine], group.logw[mine], group.used + 1))
+        groups, tokens, weight = [], None, -np.inf
+        for left, some, weights, used in open_:
+            done = vocabulary.length[some] == used
+            for token, w in zip(some[done], weights[done], strict=True):
+                if w > weight:
+                    tokens, weight = (*left, int(token)), float(w)
+            if not done.all():
+                groups.append(_Group(left, some[~done], weights[~done], used))
+        if tokens is None and _complete(text):  # its own encoding begins with one that was not valid alone
+            return self.lm.start(text[len(vocabulary.prefix) :])
+        return _State(self.lm, text, tokens, weight, tuple(groups))
+
+
+def _complete(text: bytes) -> bool:
+    """Whether a text does not end within a character."""
+    try:
+        text[-4:].decode(errors="strict")
+        return True
+    except UnicodeDecodeError as error:
+        return error.end <= len(text[-4:]) and error.reason != "unexpected end of data"
+
+
+# -- several models ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Joint(ByteState):
+    parts: tuple[ByteState, ...]
+    logw: NDArray[np.float64]
+    rule: str
+
+    def logprobs(self) -> NDArray[np.float64]:
+        laws = np.stack([part.logprobs() for part in self.parts])
+        if self.rule == "mean":
+            return np.logaddexp.reduce(laws + self.logw[:, None], axis=0)
+        with np.errstate(invalid="ignore"):
+            mixed = (laws * np.exp(self.logw)[:, None]).sum(0)
+        return mixed - np.logaddexp.reduce(mixed)
+
+    def advance(self, byte: int) -> _Joint:
+        return _Joint(tuple(part.advance(byte) for part in self.parts), self.logw, self.rule)
+
+
+@dataclass(frozen=True, eq=False)
+class ByteEnsemble(ByteSampler):
+    """Models with any tokenizers, voting byte by byte.
+
+    Parameters
+    ----------
+    models
+        At least one.
+    weights
+        One per model; default: all alike.
+    rule
+        ``"mean"`` of the probabilities, or ``"product"``: of their powers, normalised.
+    """
+
+    models: Sequence[ByteSampler]
+    weights: Sequence[float | int] | None = None
+    rule: Literal["mean", "product"] = "mean"
+
+    def __post_init__(self) -> None:
+        weights = [1.0] * len(self.models) if self.weights is None else self.weights
+        if not self.models or len(weights) != len(self.models) or min(weights) <= 0:
+            raise UserError("an ensemble needs at least one model and a weight above 0 for each")
+        if self.rule not in ("mean", "product"):
+            raise UserError(f"unknown rule {self.rule!r}; pass mean or product")
+
+    def start(self, prefix: bytes = b"") -> ByteState:
+        """Return the state of all models after a text."""
+        weights = np.array([1.0] * len(self.models) if self.weights is None else self.weights, float)
+        parts = tuple(model.start(prefix) for model in self.models)
+        return _Joint(parts, np.log(weights / weights.sum()), self.rule)
+
+    @classmethod
+    def tiny(cls) -> ByteEnsemble:
+        """Make one of two small models."""
+        return cls([_tiny(), _tiny(1)], weights=[1, 2])
+
+
+# -- for the laws ------------------------------------------------------------------------------------------------------
+
+
+def _tiny(seed: int = 0) -> ByteLM:
+    """A law over all texts of up to five bytes ``a`` and ``b``, put into words by four merges; every mass is known."""
+    from itertools import product
+
+    from tokenizers import models
+
+    names = ["a", "b", "ab", "ba", "aba", "bb"]
+    merges = [("a", "b"), ("b", "a"), ("ab", "a"), ("b", "b")]
+    tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, merges))
+    vocabulary = ByteVocabulary(tokenizer, [name.encode() for name in names])
+    draw = np.random.default_rng(seed)
+    mass: dict[Tokens, NDArray[np.float64]] = {}
+    for size in range(6):
+        for letters in product("ab", repeat=size):
+            tokens = tuple(tokenizer.encode("".join(letters)).ids)
+            weight = draw.random() * 0.5**size
+            for place in range(len(tokens) + 1):
+                row = mass.setdefault(tokens[:place], np.zeros(len(names) + 1))
+                row[tokens[place] if place < len(tokens) else len(names)] += weight
+
+    def law(tokens: Tokens) -> NDArray[np.float64]:
+        row = mass.get(tokens)
+        if row is None:
+            return np.full(len(names) + 1, -np.inf)
+        with np.errstate(divide="ignore"):
+            return np.log(row / row.sum())
+
+    return ByteLM(law=law, vocabulary=vocabulary, end=(len(names),), tolerance=0.0)
