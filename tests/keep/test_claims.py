@@ -50,7 +50,7 @@ def small(tmp_path, monkeypatch):
     [
         ("double_sparsity", {}, 4),
         ("ems", {"BUDGETS": (40, 64)}, 10),
-        ("token_select", {"SHORT": 192, "LONG": 256}, 6),
+        ("token_select", {"SHORT": 192, "LONG": 256}, 10),
     ],
 )
 def test_every_claim_is_asked_once(name, settings, claims, folder, small, monkeypatch):

@@ -109,6 +109,16 @@ def test_a_step_reads_the_chosen_tokens_at_neighbouring_places(queries):
     assert layer.reads == 13 * 2 * 2 * 8 + (40 - 7) * 2 * 8  # rows read, and candidates scored
 
 
+def test_a_step_may_read_tokens_where_they_stand():
+    policy = TokenSelect(n_init=2, n_local=5, top_k=6, chunk=5, reassign=False)
+    layer, step, query, plain, value, rotary = filled(policy)
+    sizes = {"n_init": 2, "n_local": 5, "top_k": 6, "rotate": rotary.near}
+    chosen = select_tokens(query[0].transpose(0, 1), plain[0].transpose(0, 1), **sizes)
+    keys = rotary(plain[:, :, chosen], chosen[None])
+    wanted = attend(rotary(query, torch.tensor([[39]])), keys, value[:, :, chosen], scaling=8**-0.5)
+    assert torch.allclose(policy.attend(layer, step), wanted, atol=1e-5)
+
+
 def test_no_query_of_a_chunk_reads_a_later_token():
     policy = TokenSelect(n_init=2, n_local=8, top_k=6, chunk=8)
     layer, step, *_ = filled(policy, queries=8)

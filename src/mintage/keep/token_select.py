@@ -159,6 +159,9 @@ class TokenSelect(Policy):
     close_gap
         Read also the tokens that left the newest `n_local` since the choice was made, in place of the choice's weakest,
         and choose again after ``n_local / 2`` steps. In the published rule nobody sees them until the next choice.
+    reassign
+        Read the tokens as if they stood side by side, as published, so that a text may be longer than the model was
+        trained on; False keeps their true distances.
     """
 
     n_init: int = 128
@@ -170,6 +173,7 @@ class TokenSelect(Policy):
     pool: int = 0
     rotate_query: bool = True
     close_gap: bool = True
+    reassign: bool = True
 
     def __post_init__(self) -> None:
         if min(self.n_local, self.top_k) < 1 or self.n_init < 0:
@@ -269,8 +273,12 @@ class TokenSelect(Policy):
         rank = torch.arange(-most, 0, device=device) + number[:, None]
         own = torch.arange(-queries, 0, device=device) + number[:, None]
         index = tokens[:, None].expand(-1, groups, -1)
-        key = rotary.near(gather_rows(layer["key"], index), rank.clamp(min=0))
-        query = rotary.near(query, own.clamp(min=0))
+        places, turned = rank, own
+        if not self.reassign:
+            places = tokens - start[:, None]
+            turned = torch.arange(length - queries, length, device=device) - start[:, None]
+        key = rotary.near(gather_rows(layer["key"], index), places.clamp(min=0))
+        query = rotary.near(query, turned.clamp(min=0))
         layer.reads += 2 * index.numel() * dim
         visible = None
         if queries > 1 or bool((number < most).any()):
