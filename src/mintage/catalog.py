@@ -18,7 +18,7 @@ import sys
 import types
 import typing
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any, Literal
 
@@ -275,12 +275,10 @@ def build(spec: str, job: str, **given: Any) -> Any:
 
 
 def _read(name: str, key: str, text: str, kind: Any) -> Any:
-    for option in _alternatives(kind):
-        try:
-            return _convert(text, option)
-        except (ValueError, TypeError):
-            continue
-    raise UserError(f"{name}: {key}={text!r} is not {_kind_name(kind)}")
+    try:
+        return _convert(text, kind)
+    except (ValueError, TypeError):
+        raise UserError(f"{name}: {key}={text!r} is not {_kind_name(kind)}") from None
 
 
 def _alternatives(kind: Any) -> Iterable[Any]:
@@ -291,13 +289,24 @@ def _alternatives(kind: Any) -> Iterable[Any]:
 
 
 def _convert(text: str, kind: Any) -> Any:
+    """``text`` as the first alternative of ``kind`` that it can be read as; ``ValueError`` or ``TypeError`` if none."""
+    *options, last = _alternatives(kind)
+    for option in options:
+        try:
+            return _convert_one(text, option)
+        except (ValueError, TypeError):
+            continue
+    return _convert_one(text, last)
+
+
+def _convert_one(text: str, kind: Any) -> Any:
     origin = typing.get_origin(kind)
     if origin is Literal:
         for choice in typing.get_args(kind):
             if text == str(choice):
                 return choice
         raise ValueError(text)
-    if origin is tuple:
+    if origin in (tuple, Sequence):
         return tuple(_convert(part, typing.get_args(kind)[0]) for part in text.split("x"))
     if kind is type(None):
         if text.lower() != "none":

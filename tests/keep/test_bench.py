@@ -104,7 +104,7 @@ def test_every_arm_has_a_row_for_every_metric(tiny_folder, texts, tmp_path):
     sizes = {r.metric: r.value for r in results if r.method == "streaming-llm" and r.metric.startswith("cache size")}
     assert sizes["cache size at 1/8 of 128 tokens"] < sizes["cache size at 1/4 of 128 tokens"] < 0.35
     figures = {f.name for f in rows if isinstance(f, Figure)}
-    assert {"perplexity-128", "retrieval-128", "decode-time", "survivors-streaming-llm"} <= figures
+    assert {"perplexity-128", "pass-key-128", "uuid-128", "decode-time", "survivors-streaming-llm"} <= figures
     assert not (tmp_path / "work").exists()
 
 
@@ -121,8 +121,8 @@ def test_a_killed_run_goes_on(tiny_folder, texts, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         bench.run(["tova"], progress=stop, **settings)
     measured = []
-    real = bench._decode
-    monkeypatch.setattr(bench, "_decode", lambda *a: measured.append(1) or real(*a))
+    real = bench.decode
+    monkeypatch.setattr(bench, "decode", lambda *a: measured.append(1) or real(*a))
     bench.run(["tova"], **settings)
     assert len(measured) == 0
 

@@ -42,6 +42,8 @@ class StreamingLLM(Evictor):
     ----------
     sinks
         First tokens that are always kept.
+    budget, window, every
+        As of `mintage.keep.evict.Evictor`.
     """
 
     sinks: int = 4
@@ -86,6 +88,8 @@ class SnapKV(_Scored):
         Last queries whose attention is asked, and newest tokens that are always kept.
     kernel
         Odd width of the average pooling over positions, so that whole passages survive.
+    budget, every
+        As of `mintage.keep.evict.Evictor`.
     """
 
     kernel: int = 5
@@ -122,6 +126,8 @@ class H2O(_Scored):
     ----------
     recent_share
         Part of the budget that the newest tokens take.
+    budget, window, every
+        As of `mintage.keep.evict.Evictor`.
     """
 
     window: int = 1
@@ -153,7 +159,13 @@ class H2O(_Scored):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TOVA(_Scored):
-    """Drops what the newest query attends to least; all heads of a layer keep the same tokens (Oren et al. 2024)."""
+    """Drops what the newest query attends to least; all heads of a layer keep the same tokens (Oren et al. 2024).
+
+    Parameters
+    ----------
+    budget, window, every
+        As of `mintage.keep.evict.Evictor`.
+    """
 
     window: int = 1
 
@@ -173,7 +185,13 @@ class TOVA(_Scored):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Knorm(Evictor):
-    """Drops keys of large norm, which are attended to little (Devoto et al. 2024)."""
+    """Drops keys of large norm, which are attended to little (Devoto et al. 2024).
+
+    Parameters
+    ----------
+    budget, window, every
+        As of `mintage.keep.evict.Evictor`.
+    """
 
     window: int = 1
 
@@ -201,6 +219,8 @@ class ExpectedAttention(Evictor):
         Positions ahead over which the rotation is averaged.
     sinks
         First tokens, which are always kept and whose queries are left out of the statistics.
+    budget, window, every
+        As of `mintage.keep.evict.Evictor`.
     """
 
     window: int = 1
@@ -276,6 +296,8 @@ class RandomEviction(Evictor):
     ----------
     seed
         Of the choice; a token has the same luck at every step.
+    budget, window, every
+        As of `mintage.keep.evict.Evictor`.
     """
 
     seed: int = 0

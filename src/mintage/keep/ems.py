@@ -224,6 +224,8 @@ class EMS(Evictor):
         Average keys and values, or values alone: keys of distant positions turn against each other.
     correct_mass
         Add the logarithm of an entry's number of tokens to its attention score.
+    budget, window, every
+        As of `mintage.keep.evict.Evictor`.
     """
 
     irrelevant_mass: float | int = 0.05
