@@ -124,6 +124,7 @@ def dying(rank, size):
 def work(rank, size, port, mode):
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo")
+    dist.barrier()  # nobody may die while another is still connecting
     found = dying(rank, size) if mode == "dead" else exactness(rank, size) | on_a_model(rank, size)
     # one write per line: `print` writes its newline apart, and ranks share the stream
     sys.stdout.write(json.dumps(found) + "\n")
