@@ -1,0 +1,149 @@
+"""The reduce contract: a method decides which tokens go where; the plumbing does the rest.
+
+Use::
+
+    with reducer(model) as session:
+        model(pixel_values)
+    session.tokens            # how many went into each layer
+    session.unmerge(y)        # back to one row per input token
+
+Laws (run by `mintage.testing` over every method and every supported model):
+
+- with everything kept, the output equals the unmodified model's;
+- merges conserve the sum of sizes, and the source map is a partition; drops only leave columns empty;
+- class, distillation and register tokens are never touched;
+- as many tokens stay as `Reducer.kept` says, for every image of the batch;
+- an image's result does not depend on the others in its batch;
+- under autocast and in training, gradients reach the weights;
+- leaving the context restores the model, also after an exception.
+
+A method is a frozen dataclass that extends `Reducer`. Most have a `Schedule` and one function, `Reducer.reduce`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mintage.errors import UserError
+from mintage.reduce.attach import Attachment
+from mintage.reduce.schedule import Anatomy, Schedule
+from mintage.reduce.state import Evidence, TokenState
+
+__all__ = ["Anatomy", "Evidence", "Reducer", "Schedule", "Scheduled", "TokenState"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reducer(ABC):
+    """Which tokens stay, merge or go. Fields of subclasses are the paper's settings with the paper's defaults."""
+
+    hook: ClassVar[Literal["attention", "block"]] = "attention"
+    """Where `reduce` acts: between attention and MLP, so that the MLP is spared too, or behind the block."""
+
+    conserves: ClassVar[bool] = False
+    """Whether the sum of sizes is conserved, i.e. the method only merges."""
+
+    def __call__(self, model: nn.Module, *, trace: bool = False) -> Attachment:
+        """Attach to a vision transformer of transformers or timm, for the length of a ``with``.
+
+        Parameters
+        ----------
+        model
+            The model, or one that holds it (a classifier, CLIP).
+        trace
+            Keep the source map, which `Attachment.unmerge` and pictures need.
+
+        Raises
+        ------
+        UserError
+            No supported transformer in `model`, or a reducer is attached already.
+        """
+        return Attachment(self, model, trace=trace)
+
+    @abstractmethod
+    def kept(self, anatomy: Anatomy) -> tuple[int, ...]:
+        """Return how many patch tokens stay after each layer of such a model.
+
+        Raises
+        ------
+        UserError
+            The method cannot serve it.
+        """
+
+    @abstractmethod
+    def reduce(self, state: TokenState, evidence: Evidence, keep: int) -> TokenState:
+        """Return a state of `keep` patches, fewer than it has; called where `kept` says that some must go."""
+
+    def wants_attention(self, layer: int) -> bool:
+        """Whether `reduce` reads all attention probabilities of `layer`: they are then computed once, not twice."""
+        return False
+
+    @property
+    def proportional(self) -> bool:
+        """Whether attention counts a token by its size (ToMe, section 3: adds ``log size`` to the scores)."""
+        return False
+
+    def attend(self, evidence: Evidence, layer: int) -> Float[Tensor, "batch heads tokens head_dim"] | None:
+        """Return the attention output in the place of the model's own; None leaves it to the model."""
+        return None
+
+    @property
+    def attends(self) -> bool:
+        """Whether `attend` ever returns something."""
+        return False
+
+    def modules(self) -> nn.ModuleDict | None:
+        """Return what the method has trained, to be moved along with the model; None for most."""
+        return None
+
+    def at(self, share: float, anatomy: Anatomy) -> Reducer:
+        """Return this method at about `share` of the model's multiply-adds: what benches compare methods by.
+
+        Raises
+        ------
+        UserError
+            The method has no strength to set.
+        """
+        raise UserError(f"{type(self).__name__} cannot be set to a share of the MACs")
+
+    def unreduced(self) -> Reducer:
+        """Return this method with everything kept: it must then change nothing."""
+        raise UserError(f"{type(self).__name__} has no setting that keeps everything")
+
+    @classmethod
+    @abstractmethod
+    def tiny(cls) -> Any:
+        """Make an instance for the laws, whose models have 4 layers, 2 heads of dimension 8, and 16 patches."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scheduled(Reducer):
+    """A method whose strength is a `Schedule`.
+
+    Parameters
+    ----------
+    schedule
+        E.g. ``"ratio=0.9"``, ``"r=8"``, ``"counts=196x140x98"``, ``"macs=0.65"``; see `mintage.reduce.schedule`.
+    """
+
+    schedule: Schedule | str = "ratio=0.9"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "schedule", Schedule.of(self.schedule))
+
+    def kept(self, anatomy: Anatomy) -> tuple[int, ...]:
+        """Return what the schedule says."""
+        return Schedule.of(self.schedule).kept(anatomy, hook=self.hook)
+
+    def at(self, share: float, anatomy: Anatomy) -> Reducer:
+        """Return this method with the ratio, in the layers of its schedule, that leaves `share` of the MACs."""
+        at = Schedule.of(self.schedule).at
+        return replace(self, schedule=Schedule(kind="macs", value=share, at=at))
+
+    def unreduced(self) -> Reducer:
+        """Return this method with everything kept."""
+        return replace(self, schedule="ratio=1")
