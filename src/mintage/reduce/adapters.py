@@ -155,7 +155,7 @@ class Adapter:
         height, width = (size, size) if isinstance(size, int) else size
         return (height, width), (height // config.patch_size) * (width // config.patch_size)
 
-    # -- pooling: where a model averages tokens, a merged one counts for all that it stands for -------------------------
+    # -- pooling: where a model averages tokens, a merged one counts for all that it stands for --
 
     def pool_by_size(self, sizes: Callable[[], Tensor | None], bias: Callable[[], Tensor | None]) -> Iterator[Undo]:
         """Weight pooled tokens by their size, if the model pools any; yields what takes the change back.

@@ -151,7 +151,7 @@ class Attachment:
         tower.set_attn_implementation(name)
         self._undo.append(lambda: tower.set_attn_implementation(before))
 
-    # -- called by the model --------------------------------------------------------------------------------------------
+    # -- called by the model --
 
     def run_layer(self, layer: nn.Module, index: int, x: Tensor, args: Any, kwargs: Any) -> Tensor:
         """Run one block, with the reducer at its hook."""
