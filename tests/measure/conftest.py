@@ -26,6 +26,11 @@ CPU = {
 }
 GPU = {**CPU, "torch": "2.13.0+cu128", "gpu": "NVIDIA H100 80GB HBM3", "cuda": "12.8", "cores": 16, "dirty": False}
 
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNoaGgAAAMEAYFL09IQAAAAAElFTkSuQmCC"
+)
+"""A picture of one grey pixel."""
+
 
 def result(**changes) -> Result:
     given = {
@@ -140,6 +145,10 @@ def figures() -> list[Figure]:
                caption="The middle of a long context is worst.", kind="heatmap", data=heat, environment=GPU),
         Figure(job="segment", name="compounds", title="Where compounds are cut", caption="Shade: confidence.",
                kind="token-map", data={"tokens": tokens}, method="compoundpiece", environment=CPU),
+        Figure(job="reduce", name="patches", title="Which patches became one token", caption="Dark: dropped.",
+               kind="patch-map", method="pitome",
+               data={"images": [{"src": PIXEL, "label": "a cat", "groups": [[0, 0, 1], [0, 2, None]]}]},
+               environment=CPU),
     ]  # fmt: skip
 
 

@@ -38,6 +38,11 @@ HOSTILE = (
     "{{ 7 * 7 }}{% raw %}<!-- ]]> \x00\x1b\u202e\ud800\u2028",
 )
 
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNoaGgAAAMEAYFL09IQAAAAAElFTkSuQmCC"
+)
+"""A picture of one grey pixel."""
+
 
 class Page(HTMLParser):
     """The elements of a page, each with its attributes, its ancestors and the text inside."""
@@ -202,7 +207,7 @@ def test_the_page_asks_the_network_for_nothing(rows, tmp_path):
     assert not re.search(r"@import|url\(", text)
     assert len(text) < 400_000
     policy = next(e["content"] for e in page.all("meta") if "http-equiv" in e)
-    assert policy.startswith("default-src 'none'")
+    assert policy.startswith("default-src 'none'; img-src data:;")
 
 
 def test_ids_are_unique_and_links_inside_the_page_lead_somewhere(page):
@@ -229,6 +234,7 @@ def poisoned(make_result, text):
         "heatmap": {"x_label": text, "y_label": text, "z_label": text, "z": [[1, 2]], "x": [text, text], "y": [text]},
         "tree": {"nodes": nodes, "context": text, "emitted": text},
         "token-map": {"tokens": [{"text": text, "value": 0.5, "group": text}]},
+        "patch-map": {"images": [{"src": PIXEL, "label": text, "groups": [[0, None]]}]},
     }
     figures = [
         Figure(
@@ -374,12 +380,25 @@ def test_tree_boxes_never_overlap_and_the_accepted_path_is_straight(nodes):
         ("heatmap", {"x_label": "x", "y_label": "y", "z": [[None, 1], [1, 1]]}),
         ("tree", {"nodes": [], "context": "", "emitted": ""}),
         ("token-map", {"tokens": []}),
+        ("patch-map", {"images": []}),
+        ("patch-map", {"images": [{"src": PIXEL, "label": "", "groups": []}]}),
     ],
 )
 def test_figures_with_little_in_them_are_drawn(tmp_path, kind, data):
     figure = Figure(job="draft", name="x", title="t", caption="c", kind=kind, data=data)
     assert "nan" not in draw.draw(figure)
     harmless(write_report([figure], tmp_path / "r.html").read_text())
+
+
+def test_a_patch_map_tints_shared_tokens_darkens_dropped_patches_and_draws_borders():
+    images = [{"src": PIXEL, "label": "a cat", "groups": [[0, 0, 1], [0, 2, None]]}]
+    figure = Figure(job="reduce", name="x", title="t", caption="c", kind="patch-map", data={"images": images})
+    page = Page(draw.draw(figure))
+    tinted = [(e["x"], e["y"]) for e in page.all("rect") if e["class"].startswith("tint")]
+    assert tinted == [("0", "0"), ("1", "0"), ("0", "1")]
+    assert [(e["x"], e["y"]) for e in page.all("rect", class_="gone")] == [("2", "1")]
+    drawn = page.all("path")[0]["d"]
+    assert sorted(re.findall(r"M\d \d[hv]1", drawn)) == ["M1 1h1", "M1 1v1", "M2 0v1", "M2 1h1", "M2 1v1"]
 
 
 def test_a_gap_breaks_the_line(page):

@@ -207,6 +207,8 @@ NODE = {"parent": -1, "token": "a", "accepted": False, "score": None}
             "node 1 is accepted but its parent 0 is not",
         ),
         ("token-map", {"tokens": [{"text": 3}]}, "token 0, text is int"),
+        ("patch-map", {"images": [{"src": "javascript:1", "label": "", "groups": []}]}, "src is no PNG or JPEG"),
+        ("patch-map", {"images": [{"src": "data:image/svg+xml;base64,AA", "label": "", "groups": []}]}, "no PNG"),
     ],
 )
 def test_a_figure_of_the_wrong_layout_is_refused(kind, data, told):

@@ -1,4 +1,4 @@
-"""Draw gauges and figures as inline SVG (token maps as HTML), coloured by the report's style sheet.
+"""Draw gauges and figures as inline SVG (token and patch maps as HTML), coloured by the report's style sheet.
 
 Everything is built as an element tree and serialised, so no text of a result can become markup. Not here: layout of the
 page (`mintage.measure.report`), interaction (the browser's own tooltips read ``<title>``).
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -206,6 +207,7 @@ def draw(figure: Figure) -> str:
         "heatmap": _heatmap,
         "tree": _tree,
         "token-map": _token_map,
+        "patch-map": _patch_map,
     }
     return _markup(painters[figure.kind](figure))
 
@@ -465,6 +467,33 @@ def _token_map(figure: Figure) -> Element:
 def _groups(tokens: Sequence[dict[str, Any]]) -> dict[str, int]:
     names = dict.fromkeys(token["group"] for token in tokens if token.get("group") is not None)
     return {name: place for place, name in enumerate(names)}
+
+
+# -- patch maps -----------------------------------------------------------------------------------------------------
+
+
+def _patch_map(figure: Figure) -> Element:
+    """Images with lines between tokens; patches that share a token share a tint, dropped ones are dark."""
+    box = Element("div", {"class": "patch-map"})
+    for image in figure.data["images"]:
+        groups, held = image["groups"], Counter(g for row in image["groups"] for g in row)
+        rows, columns = len(groups), len(groups[0]) if groups else 0
+        part = _add(box, "span", class_="patches")
+        svg = _svg(columns, rows, image["label"], "patches")
+        part.append(svg)
+        _add(svg, "image", href=image["src"], x=0, y=0, width=columns, height=rows, preserveAspectRatio="none")
+        tints = {g: place % SERIES_COLOURS for place, g in enumerate(g for g, n in held.items() if n > 1)}
+        for y, row in enumerate(groups):
+            for x, group in enumerate(row):
+                if group is None:
+                    _add(svg, "rect", x=x, y=y, width=1, height=1, class_="gone")
+                elif group in tints:
+                    _add(svg, "rect", x=x, y=y, width=1, height=1, class_=f"tint s{tints[group]}")
+        lines = [f"M{x} {y}v1" for y in range(rows) for x in range(1, columns) if groups[y][x] != groups[y][x - 1]]
+        lines += [f"M{x} {y}h1" for y in range(1, rows) for x in range(columns) if groups[y][x] != groups[y - 1][x]]
+        _add(svg, "path", d="".join(lines), class_="border")
+        _add(part, "small", image["label"])
+    return box
 
 
 def _short(text: str, length: int) -> str:

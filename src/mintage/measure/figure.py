@@ -1,4 +1,4 @@
-"""Pictures as data: what a bench wants shown, in five layouts that `mintage.measure.report` draws.
+"""Pictures as data: what a bench wants shown, in six layouts that `mintage.measure.report` draws.
 
 ``curve``
     ``{"x_label", "y_label", "series": [{"name", "x": [], "y": [], "low"?: [], "high"?: []}]}``; a null in ``y`` is a
@@ -16,12 +16,16 @@
 ``token-map``
     ``{"tokens": [{"text", "value", "group"}]}``; ``value`` (0 to 1, or null) shades the token, ``group`` (text or null)
     names the class it belongs to.
+``patch-map``
+    ``{"images": [{"src", "label", "groups": [[]]}]}``; ``src`` is a PNG or JPEG as a ``data:`` address; ``groups`` has
+    one list per row of patches: patches of one number became one token, null was dropped.
 
 Intervals (``low``, ``high``) come in pairs and are as long as ``y``. All texts are plain text; the report escapes them.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -30,7 +34,9 @@ from mintage.errors import UserError, did_you_mean
 
 __all__ = ["Figure", "FigureKind"]
 
-FigureKind = Literal["curve", "bars", "tree", "heatmap", "token-map"]
+FigureKind = Literal["curve", "bars", "tree", "heatmap", "token-map", "patch-map"]
+
+_IMAGE = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+={0,2}")
 
 _TEXTS = {
     "curve": ("x_label", "y_label"),
@@ -38,6 +44,7 @@ _TEXTS = {
     "heatmap": ("x_label", "y_label"),
     "tree": ("context", "emitted"),
     "token-map": (),
+    "patch-map": (),
 }
 _LISTS = {
     "curve": ("series",),
@@ -45,6 +52,7 @@ _LISTS = {
     "heatmap": ("z",),
     "tree": ("nodes",),
     "token-map": ("tokens",),
+    "patch-map": ("images",),
 }
 
 
@@ -117,6 +125,9 @@ def _check(kind: str, data: Any) -> None:
     elif kind == "tree":
         for place, node in enumerate(data["nodes"]):
             _check_node(place, node, data["nodes"])
+    elif kind == "patch-map":
+        for place, image in enumerate(data["images"]):
+            _check_image(f"image {place}", image)
     else:
         for place, token in enumerate(data["tokens"]):
             _is(f"token {place}", token, Mapping)
@@ -168,6 +179,15 @@ def _check_node(place: int, node: Any, nodes: Sequence[Any]) -> None:
         raise UserError(f"node {place} has parent {parent}; a parent comes before its children, -1 is the context")
     if node["accepted"] and parent >= 0 and not nodes[parent]["accepted"]:
         raise UserError(f"node {place} is accepted but its parent {parent} is not")
+
+
+def _check_image(where: str, image: Any) -> None:
+    _is(where, image, Mapping)
+    _is(f"{where}, label", image.get("label"), str)
+    if not isinstance(image.get("src"), str) or not _IMAGE.fullmatch(image["src"]):
+        raise UserError(f"{where}, src is no PNG or JPEG as data:image/png;base64,...")
+    _is(f"{where}, groups", image.get("groups"), list | tuple)
+    _check_grid(image["groups"], None, None)
 
 
 def _is(where: str, value: Any, kind: Any) -> None:
