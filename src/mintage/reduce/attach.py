@@ -10,6 +10,7 @@ Not here: flash and flex kernels (their masks are not tensors), masks over patch
 from __future__ import annotations
 
 import inspect
+import math
 from dataclasses import replace
 from itertools import count
 from types import TracebackType
@@ -120,6 +121,24 @@ class Attachment:
             raise UserError(f"unmerge takes {source.shape[1]} rows per image, one per token left; got {rows.shape[1]}")
         share = source.sum(1, keepdim=True).transpose(1, 2).clamp_min(1e-12)  # of a soft mixture: its mean
         return (source.transpose(1, 2) @ rows.to(source.dtype) / share.clamp_min(1e-12)).to(rows.dtype)
+
+    def groups(self) -> list[list[list[int | None]]]:
+        """Tell for every image, row by row, which token each patch went into (the most, if several); None: dropped.
+
+        Raises
+        ------
+        UserError
+            Nothing was traced, or the patches are no square grid.
+        """
+        if self.state is None or self.state.source is None:
+            raise UserError("no source map: attach with trace=True, and run the model inside the 'with'")
+        prefix = self.adapter.prefix
+        share, token = self.state.source[:, :, prefix:].max(1)
+        side = math.isqrt(token.shape[1])
+        if side * side != token.shape[1]:
+            raise UserError(f"{token.shape[1]} patches are no square grid; pass square images")
+        token = torch.where(share > 0, token, -1).unflatten(1, (side, side))
+        return [[[None if t < 0 else t for t in row] for row in image] for image in token.tolist()]
 
     # -- surgery ------------------------------------------------------------------------------------------------------
 

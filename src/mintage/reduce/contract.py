@@ -96,6 +96,11 @@ class Reducer(ABC):
         """Whether `attend` ever returns something."""
         return False
 
+    @property
+    def fixed(self) -> bool:
+        """Whether the method was trained for one setting, so that `at` cannot change its strength."""
+        return False
+
     def modules(self) -> nn.ModuleDict | None:
         """Return what the method has trained, to be moved along with the model; None for most."""
         return None
