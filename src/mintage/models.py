@@ -56,6 +56,15 @@ class CausalLM:
     tokenizer: PreTrainedTokenizerBase
     name: str
 
+    @property
+    def opening(self) -> int | None:
+        """The token that stood before texts in training: between documents, or at the beginning; None without one."""
+        held: Any = self.tokenizer
+        ends = self.model.generation_config.eos_token_id  # type: ignore[union-attr]
+        ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        known = (held.get_vocab().get("<|endoftext|>"), held.bos_token_id, *ends, held.eos_token_id)
+        return next((token for token in known if token is not None), None)
+
     def encode(self, text: str, *, chat: bool = True, system: str | None = None) -> torch.Tensor:
         """Turn a prompt into ids of shape (1, length), as the user's turn of a chat or as it is.
 

@@ -11,18 +11,13 @@ import numpy as np
 
 from mintage.keep import bench
 from mintage.keep.contract import Policy
-from mintage.measure import Interval, Result, bootstrap
-from mintage.measure.environment import environment
-from mintage.measure.memo import Memo
+from mintage.measure import Interval, bootstrap, trial
+from mintage.measure.trial import silent
 from mintage.models import EMBEDDED, CausalLM, load_causal_lm
 
 __all__ = ["Trial", "perplexity", "perplexity_ratio", "silent"]
 
 Arms = Mapping[str, Policy]
-
-
-def silent(done: int, of: int, label: str) -> None:
-    """Report nothing."""
 
 
 def perplexity(nll: np.ndarray) -> float:
@@ -35,24 +30,8 @@ def perplexity_ratio(one: np.ndarray, other: np.ndarray) -> Interval:
     return bootstrap(one - other, lambda x, axis: np.exp(x.mean(axis)))
 
 
-class Trial:
-    """Policies on the same texts, in rotating order, one result kept after the other.
-
-    Parameters
-    ----------
-    method
-        Catalogue name of the method whose claim is checked.
-    seed, command
-        Of the haystacks; written into the rows.
-    definition
-        What else defines the run.
-    work
-        Folder of unfinished runs.
-    progress
-        ``progress(done, of, label)``.
-    total
-        Number of measurements, for `progress`.
-    """
+class Trial(trial.Trial):
+    """Policies on the same texts; the haystacks are made from `seed`."""
 
     def __init__(
         self,
@@ -67,21 +46,18 @@ class Trial:
         work: Path | None = None,
     ) -> None:
         self.lm: CausalLM = load_causal_lm(model, dtype="bfloat16")
-        self.seed, self.progress, self.total, self.done = seed, progress, total, 0
-        work = Path(".mintage") / "keep" / method if work is None else work
-        self.memo = Memo(work, definition | {"seed": seed, "model": model}, [Path(bench.__file__).parent])
-        self.common: dict[str, Any] = {
-            "method": method,
-            "job": "keep",
-            "model": model,
-            "seed": seed,
-            "command": command,
-            "environment": environment(),
-        }
-
-    def result(self, **fields: Any) -> Result:
-        """Make a row."""
-        return Result(**self.common, **fields)
+        super().__init__(
+            method,
+            job="keep",
+            model=model,
+            seed=seed,
+            command=command,
+            definition=definition,
+            sources=[Path(bench.__file__).parent],
+            total=total,
+            progress=progress,
+            work=work,
+        )
 
     def _each(
         self, kind: str, place: int, arms: Arms, read: Callable[[], bench.Prefix], run: Callable[..., Any]
@@ -89,9 +65,8 @@ class Trial:
         first = place % len(arms)
         held = cache(read)
         for name in [*arms][first:] + [*arms][:first]:
-            yield name, self.memo(f"{kind} {name} {place}", lambda n=name: run(held(), arms[n]))
-            self.done += 1
-            self.progress(self.done, self.total, f"{kind}: {name}")
+            key = f"{kind} {name} {place}"
+            yield name, self.measured(key, lambda n=name: run(held(), arms[n]), f"{kind}: {name}")
 
     def decoded(
         self,
