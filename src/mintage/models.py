@@ -33,7 +33,9 @@ __all__ = [
     "CausalLM",
     "embedded_folder",
     "embedded_gguf",
+    "fetched",
     "load_causal_lm",
+    "quiet",
     "rounded_copy",
     "tiny_causal_lm",
 ]
@@ -136,21 +138,42 @@ def _check_device(device: str | torch.device) -> None:
 
 
 def _load(name: str | Path, settings: dict[str, Any]) -> tuple[Any, Any]:
+    named = f"the embedded model is called {EMBEDDED!r}"
+    return fetched(AutoModelForCausalLM, name, named, **settings), fetched(AutoTokenizer, name, named)
+
+
+def fetched(kind: Any, name: str | Path, instead: str, **settings: Any) -> Any:
+    """Return ``kind.from_pretrained(name)``, from a folder or the hub, from safetensors only.
+
+    Parameters
+    ----------
+    kind
+        One of transformers' ``Auto`` classes.
+    name
+        A local folder or a hub id.
+    instead
+        What needs no network; ends the error.
+    settings
+        Passed on.
+
+    Raises
+    ------
+    UserError
+        It cannot be loaded.
+    """
     local = Path(name).is_dir()
-    cached_only = not local and not _hub_is_reachable()  # else the hub client retries for half a minute
+    if kind is not AutoTokenizer:
+        settings["use_safetensors"] = True
     try:
-        with _quiet():
-            model = AutoModelForCausalLM.from_pretrained(
-                name, use_safetensors=True, local_files_only=cached_only, **settings
-            )
-            return model, AutoTokenizer.from_pretrained(name, local_files_only=cached_only)
+        with quiet():
+            # where the hub cannot be reached its client would retry for half a minute
+            return kind.from_pretrained(name, local_files_only=not local and not _hub_is_reachable(), **settings)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if local:
             raise UserError(f"cannot load the model in {name}: {reason}") from error
         raise UserError(
-            f"{name!r} is neither a folder nor a model that can be fetched from the hub "
-            f"({reason}); the embedded model is called {EMBEDDED!r}"
+            f"{str(name)!r} is neither a folder nor a model that can be fetched from the hub ({reason}); {instead}"
         ) from error
 
 
@@ -167,7 +190,7 @@ def _hub_is_reachable() -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers' progress bars and advice out of our output."""
     before = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()
@@ -247,7 +270,7 @@ def _complete(folder: Path) -> bool:
 
 def _dequantise(gguf: Path, folder: Path) -> None:
     # the GGUF reader draws progress bars that cannot be switched off
-    with _quiet(), redirect_stderr(io.StringIO()), replace_folder(folder) as temporary:
+    with quiet(), redirect_stderr(io.StringIO()), replace_folder(folder) as temporary:
         model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         # a model read from GGUF refuses to be saved until its quantizer is detached

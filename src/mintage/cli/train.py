@@ -102,10 +102,7 @@ def drafter(
     from mintage.draft.instructions import instructions
     from mintage.models import load_causal_lm
 
-    try:
-        blocks = [int(layer) for layer in layers.split(",")]
-    except ValueError:
-        raise UserError(f"--layers {layers!r}: expected block numbers joined by commas, e.g. 0,1") from None
+    blocks = _numbers("--layers", layers)
     texts = [p.turns[0] for p in read_prompts(prompts)] if prompts else instructions(count, seed=seed)
     lm = load_causal_lm(model, dtype=dtype, device=device)
     with _Stages() as stages:
@@ -176,6 +173,77 @@ def decompounder(
         )
     made.save(out)
     typer.echo(f"wrote {out}")
+
+
+@app.command()
+def vit(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Safetensors file to write.")] = Path(
+        "vit-tiny-cifar10.safetensors"
+    ),
+    work: Annotated[Path, typer.Option(help="Keeps checkpoint and log; a killed run goes on.")] = Path(".mintage/vit"),
+    epochs: Annotated[float, typer.Option(help="Passes over the training images.")] = 24.0,
+    batch_rows: Annotated[int, typer.Option(help="Images per step, of all processes together.")] = 128,
+    lr: Annotated[float, typer.Option(help="Peak learning rate (warm-up, then cosine).")] = 2e-3,
+    optimiser: Annotated[str, typer.Option(help="adamw or muon.")] = "muon",
+    hidden: Annotated[int, typer.Option(help="Width of the transformer.")] = 128,
+    layers: Annotated[int, typer.Option(help="Its blocks.")] = 8,
+    heads: Annotated[int, typer.Option(help="Its attention heads.")] = 4,
+    stem: Annotated[str, typer.Option(help="Channels of the stem; every one but the first halves the sides.")] = (
+        "32,64,128"
+    ),
+    stem_blocks: Annotated[str, typer.Option(help="Residual blocks after each of them.")] = "0,1,0",
+    small: Annotated[int, typer.Option(help="Side of the images in the first part of the run.")] = 24,
+    small_share: Annotated[float, typer.Option(help="How much of the run that part is, 0 to 1.")] = 0.4,
+    bf16: Annotated[bool, typer.Option(help="Compute the loss in bfloat16.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+) -> None:
+    """Train a small vision transformer on CIFAR-10 (from $MINTAGE_DATA, else the hub), and test it once.
+
+    [dim]Examples[/dim]
+
+      mintage train vit --out vit.safetensors
+
+      torchrun --nproc-per-node 2 -m mintage.cli train vit --epochs 40 --out vit.safetensors
+
+    Next: [bold]mintage bench pitome[/bold]
+    """
+    from mintage.reduce.vit_training import train_vit
+    from mintage.vision import SmallViT
+
+    sizes = SmallViT(
+        hidden=hidden,
+        layers=layers,
+        heads=heads,
+        stem=_numbers("--stem", stem),
+        stem_blocks=_numbers("--stem-blocks", stem_blocks),
+    )
+    with _Stages() as stages:
+        made = train_vit(
+            out,
+            folder=work,
+            sizes=sizes,
+            epochs=epochs,
+            batch_rows=batch_rows,
+            lr=lr,
+            optimiser=optimiser,
+            small=small,
+            small_share=small_share,
+            bf16=bf16,
+            device=device,
+            seed=seed,
+            command="mintage " + " ".join(sys.argv[1:]),
+            report=stages,
+        )
+    if made.notes:  # the other processes of a joint run write nothing
+        typer.echo(f"wrote {out}: test accuracy {made.notes['test']}")
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"{option} {text!r}: expected whole numbers joined by commas, e.g. 0,1") from None
 
 
 class _Stages:

@@ -1,4 +1,4 @@
-"""The one training loop: AdamW, cosine with warm-up, accumulation, clipping; survives a kill and repeats exactly.
+"""The one training loop: AdamW or Muon, cosine with warm-up, accumulation, clipping; survives kills, repeats exactly.
 
 A method brings a `Recipe`: what is trained, the batch of any index, and the loss of a batch. Because a batch is a
 function of its index, and every micro-step seeds the generators from the run's seed and its own index, a resumed run
@@ -7,7 +7,7 @@ takes exactly the steps that the uninterrupted one would have taken.
 A run lives in a folder: ``checkpoint.safetensors`` (weights, optimiser state, average; the state of the run as JSON in
 its metadata, so that one rename replaces all of it at once) and ``log.jsonl`` (one row per logged step).
 
-Not here: data loading, evaluation, early stopping, several optimisers, sharded models; processes started by
+Not here: data loading, evaluation, early stopping, a learning rate per optimiser, sharded models; processes started by
 ``accelerate launch`` train one replica each (data parallel).
 """
 
@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
 
 from mintage.errors import UserError, missing_extra
 from mintage.files import append_line
@@ -35,6 +35,7 @@ from mintage.train.recipe import Recipe, Settings
 __all__ = ["Trained", "train"]
 
 CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"
+_STATE = {"adam": ("exp_avg", "exp_avg_sq"), "muon": ("momentum_buffer",)}  # what an optimiser keeps per parameter
 _FREE = {"save_every", "log_every"}  # settings that a resumed run may change
 
 
@@ -101,7 +102,7 @@ def train(
             if on_step is not None:
                 on_step(run.step, settings.steps)
     for name, tensor in run.averages.items():
-        run.weights[name].data.copy_(tensor)
+        run.averaged[name].data.copy_(tensor)
     return Trained(run.step, run.step - first, run.seconds, run.last)
 
 
@@ -111,17 +112,14 @@ class _Run:
     def __init__(self, recipe: Recipe, folder: Path, settings: Settings, accelerator: Any) -> None:
         self.recipe, self.settings, self.accelerator = recipe, settings, accelerator
         self.path, self.log = folder / CHECKPOINT, folder / LOG
-        trained = {name: p for name, p in recipe.module.named_parameters() if p.requires_grad}
-        if not trained:
+        if not any(p.requires_grad for p in recipe.module.parameters()):
             raise UserError(f"{type(recipe.module).__name__} has no trainable parameters; nothing to train")
-        groups = [
-            {"params": [p for p in trained.values() if p.ndim > 1], "weight_decay": settings.weight_decay},
-            {"params": [p for p in trained.values() if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        self.adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, betas=settings.betas)
-        self.wrapped, self.optimiser = accelerator.prepare(recipe.module, self.adam)
+        self.optimisers = _optimisers(recipe.module, settings)
+        self.wrapped, *self.stepping = accelerator.prepare(recipe.module, *self.optimisers)
         self.weights = {name: p for name, p in recipe.module.named_parameters() if p.requires_grad}
-        self.averages = {n: p.detach().clone() for n, p in self.weights.items()} if settings.ema else {}
+        floating = {name: b for name, b in recipe.module.named_buffers() if b.is_floating_point()}
+        self.averaged = self.weights | floating if settings.ema else {}
+        self.averages = {name: t.detach().clone() for name, t in self.averaged.items()}
         self.step, self.seconds = 0, 0.0
         self.last: dict[str, Any] = {}
         self.sums: dict[str, float] = {}  # of loss and metrics since the last log row
@@ -131,8 +129,9 @@ class _Run:
 
         settings, accelerator = self.settings, self.accelerator
         self.recipe.module.train()
-        for group in self.adam.param_groups:
-            group["lr"] = settings.lr_at(self.step)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = settings.lr_at(self.step)
         for part in range(settings.accumulate):
             last = part == settings.accumulate - 1
             index = (self.step * settings.accumulate + part) * accelerator.num_processes + accelerator.process_index
@@ -148,11 +147,12 @@ class _Run:
                 self.sums[name] = self.sums.get(name, 0.0) + value / settings.accumulate
         if settings.clip:
             accelerator.clip_grad_norm_(self.wrapped.parameters(), settings.clip)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        for optimiser in self.stepping:
+            optimiser.step()
+            optimiser.zero_grad()
         self.step += 1
         for name, average in self.averages.items():
-            average.lerp_(self.weights[name].detach(), 1 - settings.ema)
+            average.lerp_(self.averaged[name].detach(), 1 - settings.ema)
 
     def write_log(self) -> None:
         """Append one row: means since the last one."""
@@ -168,8 +168,10 @@ class _Run:
         found = {f"weights.{name}": p for name, p in self.recipe.module.named_parameters()}
         found |= {f"weights.{name}": b for name, b in self.recipe.module.named_buffers()}
         found |= {f"average.{name}": t for name, t in self.averages.items()}
-        for name, parameter in self.weights.items():
-            found |= {f"adam.{key}.{name}": t for key, t in self.adam.state[parameter].items()}
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.weights.items()}
+        for optimiser in self.optimisers:
+            for parameter, held in optimiser.state.items():
+                found |= {f"{_name(optimiser)}.{key}.{names[parameter]}": t for key, t in held.items()}
         return {name: t.detach() for name, t in found.items()}
 
     def save(self) -> None:
@@ -190,10 +192,12 @@ class _Run:
                 if name not in _FREE and state["settings"].get(name) != value:
                     was = state["settings"].get(name)
                     raise UserError(f"{self.path} was trained with {name}={was}, not {value}; use another folder")
-            for parameter in self.weights.values():  # what AdamW makes in its first step
-                moments = (torch.zeros_like(parameter), torch.zeros_like(parameter))
-                self.adam.state[parameter] = dict(zip(("exp_avg", "exp_avg_sq"), moments, strict=True))
-                self.adam.state[parameter]["step"] = torch.zeros((), dtype=torch.float32)
+            for optimiser in self.optimisers:  # what its first step would make
+                for parameter in (p for group in optimiser.param_groups for p in group["params"]):
+                    held = {key: torch.zeros_like(parameter) for key in _STATE[_name(optimiser)]}
+                    if _name(optimiser) == "adam":
+                        held["step"] = torch.zeros((), dtype=torch.float32)
+                    optimiser.state[parameter] = held
             own = self._tensors()
             if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in tensors.items()}:
                 raise UserError(f"{self.path} holds other weights than this {type(self.recipe.module).__name__}")
@@ -203,6 +207,36 @@ class _Run:
                 setattr(self, name, state[name])
         if self.log.exists() and self.accelerator.is_main_process:
             trim_log(self.log, state["step"])
+
+
+def _optimisers(module: nn.Module, settings: Settings) -> list[torch.optim.Optimizer]:
+    """Make the optimisers; every trainable parameter belongs to one of them."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    blocks = [block for block in module.modules() if isinstance(block, nn.ModuleList)]
+    linear = [m.weight for block in blocks for m in block.modules() if isinstance(m, nn.Linear)]
+    turned = {p: None for p in linear if p.requires_grad and settings.optimiser == "muon"}
+    rest = [p for p in trained if p not in turned]
+    groups = [
+        {"params": [p for p in rest if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    made: list[torch.optim.Optimizer] = []
+    if groups := [g for g in groups if g["params"]]:
+        made.append(torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas))
+    if turned:
+        if not hasattr(torch.optim, "Muon"):
+            raise UserError(f"torch {torch.__version__} has no Muon; install torch 2.9 or later, or use adamw")
+        # the scale makes its steps as large as AdamW's, so that one learning rate serves both (Liu et al. 2025)
+        made.append(
+            torch.optim.Muon(
+                list(turned), lr=settings.lr, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+        )
+    return made
+
+
+def _name(optimiser: torch.optim.Optimizer) -> str:
+    return "adam" if isinstance(optimiser, torch.optim.AdamW) else "muon"
 
 
 @contextmanager

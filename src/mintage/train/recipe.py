@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -48,8 +48,11 @@ class Settings:
         Optimiser steps.
     lr, warmup, final_lr
         Peak learning rate; steps of linear warm-up; share of the peak that the cosine ends at.
+    optimiser
+        ``"adamw"``, or ``"muon"`` (Jordan et al. 2024): the weights of linear layers in repeated blocks (those within
+        an `nn.ModuleList`) take orthogonalised steps of the size that AdamW's have, all else takes AdamW's.
     weight_decay, betas
-        Of AdamW; the decay applies to parameters of two or more dimensions.
+        The decay applies to parameters of two or more dimensions; the betas are AdamW's.
     clip
         Largest gradient norm; 0 does not clip.
     accumulate
@@ -57,7 +60,7 @@ class Settings:
     bf16
         Run the loss under bfloat16 autocast.
     ema
-        Decay of the exponential moving average of the weights, with which the module ends; 0 keeps none.
+        Decay of the exponential moving average of weights and float buffers, with which the module ends; 0 keeps none.
     seed
         Of everything random.
     save_every, log_every
@@ -73,6 +76,7 @@ class Settings:
     lr: float
     warmup: int = 0
     final_lr: float = 0.0
+    optimiser: Literal["adamw", "muon"] = "adamw"
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 1.0
@@ -87,6 +91,8 @@ class Settings:
         for name in ("steps", "accumulate", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}; pass at least 1")
+        if self.optimiser not in ("adamw", "muon"):
+            raise UserError(f"unknown optimiser {self.optimiser!r}; known: adamw, muon")
         if not self.lr > 0:
             raise UserError(f"lr={self.lr} is not positive; pass e.g. 1e-3")
         if not 0 <= self.ema < 1:
