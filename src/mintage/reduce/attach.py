@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import count
 from types import TracebackType
@@ -54,10 +55,11 @@ class Attachment:
     """
 
     def __init__(self, reducer: Reducer, model: nn.Module, *, trace: bool = False) -> None:
-        self.reducer, self.model, self.trace = reducer, model, trace
+        self.model, self.trace = model, trace
         self.adapter = adapter_for(model)
         self.anatomy: Anatomy = self.adapter.anatomy()
-        reducer.kept(self.anatomy)  # says now what it cannot serve
+        self.reducer = reducer.fitted(model, self.anatomy)
+        self.reducer.kept(self.anatomy)  # says now what it cannot serve
         self.state: TokenState | None = None
         self.tokens: list[int] = []
         self._kept: dict[int, tuple[int, ...]] = {}  # by patches of the image
@@ -89,6 +91,7 @@ class Attachment:
             if modules is not None:
                 parameter = next(tower.parameters())
                 modules.to(device=parameter.device, dtype=parameter.dtype)
+            self._swap_weights(self.reducer.backbone())
         except BaseException:
             self._restore()
             raise
@@ -149,6 +152,18 @@ class Attachment:
             module._reduction = self  # type: ignore[assignment]
             self._undo.append(lambda: delattr(module, "_reduction"))
         self._undo.append(lambda: setattr(module, "__class__", before))
+
+    def _swap_weights(self, weights: Mapping[str, Tensor]) -> None:
+        own = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        for name, tensor in weights.items():
+            if name not in own or own[name].shape != tensor.shape:
+                raise UserError(
+                    f"this {type(self.model).__name__} has no {name} of shape {tuple(tensor.shape)}; "
+                    f"{type(self.reducer).__name__} was trained for another model"
+                )
+            held, before = own[name], own[name].data
+            held.data = tensor.to(before, copy=True)
+            self._undo.append(lambda held=held, before=before: setattr(held, "data", before))
 
     def _switch_attention(self, tower: Any) -> None:
         from transformers import AttentionInterface
@@ -238,7 +253,8 @@ class Attachment:
         bias = None if self._bias is None else self._bias.to(query.dtype)
         reduces = self._reduces(index, query.shape[2])
         if reduces or reducer.attends:
-            evidence = Evidence(query=query, key=key, value=value, scaling=scaling, bias=bias)
+            places = None if self.state is None else self.state.places
+            evidence = Evidence(query=query, key=key, value=value, scaling=scaling, bias=bias, places=places)
             if reduces and reducer.wants_attention(index):
                 evidence = replace(evidence, weights=evidence.attention())
             self._evidence = evidence if reduces else None

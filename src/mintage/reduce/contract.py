@@ -23,6 +23,7 @@ A method is a frozen dataclass that extends `Reducer`. Most have a `Schedule` an
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -46,6 +47,9 @@ class Reducer(ABC):
 
     conserves: ClassVar[bool] = False
     """Whether the sum of sizes is conserved, i.e. the method only merges."""
+
+    mixes: ClassVar[bool] = False
+    """Whether a token is a weighted sum of all before it: rows of the source map then sum to 1, not its columns."""
 
     def __call__(self, model: nn.Module, *, trace: bool = False) -> Attachment:
         """Attach to a vision transformer of transformers or timm, for the length of a ``with``.
@@ -101,9 +105,23 @@ class Reducer(ABC):
         """Whether the method was trained for one setting, so that `at` cannot change its strength."""
         return False
 
+    def fitted(self, model: nn.Module, anatomy: Anatomy) -> Reducer:
+        """Return this method as it serves this model; an attachment asks before anything else.
+
+        Raises
+        ------
+        UserError
+            It was trained for another one.
+        """
+        return self
+
     def modules(self) -> nn.ModuleDict | None:
         """Return what the method has trained, to be moved along with the model; None for most."""
         return None
+
+    def backbone(self) -> Mapping[str, Tensor]:
+        """Return weights that replace the model's own, by name, while it is attached: those tuned along with it."""
+        return {}
 
     def at(self, share: float, anatomy: Anatomy) -> Reducer:
         """Return this method at about `share` of the model's multiply-adds: what benches compare methods by.

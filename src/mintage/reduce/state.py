@@ -28,6 +28,8 @@ class TokenState:
         Index of this layer, from 0, and how many there are.
     source
         Share of every input token in every token, 0 or 1 for merges and drops; None where nobody traces.
+    places
+        Which input each token is, the prefix counted; None while all are there, and where tokens were merged.
     """
 
     x: Float[Tensor, "batch tokens dim"]
@@ -36,6 +38,7 @@ class TokenState:
     layer: int
     layers: int
     source: Float[Tensor, "batch tokens inputs"] | None = None
+    places: Int[Tensor, "batch tokens"] | None = None
 
     @property
     def patches(self) -> int:
@@ -46,7 +49,8 @@ class TokenState:
         """Keep the prefix and these patches (0 is the first patch), in this order; drop the others."""
         full = self._with_prefix(index + self.prefix)
         source = None if self.source is None else _take(self.source, full)
-        return replace(self, x=_take(self.x, full), size=_take(self.size, full), source=source)
+        places = full if self.places is None else self.places.gather(1, full)
+        return replace(self, x=_take(self.x, full), size=_take(self.size, full), source=source, places=places)
 
     def merge(
         self,
@@ -85,6 +89,7 @@ class TokenState:
             x=torch.cat([self.x[:, : self.prefix], merged], 1),
             size=torch.cat([self.size[:, : self.prefix], sizes], 1),
             source=source,
+            places=None,
         )
 
     def mix(self, weights: Float[Tensor, "batch mixed patches"]) -> TokenState:
@@ -95,7 +100,7 @@ class TokenState:
             soft = weights.to(self.source.dtype) @ self.source[:, self.prefix :]
             source = torch.cat([self.source[:, : self.prefix], soft], 1)
         size = torch.ones_like(self.size[:, :1]).expand(-1, self.prefix + weights.shape[1], -1)
-        return replace(self, x=torch.cat([self.x[:, : self.prefix], mixed], 1), size=size, source=source)
+        return replace(self, x=torch.cat([self.x[:, : self.prefix], mixed], 1), size=size, source=source, places=None)
 
     def _with_prefix(self, index: Tensor) -> Tensor:
         first = torch.arange(self.prefix, device=index.device).expand(index.shape[0], -1)
@@ -125,6 +130,8 @@ class Evidence:
         Added to the scores: log sizes (proportional attention); None where all are 1.
     weights
         Attention probabilities, if the layer has computed them already.
+    places
+        See `TokenState`.
     """
 
     query: Float[Tensor, "batch heads tokens head_dim"]
@@ -133,6 +140,7 @@ class Evidence:
     scaling: float
     bias: Float[Tensor, "batch 1 1 tokens"] | None = None
     weights: Float[Tensor, "batch heads tokens tokens"] | None = None
+    places: Int[Tensor, "batch tokens"] | None = None
 
     def metric(self) -> Float[Tensor, "batch tokens head_dim"]:
         """Keys averaged over heads, float32: what mergers compare (ToMe, section 3)."""
