@@ -160,8 +160,9 @@ def light(monkeypatch, tiny_folder):
 
     monkeypatch.setattr(needle_threading, "_window", lambda lm: None)  # the tiny model reads any length, badly
 
-    def only_bind(function):
-        return wraps(function)(lambda *args, **kwargs: inspect.signature(function).bind(*args, **kwargs) and ["text"])
+    def only_bind(function, gives=("text",)):
+        signature = inspect.signature(function)
+        return wraps(function)(lambda *args, **kwargs: signature.bind(*args, **kwargs) and list(gives))
 
     monkeypatch.setattr(models, "load_causal_lm", lambda name, **settings: load(tiny_folder, **settings))
     monkeypatch.setattr(bench, "load_causal_lm", lambda name, **settings: load(tiny_folder, **settings))
@@ -178,6 +179,9 @@ def light(monkeypatch, tiny_folder):
     monkeypatch.setattr(keep_bench, "run", short_keep)
     monkeypatch.setattr(keep_bench, "load_causal_lm", lambda name, **settings: load(tiny_folder, **settings))
     monkeypatch.setattr(models, "embedded_folder", lambda: Path(tiny_folder))
+    from mintage.reduce import bench as reduce_bench
+
+    monkeypatch.setattr(reduce_bench, "run", only_bind(reduce_bench.run, gives=[]))
     if ("train", "ppd") in VERBS:
         from mintage.draft import ppd_training
 

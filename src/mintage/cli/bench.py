@@ -21,7 +21,10 @@ from mintage.errors import UserError
 
 def bench(
     names: Annotated[list[str], typer.Argument(help="A job (all its usual arms), or methods of one job.")],
-    model: Annotated[str | None, typer.Option(help="smollm2 (embedded, the default), a folder, or a hub id.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A folder, a hub id, or the job's own (the default): smollm2, vit-tiny-cifar10, ..."),
+    ] = None,
     prompts: Annotated[
         str | None, typer.Option(help="JSON lines with turns or prompt (Spec-Bench's format); default: bundled.")
     ] = None,
@@ -32,9 +35,16 @@ def bench(
     ] = None,
     budgets: Annotated[
         str | None,
-        typer.Option(help="Every method at each: nodes per tree (draft); 16 is room for 1/16 of the context (keep)."),
+        typer.Option(
+            help="Every method at each: nodes per tree (draft); 16 is room for 1/16 of the context (keep); "
+            "percent of the multiply-adds (reduce)."
+        ),
     ] = None,
     contexts: Annotated[str | None, typer.Option(help="Tokens read before bench keep compresses them.")] = None,
+    images: Annotated[
+        str | None, typer.Option(help="A folder of images (sub-folders are classes), for bench reduce.")
+    ] = None,
+    on_error: Annotated[str | None, typer.Option(help="A broken image: refuse (the default) or skip.")] = None,
     draft_model: Annotated[
         str | None, typer.Option(help="Draft model: a folder, a hub id, or rounded:BITS of the model.")
     ] = None,
@@ -69,6 +79,8 @@ def bench(
 
       mintage bench keep --contexts 1024,4096 --budgets 4,16
 
+      mintage bench reduce --model my-vit/ --images photos/
+
       mintage bench token-recycling "token-recycling cold" "plain compiled" --prompts mine.jsonl
 
     Next: [bold]mintage report[/bold]
@@ -87,6 +99,8 @@ def bench(
         "max_new_tokens": max_new_tokens,
         "temperature": None if temperature is None else _numbers("temperature", temperature, float),
         "budgets": None if budgets is None else _numbers("budgets", budgets, int),
+        "images": images,
+        "on_error": on_error,
         "contexts": None if contexts is None else _numbers("contexts", contexts, int),
         "draft_model": draft_model,
         "assisted": assisted,

@@ -116,7 +116,7 @@ class Subject:
         correct = None if self.labels is None else (first.numpy() == self.labels).astype(float)
         return Quality(correct, (first == own.argmax(1)).double().numpy(), divergence.double().numpy())
 
-    # -- cost -----------------------------------------------------------------------------------------------------------
+    # -- cost --
 
     def macs(self, reducer: Reducer | None) -> float:
         """Multiply-adds for one image, counted while it runs: the decision is in it."""
