@@ -55,6 +55,7 @@ METHODS = (
     Method(
         name="sit-slim",
         job="reduce",
+        entry="mintage.reduce.sit_slim:SelfSlimmed",
         title="Self-slimmed Vision Transformer",
         arxiv="2111.12624",
         year=2021,

@@ -1,0 +1,293 @@
+"""Self-slimmed vision transformers: a small trained module makes K tokens of N, each a weighted mean of all of them.
+
+Zong, Li et al., "Self-slimmed Vision Transformer", ECCV 2022, arXiv 2111.12624. The transformer is cut into stages.
+Behind the last block of a stage a *token slimming module* weighs all patch tokens anew into fewer; prefix tokens pass
+by. Nothing is sorted and nothing gathered, and no shape depends on the image: one product of matrices.
+
+The modules are trained together with the transformer (``mintage train sit-slim``); `SelfSlimmed` puts both in, and
+takes both out again. K is in a module's weights: images of another size keep as many tokens, not the same share.
+
+Not here: training and the reverse modules that it needs (`mintage.reduce.sit_slim_training`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mintage.errors import UserError
+from mintage.reduce.adapters import adapter_for
+from mintage.reduce.artefact import Artefact, Imprint, shipped
+from mintage.reduce.contract import Anatomy, Evidence, Reducer, TokenState
+
+__all__ = ["SelfSlimmed", "Slimming", "TokenSlimming", "stage_counts"]
+
+_FORMAT = "mintage sit-slim 1"
+_AGAIN = "mintage train sit-slim"
+
+
+class TokenSlimming(nn.Module):
+    """Make `num_tokens_out` tokens of any number of them (section 3.1).
+
+    ``A = softmax over the tokens of scale * W2 GELU(W1 LN(X))``, and the result is ``A X``: what is summed is not
+    normalised.
+
+    Parameters
+    ----------
+    dim
+        Width of a token.
+    num_tokens_out
+        K.
+    hidden_ratio
+        Width between the two projections, over `dim`.
+    """
+
+    def __init__(self, dim: int, num_tokens_out: int, hidden_ratio: float = 0.5) -> None:
+        super().__init__()
+        hidden = max(int(dim * hidden_ratio), 1)
+        self.norm = nn.LayerNorm(dim)
+        self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, num_tokens_out)
+        self.scale = nn.Parameter(torch.ones(()))
+        for linear in (self.fc1, self.fc2):
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+
+    def aggregation(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch kept tokens"]:
+        """Return A: what share every token has in every new one; its rows sum to 1, its columns to anything."""
+        logits = self.fc2(functional.gelu(self.fc1(self.norm(x))))
+        return (self.scale * logits).float().softmax(1).transpose(1, 2)  # float32 also under autocast
+
+    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch kept dim"]:
+        """Return ``A X``."""
+        return self.aggregation(x).to(x.dtype) @ x
+
+
+def stage_counts(patches: int, stages: int, ratio: float = 0.5) -> tuple[int, ...]:
+    """Tokens behind every stage but the last: ``int(patches * ratio ** i)``, e.g. 196 to 98, 49, 24.
+
+    Raises
+    ------
+    UserError
+        `ratio` is outside (0, 1), or leaves no token.
+    """
+    if not 0 < ratio < 1:
+        raise UserError(f"ratio={ratio:g} is outside (0, 1); pass the share that every stage keeps, e.g. 0.5")
+    counts = tuple(int(patches * ratio**i) for i in range(1, stages))
+    if counts and counts[-1] < 1:
+        raise UserError(
+            f"ratio={ratio:g} leaves none of {patches} patches after {stages - 1} stages; pass a larger one"
+        )
+    return counts
+
+
+class Slimming:
+    """The slimming modules of one transformer, and the weights of the transformer that were trained with them.
+
+    Parameters
+    ----------
+    dim
+        Width of the transformer.
+    stages
+        Blocks of each stage, e.g. ``(1, 1, 1, 11)``; empty slims nothing.
+    counts
+        Patch tokens behind every stage but the last.
+    hidden_ratio
+        See `TokenSlimming`.
+    backbone
+        Weights of the transformer that were trained along, by name.
+    imprint
+        Of the transformer that they were trained from; None fits all of this width and depth.
+    notes
+        How they were made; kept in the file.
+    seed
+        Of the modules' first weights.
+
+    Raises
+    ------
+    UserError
+        Stages without blocks, not one count per slimming, or counts that grow or reach zero.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        stages: Sequence[int],
+        counts: Sequence[int],
+        *,
+        hidden_ratio: float = 0.5,
+        backbone: Mapping[str, Tensor] | None = None,
+        imprint: Imprint | None = None,
+        notes: Mapping[str, str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.dim, self.stages, self.counts, self.hidden_ratio = dim, tuple(stages), tuple(counts), hidden_ratio
+        self.backbone, self.imprint, self.notes = dict(backbone or {}), imprint, dict(notes or {})
+        said = ",".join(map(str, self.stages))
+        if any(blocks < 1 for blocks in self.stages):
+            raise UserError(f"stages={said}: every stage needs a block")
+        if len(self.counts) != max(len(self.stages) - 1, 0):
+            raise UserError(f"{len(self.stages)} stages slim {max(len(self.stages) - 1, 0)} times, not {len(counts)}")
+        if any(after >= before for before, after in zip(self.counts, self.counts[1:], strict=False)) or (
+            min(self.counts, default=1) < 1
+        ):
+            raise UserError(f"counts={','.join(map(str, self.counts))}: every stage must keep fewer, at least one")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            made = {str(layer): TokenSlimming(dim, kept, hidden_ratio) for layer, kept in self.kept_behind.items()}
+        self.modules = nn.ModuleDict(made)
+
+    @property
+    def kept_behind(self) -> dict[int, int]:
+        """Which blocks are followed by a slimming, and how many patch tokens it leaves."""
+        last = [blocks - 1 for blocks in accumulate(self.stages)][:-1]
+        return dict(zip(last, self.counts, strict=True))
+
+    @classmethod
+    def new(
+        cls,
+        model: nn.Module,
+        stages: Sequence[int],
+        ratio: float = 0.5,
+        *,
+        counts: Sequence[int] = (),
+        hidden_ratio: float = 0.5,
+        seed: int = 0,
+    ) -> Slimming:
+        """Make untrained modules for a model.
+
+        Parameters
+        ----------
+        model
+            With a vision transformer that `mintage.reduce` serves.
+        stages
+            Blocks of each stage; the released models of 14 to 24 blocks have (1, 1, 1, 11) to (10, 4, 7, 3).
+        ratio
+            Share of the patch tokens that every stage keeps.
+        counts
+            Numbers in the place of `ratio`.
+        hidden_ratio, seed
+            See `Slimming`.
+        """
+        anatomy = adapter_for(model).anatomy()
+        counts = tuple(counts) or stage_counts(anatomy.patches, len(stages), ratio)
+        made = cls(anatomy.dim, stages, counts, hidden_ratio=hidden_ratio, seed=seed)
+        SelfSlimmed(weights=made).kept(anatomy)
+        return made
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file: modules and backbone in float16."""
+        settings = {name: getattr(self, name) for name in ("dim", "stages", "counts", "hidden_ratio")}
+        Artefact(self.modules.state_dict(), settings, self.backbone, self.imprint, self.notes).save(path, _FORMAT)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Slimming:
+        """Read what `save` wrote, or what mintage ships for the model of this name.
+
+        Raises
+        ------
+        UserError
+            The file is missing, damaged, or holds something else.
+        """
+        path = shipped("sit-slim", path)
+        held = Artefact.load(path, _FORMAT, _AGAIN)
+        try:
+            made = cls(**held.settings, backbone=held.backbone, imprint=held.imprint, notes=held.notes)
+        except TypeError as error:
+            raise UserError(
+                f"{path} has other settings than expected ({error}); make it again with: {_AGAIN}"
+            ) from None
+        held.fill(made.modules, path, _AGAIN)
+        return made
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SelfSlimmed(Reducer):
+    """A transformer that slims itself (SiT).
+
+    Parameters
+    ----------
+    weights
+        A file of ``mintage train sit-slim``, the name of a model that mintage ships one for, or a `Slimming`. Stages
+        and numbers of tokens come with it.
+    """
+
+    hook: ClassVar[Literal["attention", "block"]] = "block"
+    mixes: ClassVar[bool] = True
+
+    weights: str | Slimming = "vit-tiny-cifar10"
+    _held: dict[str, Slimming] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def slimming(self) -> Slimming:
+        """The modules, read when first asked for."""
+        if isinstance(self.weights, Slimming):
+            return self.weights
+        if "slimming" not in self._held:
+            self._held["slimming"] = Slimming.load(self.weights)
+        return self._held["slimming"]
+
+    def fitted(self, model: nn.Module, anatomy: Anatomy) -> SelfSlimmed:
+        """Refuse a model that the modules were not trained for."""
+        held = self.slimming
+        if held.imprint is not None:
+            held.imprint.check(model, "slimming modules")
+        if held.stages and held.dim != anatomy.dim:
+            raise UserError(
+                f"slimming modules for width {held.dim}, but this {type(model).__name__} is {anatomy.dim} wide; "
+                f"train them with {_AGAIN}"
+            )
+        return self
+
+    def kept(self, anatomy: Anatomy) -> tuple[int, ...]:
+        """Return the patch tokens behind every block; those that a stage begins with stay to its end."""
+        held = self.slimming
+        if held.stages and sum(held.stages) != anatomy.layers:
+            raise UserError(
+                f"stages {','.join(map(str, held.stages))} have {sum(held.stages)} blocks; this model has "
+                f"{anatomy.layers}; train them with {_AGAIN}"
+            )
+        if held.counts and held.counts[0] >= anatomy.patches:
+            raise UserError(
+                f"slimming to {held.counts[0]} tokens needs more than the {anatomy.patches} patches of this image; "
+                "pass larger images"
+            )
+        behind, left, kept = held.kept_behind, anatomy.patches, []
+        for layer in range(anatomy.layers):
+            left = behind.get(layer, left)
+            kept.append(left)
+        return tuple(kept)
+
+    def reduce(self, state: TokenState, evidence: Evidence, keep: int) -> TokenState:
+        """Weigh the patch tokens anew (section 3.1)."""
+        module: Any = self.slimming.modules[str(state.layer)]
+        return state.mix(module.aggregation(state.x[:, state.prefix :]))
+
+    def modules(self) -> nn.ModuleDict:
+        """Return the slimming modules."""
+        return self.slimming.modules
+
+    def backbone(self) -> Mapping[str, Tensor]:
+        """Return the transformer's weights that were trained with them."""
+        return self.slimming.backbone
+
+    @property
+    def fixed(self) -> bool:
+        """Trained for its numbers of tokens."""
+        return True
+
+    def unreduced(self) -> SelfSlimmed:
+        """Return a transformer in one stage, with its own weights."""
+        return replace(self, weights=Slimming(0, (), ()))
+
+    @classmethod
+    def tiny(cls) -> SelfSlimmed:
+        """Make one with untrained modules behind the first and the third block."""
+        return cls(weights=Slimming(16, (1, 2, 1), (8, 3)))
