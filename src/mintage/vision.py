@@ -154,8 +154,6 @@ class SmallViT:
     classes: int = 10
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stem", tuple(self.stem))  # JSON gives lists
-        object.__setattr__(self, "stem_blocks", tuple(self.stem_blocks))
         for name in ("image_size", "hidden", "layers", "heads", "mlp_ratio", "classes"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name}={getattr(self, name)} is not positive")
@@ -285,11 +283,8 @@ def _load_own(path: Path, name: str) -> ImageClassifier:
             if metadata.get("format") != _FORMAT:
                 raise UserError(f"{path} is {metadata.get('format')!r}, expected {_FORMAT!r}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        sizes = SmallViT(**json.loads(metadata["sizes"]))
-        prepared: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(metadata["preprocess"]).items()
-        }
-        preprocess, labels = Preprocessing(**prepared), tuple(json.loads(metadata["labels"]))
+        sizes, preprocess = SmallViT(**_fields(metadata["sizes"])), Preprocessing(**_fields(metadata["preprocess"]))
+        labels = tuple(json.loads(metadata["labels"]))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; make it with mintage train vit --out {path}") from None
     except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
@@ -306,6 +301,10 @@ def _load_own(path: Path, name: str) -> ImageClassifier:
     described = {"format", "sizes", "preprocess", "labels"}
     notes = {k: v for k, v in metadata.items() if k not in described}
     return ImageClassifier(model.eval(), preprocess, labels, name, notes)
+
+
+def _fields(text: str) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()}
 
 
 # -- loading -------------------------------------------------------------------------------------------------------

@@ -192,3 +192,72 @@ def test_a_module_without_parameters_is_refused(tmp_path):
     toy.module = nn.ReLU()
     with pytest.raises(UserError, match="no trainable parameters"):
         train(toy, tmp_path, Settings(**SETTINGS))
+
+
+# -- Muon, and what is averaged ------------------------------------------------------------------------------------
+
+
+class Blocks(Toy):
+    """A stem, two repeated blocks and a head, as a transformer has."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        blocks = nn.ModuleList(nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.GELU()) for _ in range(2))
+        self.module = nn.ModuleDict({"stem": nn.Linear(6, 6), "blocks": blocks, "head": nn.Linear(6, 6)})
+
+    def loss(self, module, batch):
+        x, y = batch
+        x = module["stem"](x)
+        for block in module["blocks"]:
+            x = x + block(x)
+        return (module["head"](x) - y).square().mean(), {}
+
+
+def test_muon_turns_the_matrices_of_repeated_blocks_and_nothing_else(tmp_path):
+    train(Blocks(), tmp_path, Settings(steps=2, lr=1e-2, optimiser="muon"))
+    held = load_file(tmp_path / "checkpoint.safetensors")
+    assert {n for n in held if n.startswith("muon.")} == {f"muon.momentum_buffer.blocks.{i}.0.weight" for i in range(2)}
+    assert "adam.exp_avg.head.weight" in held
+    assert "adam.exp_avg.blocks.0.0.bias" in held
+
+
+def test_muons_first_step_is_a_rotation_as_long_as_adamws(tmp_path):
+    toy, before = Blocks(), Blocks()
+    train(toy, tmp_path, Settings(steps=1, lr=1e-2, optimiser="muon", clip=0.0))
+    moved = toy.module["blocks"][0][0].weight - before.module["blocks"][0][0].weight
+    strengths = torch.linalg.svdvals(moved.detach())
+    assert strengths.max() / strengths.median() < 2  # a gradient's own singular values span decades
+    assert moved.square().mean().sqrt() == pytest.approx(0.2 * 1e-2, rel=0.3)
+
+
+def test_muon_resumes_exactly(tmp_path):
+    settings = Settings(**SETTINGS, save_every=4, optimiser="muon")
+    whole, parts = Blocks(), Blocks()
+    train(whole, tmp_path / "whole", settings)
+    with pytest.raises(Killed):
+        train(Blocks(), tmp_path / "parts", settings, on_step=kill_at(13))
+    assert train(parts, tmp_path / "parts", settings).new_steps == 11
+    assert same(weights(whole), weights(parts))
+    with pytest.raises(UserError, match="trained with optimiser=muon, not adamw"):
+        train(Blocks(), tmp_path / "parts", Settings(**SETTINGS))
+
+
+def test_an_unknown_optimiser_is_refused():
+    with pytest.raises(UserError, match="unknown optimiser 'sgd'; known: adamw, muon"):
+        Settings(steps=1, lr=1.0, optimiser="sgd")
+
+
+def test_running_statistics_are_averaged_with_the_weights(tmp_path):
+    """Weights of an average want the statistics of an average: the last batch's own are another model's."""
+    seen, toy = [], Toy()
+    start = toy.module[1].running_mean.clone()
+
+    def remember(done, steps):
+        seen.append(toy.module[1].running_mean.clone())
+
+    train(toy, tmp_path, Settings(steps=3, lr=1e-2, ema=0.75), on_step=remember)
+    want = start
+    for statistics in seen:
+        want = 0.75 * want + 0.25 * statistics
+    assert torch.allclose(toy.module[1].running_mean, want)
+    assert toy.module[1].num_batches_tracked == 3

@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
@@ -21,8 +21,8 @@ from mintage.errors import UserError, missing_extra
 
 __all__ = ["CIFAR10", "Images", "OnError", "read_cifar10", "read_images"]
 
-OnError = Literal["refuse", "skip"]
-"""What to do with a broken image."""
+OnError = str
+"""What to do with a broken image: ``"refuse"`` or ``"skip"`` it."""
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 """Names of CIFAR-10's classes, in the order of its labels."""
@@ -52,7 +52,7 @@ class Images:
         Images that could not be decoded.
     """
 
-    pixels: Sequence[UInt8[np.ndarray, "height width 3"]]
+    pixels: Sequence[UInt8[np.ndarray, "_ _ 3"]]
     names: Sequence[str]
     labels: Int[np.ndarray, " images"] | None = None
     classes: tuple[str, ...] = ()
@@ -98,7 +98,7 @@ def read_images(source: str | Path, *, on_error: OnError = "refuse", limit: int 
         sub-folder is a class), or an ``.npz`` with ``jpeg`` (bytes end to end) and ``offsets``, and optionally
         ``labels``, ``classes`` (or ``name``, one per label) and ``is_test``.
     on_error
-        Refuse a broken image with its name, or skip it and list it in `Images.skipped`.
+        ``"refuse"`` a broken image with its name, or ``"skip"`` it and list it in `Images.skipped`.
     limit
         Read this many at most, spread evenly over the source.
 

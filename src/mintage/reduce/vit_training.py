@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ Report = Callable[[str, int, int], None]
 
 _HELD_OUT = 1000  # training images that are not trained on, for choices made before the test images are looked at
 _PADDING = 4
+_SAVE_EVERY = 100
 
 
 def _silent(stage: str, done: int, of: int) -> None:
@@ -143,7 +145,7 @@ class ViTRecipe:
         """Return augmented, normalised pixels and their labels."""
         epoch, place = divmod(index, len(self.pixels) // self.batch_rows)
         rows = self._order(epoch)[place * self.batch_rows : (place + 1) * self.batch_rows]
-        generator = torch.Generator().manual_seed((self.seed << 32) + index)
+        generator = self._generator(index)
         pixels = augmented(self.pixels[rows], generator, cut=self.cut)
         if index < self.small_batches:
             size = (self.small, self.small)
@@ -153,9 +155,12 @@ class ViTRecipe:
 
     def _order(self, epoch: int) -> Tensor:
         if getattr(self, "_shuffled", (-1,))[0] != epoch:
-            generator = torch.Generator().manual_seed((self.seed << 32) + 2**31 + epoch)
-            self._shuffled = (epoch, torch.randperm(len(self.pixels), generator=generator))
+            self._shuffled = (epoch, torch.randperm(len(self.pixels), generator=self._generator(2**31 + epoch)))
         return self._shuffled[1]
+
+    def _generator(self, number: int) -> torch.Generator:
+        # a generator of the CPU sees only the low 32 bits
+        return torch.Generator().manual_seed((self.seed * 1_000_003 + number) % 2**32)
 
     def loss(self, module: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         """Return the cross-entropy, and the share of the batch that is classified right."""
@@ -209,10 +214,10 @@ def train_vit(
     folder: str | Path,
     data: Callable[[], tuple[Images, Images]] = read_cifar10,
     sizes: SmallViT | None = None,
-    epochs: float = 24,
+    epochs: float = 24.0,
     batch_rows: int = 128,
     lr: float = 2e-3,
-    optimiser: Any = "muon",
+    optimiser: str = "muon",
     weight_decay: float = 0.05,
     ema: float = 0.998,
     small: int = 24,
@@ -289,7 +294,7 @@ def train_vit(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = sizes.build(labels=training.classes)
-    preprocess = CIFAR_PREPROCESSING
+    preprocess = replace(CIFAR_PREPROCESSING, size=(sizes.image_size, sizes.image_size))
     recipe = ViTRecipe(
         model.to(memory_format=torch.channels_last),
         pixels[rows],
@@ -310,7 +315,7 @@ def train_vit(
         ema=ema,
         bf16=bf16,
         seed=seed,
-        save_every=100,
+        save_every=_SAVE_EVERY,
         log_every=20,
     )
     folder = Path(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -76,7 +76,7 @@ class Settings:
     lr: float
     warmup: int = 0
     final_lr: float = 0.0
-    optimiser: Literal["adamw", "muon"] = "adamw"
+    optimiser: str = "adamw"
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 1.0
