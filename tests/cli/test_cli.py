@@ -12,6 +12,7 @@ import sys
 from collections import namedtuple
 from functools import wraps
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import typer.main
@@ -192,6 +193,12 @@ def light(monkeypatch, tiny_folder):
 
         bound = only_bind(decompounder.train_decompounder)
         monkeypatch.setattr(decompounder, "train_decompounder", lambda *a, **k: bound(*a, **k) and _untrained())
+    if ("train", "vit") in VERBS:
+        from mintage.reduce import vit_training
+
+        trained = only_bind(vit_training.train_vit)
+        told = SimpleNamespace(notes={"test": "{}"})
+        monkeypatch.setattr(vit_training, "train_vit", lambda *a, **k: trained(*a, **k) and told)
     if ("train", "drafter") in VERBS:
         from mintage.draft import drafter_training, instructions
 
