@@ -6,6 +6,7 @@ METHODS = (
     Method(
         name="pitome",
         job="reduce",
+        entry="mintage.reduce.pitome:PiToMe",
         title="Accelerating Transformers with Spectrum-Preserving Token Merging",
         arxiv="2405.16148",
         year=2024,

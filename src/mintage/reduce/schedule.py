@@ -120,6 +120,8 @@ class Schedule:
                 return cls(kind="falling" if falling else "constant", value=float(text.removesuffix("-0")), at=at)
             if name in ("ratio", "macs"):
                 return cls(kind="ratio" if name == "ratio" else "macs", value=float(text), at=at)
+        except UserError:  # a number that is out of range: it is a ValueError too
+            raise
         except ValueError:
             pass
         raise UserError(
