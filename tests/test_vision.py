@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -231,6 +232,27 @@ def test_timm_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError, match=r"mintage\[vision\]"):
         load_image_classifier("timm:vit_tiny_patch16_224")
+
+
+def test_a_timm_model_brings_its_preprocessing(monkeypatch):
+    def create_model(name, pretrained):
+        if name != "vit_toy":
+            raise RuntimeError(f"Unknown model ({name})")
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 5))
+        model.num_classes = 5
+        return model
+
+    given = {"input_size": (3, 8, 8), "crop_pct": 0.8, "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    config = SimpleNamespace(resolve_model_data_config=lambda model: given | {"interpolation": "bicubic"})
+    monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(create_model=create_model))
+    monkeypatch.setitem(sys.modules, "timm.data", SimpleNamespace(config=config))
+    monkeypatch.setitem(sys.modules, "timm.data.config", config)
+    loaded = load_image_classifier("timm:vit_toy")
+    assert loaded.preprocess == Preprocessing(size=(8, 8), shortest=10, mean=(0.5,) * 3, std=(0.25,) * 3)
+    assert loaded.logits(loaded.preprocess([noise(20, 30)])).shape == (1, 5)
+    assert len(loaded.labels) == 5
+    with pytest.raises(UserError, match=r"timm cannot make 'vit_big': Unknown model"):
+        load_image_classifier("timm:vit_big")
 
 
 def test_an_unknown_device_is_told(saved):

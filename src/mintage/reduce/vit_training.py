@@ -214,14 +214,14 @@ def train_vit(
     folder: str | Path,
     data: Callable[[], tuple[Images, Images]] = read_cifar10,
     sizes: SmallViT | None = None,
-    epochs: float = 24.0,
+    epochs: float = 18.0,
     batch_rows: int = 128,
-    lr: float = 2e-3,
+    lr: float = 3e-3,
     optimiser: str = "muon",
     weight_decay: float = 0.05,
     ema: float = 0.998,
     small: int = 24,
-    small_share: float = 0.4,
+    small_share: float = 0.5,
     cut: int = 8,
     bf16: bool = False,
     device: str = "cpu",
@@ -274,9 +274,9 @@ def train_vit(
     """
     processes, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if not 0 <= small_share <= 1:
-        raise UserError(f"small_share={small_share} is outside [0, 1]; pass e.g. 0.4")
+        raise UserError(f"small_share={small_share} is outside [0, 1]; pass e.g. 0.5")
     if not epochs > 0:
-        raise UserError(f"epochs={epochs} is not positive; pass e.g. 24")
+        raise UserError(f"epochs={epochs} is not positive; pass e.g. 18")
     if batch_rows % processes:
         raise UserError(f"batch_rows={batch_rows} cannot be shared by {processes} processes; pass a multiple")
     training, test = data()
