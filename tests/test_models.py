@@ -84,7 +84,8 @@ def own_cache(monkeypatch, tmp_path, unpacked):
     """A cache of one's own in which unpacking links to what was unpacked before; counts how often it is done."""
     built = []
 
-    def link(_, folder):
+    def link(_, folder, origin):
+        assert origin
         built.append(folder)
         with models.replace_folder(folder) as temporary:
             for file in unpacked.iterdir():

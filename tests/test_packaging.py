@@ -130,11 +130,11 @@ print(write_report([row], {str(tmp_path / "report.html")!r}, rows=catalog.method
 # -- the project file ----------------------------------------------------------------------------------------------
 
 
-def test_extras_are_named_in_all_or_are_for_developers():
+def test_extras_are_named_in_all_or_are_for_developers_or_have_terms_of_their_own():
     extras = PROJECT["project"]["optional-dependencies"]
     (everything,) = extras["all"]
     named = set(re.fullmatch(r"mintage\[(.*)\]", everything)[1].split(","))
-    assert named == extras.keys() - {"all", "dev", "docs"}
+    assert named == extras.keys() - {"all", "dev", "docs", "gemma"}
 
 
 def test_every_extra_that_an_error_names_exists():

