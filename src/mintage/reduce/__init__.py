@@ -32,6 +32,7 @@ METHODS = (
     Method(
         name="zero-tprune",
         job="reduce",
+        entry="mintage.reduce.zero_tprune:ZeroTPrune",
         title=(
             "Zero-TPrune: Zero-Shot Token Pruning through Leveraging of the Attention Graph in Pre-Trained Transformers"
         ),
@@ -43,6 +44,7 @@ METHODS = (
     Method(
         name="sparsifiner",
         job="reduce",
+        entry="mintage.reduce.sparsifiner:Sparsifiner",
         title="Sparsifiner: Learning Sparse Instance-Dependent Attention for Efficient Vision Transformers",
         arxiv="2303.13755",
         year=2023,

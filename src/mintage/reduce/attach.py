@@ -227,6 +227,7 @@ class Attachment:
             layer=index,
             layers=len(self.adapter.layers),
             source=source,
+            inputs=x.shape[1],
         )
 
     def _keep(self, index: int) -> int:
@@ -239,7 +240,8 @@ class Attachment:
         evidence, self._evidence = self._evidence, None
         if keep >= state.patches or evidence is None:
             return state
-        state = self.reducer.reduce(state, evidence, keep)
+        with torch.autocast(state.x.device.type, enabled=False):  # decisions are taken in the precision they ask for
+            state = self.reducer.reduce(state, evidence, keep)
         if self.reducer.proportional:
             self._bias = state.size.clamp_min(1e-6).log().transpose(1, 2)[:, None]
         return state
@@ -247,8 +249,13 @@ class Attachment:
     def _sizes(self) -> Tensor | None:
         return None if self.state is None or self._bias is None else self.state.size
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float, own: Any) -> Any:
-        """Return the attention output [batch, heads, tokens, head_dim]; ``own(mask)`` is the model's own function."""
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float, own: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the attention output [batch, heads, tokens, head_dim] and its probabilities, if they are known.
+
+        ``own(mask)`` is the model's own function.
+        """
         index, reducer = self._layer, self.reducer
         bias = None if self._bias is None else self._bias.to(query.dtype)
         reduces = self._reduces(index, query.shape[2])
@@ -260,10 +267,10 @@ class Attachment:
             self._evidence = evidence if reduces else None
             out = reducer.attend(evidence, index) if reducer.attends else None
             if out is not None:
-                return out
+                return out, None
             if evidence.weights is not None:
-                weights = functional.dropout(evidence.weights, dropout, training=dropout > 0)
-                return weights.to(value.dtype) @ value
+                weights = functional.dropout(evidence.weights, dropout, training=dropout > 0).to(value.dtype)
+                return weights @ value, weights
         return own(bias)
 
     def _attend_hf(
@@ -277,26 +284,24 @@ class Attachment:
         dropout: float = 0.0,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        weights: list[Tensor | None] = [None]
-
-        def own(mask: Tensor | None) -> Tensor:
+        def own(mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
             if mask is not None:
                 mask = mask.expand(-1, -1, query.shape[2], -1)
-            out, weights[0] = self._own(module, query, key, value, mask, scaling=scaling, dropout=dropout, **kwargs)
-            return out.transpose(1, 2)
+            out, weights = self._own(module, query, key, value, mask, scaling=scaling, dropout=dropout, **kwargs)
+            return out.transpose(1, 2), weights
 
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-        out = self._attend(query, key, value, factor, dropout, own)
-        return out.transpose(1, 2).contiguous(), weights[0]
+        out, weights = self._attend(query, key, value, factor, dropout, own)
+        return out.transpose(1, 2).contiguous(), weights
 
     def attend_timm(self, module: Any, x: Tensor) -> Tensor:
         """Run timm's attention module."""
 
         def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
-            def own(mask: Tensor | None) -> Tensor:
-                return sdpa(query, key, value, mask, scaling, dropout)
+            def own(mask: Tensor | None) -> tuple[Tensor, None]:
+                return sdpa(query, key, value, mask, scaling, dropout), None
 
-            return self._attend(query, key, value, scaling, dropout, own)
+            return self._attend(query, key, value, scaling, dropout, own)[0]
 
         return timm_attention(module, x, attend)
 

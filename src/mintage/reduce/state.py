@@ -30,6 +30,8 @@ class TokenState:
         Share of every input token in every token, 0 or 1 for merges and drops; None where nobody traces.
     places
         Which input each token is, the prefix counted; None while all are there, and where tokens were merged.
+    inputs
+        Tokens of the image before the first layer, the prefix counted; None: those that are there.
     """
 
     x: Float[Tensor, "batch tokens dim"]
@@ -39,11 +41,17 @@ class TokenState:
     layers: int
     source: Float[Tensor, "batch tokens inputs"] | None = None
     places: Int[Tensor, "batch tokens"] | None = None
+    inputs: int | None = None
 
     @property
     def patches(self) -> int:
         """Tokens that may be reduced."""
         return self.x.shape[1] - self.prefix
+
+    @property
+    def input_patches(self) -> int:
+        """Patches of the image, before anything was reduced."""
+        return (self.inputs or self.x.shape[1]) - self.prefix
 
     def keep(self, index: Int[Tensor, "batch kept"]) -> TokenState:
         """Keep the prefix and these patches (0 is the first patch), in this order; drop the others."""
@@ -163,5 +171,6 @@ class Evidence:
         return self.attention().to(self.value.dtype) @ self.value
 
     def _softmax(self, query: Tensor) -> Tensor:
-        scores = query @ self.key.float().transpose(2, 3) * self.scaling
+        with torch.autocast(query.device.type, enabled=False):
+            scores = query @ self.key.float().transpose(2, 3) * self.scaling
         return functional.softmax(scores if self.bias is None else scores + self.bias.float(), dim=-1)

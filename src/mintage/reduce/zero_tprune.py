@@ -1,0 +1,374 @@
+"""Zero-TPrune: drop tokens by a PageRank over the attention graph and by the likeness of their keys, without training.
+
+Wang, Dedhia, Jha, "Zero-TPrune: Zero-Shot Token Pruning through Leveraging of the Attention Graph in Pre-Trained
+Transformers", CVPR 2024, arXiv 2305.17328. Behind chosen blocks the block's attention is read as a graph in which every
+token votes for those it attends to. Three stages: *I'* ranks the tokens by one round of votes; *S* drops those of the
+less important half that are most like one of the more important half; *I* counts the votes of those left, many rounds,
+and keeps the most important.
+
+No code of the authors is known. Inferred are: scores have mean 1 (at a sum of 1 no head could pass the filter's own
+default), all heads count where none passes, rows of the attention sum to 1 again without the dropped tokens, the S
+stage compares keys with their heads side by side, and the number kept is rounded up. The default layers, ratios and
+numbers are those known for DeiT-S, second hand.
+
+Not here: the paper's search for ratios, and its other ways to split and to compare in the S stage; stopping on
+convergence (an image's result would depend on its batch); a remedy for registers and attention sinks, which collect
+votes and so are ranked first.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from mintage.errors import UserError
+from mintage.reduce.contract import Anatomy, Evidence, Reducer, TokenState
+
+__all__ = ["ZeroTPrune", "combine_heads", "most_similar", "similarity_prune", "weighted_page_rank"]
+
+_BLOCKS, _PATCHES = 12, 196  # of the model that the defaults are from
+_LAYERS, _RETENTION, _SIMILAR = (1, 3, 6, 9, 11), (1.0, 0.9, 0.8, 0.7, 1.0), 10
+_STRONGEST = 64.0  # power of the ratios; 0.9 ** 64 is 0.001
+
+
+def weighted_page_rank(
+    attention: Float[Tensor, "batch heads tokens tokens"], iterations: int, *, class_boost: bool = True
+) -> Float[Tensor, "batch heads tokens"]:
+    """Importance of every token by head: ``s <- A^T s``, which conserves the sum (algorithm 1).
+
+    Parameters
+    ----------
+    attention
+        Probabilities; rows are queries.
+    iterations
+        Rounds of votes. Many of them end at the left eigenvector of A, whatever the start.
+    class_boost
+        Whether the first token starts with ``sqrt(tokens)`` votes; the others have one.
+
+    Returns
+    -------
+    Tensor
+        Scores of mean 1.
+    """
+    tokens = attention.shape[-1]
+    score = attention.new_ones(*attention.shape[:2], 1, tokens)
+    if class_boost:
+        score[..., 0] = math.sqrt(tokens)
+    score = score * (tokens / score.sum(-1, keepdim=True))
+    for _ in range(iterations):
+        score = score @ attention
+    return score[:, :, 0]
+
+
+def combine_heads(
+    scores: Float[Tensor, "batch heads tokens"],
+    v_min: float | int = 0.01,
+    v_max: float | int = 0.7,
+    *,
+    mean: Literal["square", "plain"] = "square",
+) -> Float[Tensor, "batch tokens"]:
+    """Root mean square over the heads whose scores vary neither too little nor too much (section 3.2, EIR and VHF).
+
+    Parameters
+    ----------
+    scores
+        Of mean 1, by head.
+    v_min, v_max
+        Least and greatest variance over the tokens; all heads count where none is between them.
+    mean
+        ``"plain"`` averages, without the emphasis on regions that only some heads find informative.
+    """
+    variance = scores.var(-1, correction=0)
+    used = (variance >= v_min) & (variance <= v_max)
+    used = (used | ~used.any(-1, keepdim=True)).to(scores.dtype)[..., None]
+    if mean == "plain":
+        return (used * scores).sum(1) / used.sum(1)
+    return ((used * scores.square()).sum(1) / used.sum(1)).sqrt()
+
+
+def most_similar(
+    importance: Float[Tensor, "batch patches"], keys: Float[Tensor, "batch patches dim"]
+) -> tuple[Int[Tensor, "batch lesser"], Float[Tensor, "batch lesser"], Int[Tensor, "batch lesser"]]:
+    """Compare the less important half of the patches with the more important one (the S stage's sequential split).
+
+    Returns
+    -------
+    lesser
+        The less important ``patches // 2``, by falling importance.
+    similarity
+        Of each, the greatest cosine to one of the others.
+    match
+        Which one that is.
+    """
+    order = importance.argsort(dim=1, descending=True, stable=True)
+    first = order.shape[1] - order.shape[1] // 2
+    greater, lesser = order[:, :first], order[:, first:]
+    unit = functional.normalize(keys, dim=-1)
+    best = (_rows(unit, lesser) @ _rows(unit, greater).transpose(1, 2)).max(-1)
+    return lesser, best.values, greater.gather(1, best.indices)
+
+
+def similarity_prune(
+    importance: Float[Tensor, "batch patches"], keys: Float[Tensor, "batch patches dim"], r: int
+) -> Int[Tensor, "batch kept"]:
+    """Drop the `r` patches of the less important half that are most like one of the others (section 3.3).
+
+    Returns
+    -------
+    Tensor
+        The patches that stay, ascending.
+
+    Raises
+    ------
+    UserError
+        `r` is more than half of the patches.
+    """
+    patches = importance.shape[1]
+    if not 0 <= r <= patches // 2:
+        raise UserError(f"r={r} of {patches} patches; the S stage drops {patches // 2} at most")
+    lesser, similarity, _ = most_similar(importance, keys)
+    dropped = lesser.gather(1, similarity.argsort(dim=1, descending=True, stable=True)[:, :r])
+    mark = torch.zeros_like(importance).scatter_(1, dropped, 1)
+    return mark.argsort(dim=1, stable=True)[:, : patches - r]
+
+
+def _rows(values: Tensor, index: Tensor) -> Tensor:
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def _among(attention: Tensor, index: Int[Tensor, "batch left"]) -> Float[Tensor, "batch heads left left"]:
+    """Attention among some of the tokens; rows sum to 1 again."""
+    heads, tokens = attention.shape[1], attention.shape[-1]
+    rows = attention.gather(2, index[:, None, :, None].expand(-1, heads, -1, tokens))
+    held = rows.gather(3, index[:, None, None, :].expand(-1, heads, index.shape[1], -1))
+    return held / held.sum(-1, keepdim=True).clamp_min(1e-30)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ZeroTPrune(Reducer):
+    """Zero-shot token pruning (Wang, Dedhia, Jha 2024).
+
+    Parameters
+    ----------
+    layers
+        Blocks, from 0, that are followed by a pruning. Default: 1, 3, 6, 9 and 11 of 12, and the nearest places of
+        other depths (1, 2, 4, 6 and 7 of 8).
+    retention
+        Share of the patches that each I stage keeps; one number serves all `layers`. Default: 1, 0.9, 0.8, 0.7, 1.
+    similar
+        Patches that each S stage drops, half of those there at most. Default: 10 of an image's 196 patches everywhere,
+        and in proportion of others.
+    iterations
+        Rounds of votes of each I stage. Default: 30 in the first quarter of the blocks, 1 in the last, 5 between.
+    v_min, v_max
+        See `combine_heads`; 0 and inf filter no head.
+    heads
+        See `combine_heads`; ``"plain"`` is an ablation.
+    order
+        ``"ISI"`` is the paper's. ``"IS"`` drops by importance first and by likeness then, ``"I"`` by importance alone;
+        as many stay in each layer.
+    class_boost
+        See `weighted_page_rank`; False is the paper's variant "uni".
+    hook
+        Where a pruning acts: ``"block"``, behind the block, or before its MLP (``"attention"``), which costs less.
+
+    Raises
+    ------
+    UserError
+        Numbers out of range or not one per layer. On attaching: a layer that does not exist.
+    """
+
+    layers: tuple[int, ...] | None = None
+    retention: tuple[float | int, ...] | None = None
+    similar: tuple[int, ...] | None = None
+    iterations: tuple[int, ...] | None = None
+    v_min: float | int = 0.01
+    v_max: float | int = 0.7
+    heads: Literal["square", "plain"] = "square"
+    order: Literal["ISI", "IS", "I"] = "ISI"
+    class_boost: bool = True
+    hook: Literal["block", "attention"] = "block"  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __post_init__(self) -> None:
+        if self.layers is not None:
+            said = "x".join(map(str, self.layers))
+            if not self.layers or min(self.layers) < 0 or sorted(set(self.layers)) != list(self.layers):
+                raise UserError(f"layers={said}: pass numbers of blocks from 0, ascending, e.g. 1x3x6")
+            if self.retention is None:
+                raise UserError(f"layers={said} needs retention, the share kept in each of them, e.g. 0.8")
+        for share in self.retention or ():
+            if not 0 < share <= 1:
+                raise UserError(f"retention={share:g} is outside (0, 1]; pass the share to keep, e.g. 0.8")
+        if min(self.similar or (0,)) < 0:
+            raise UserError(f"similar={min(self.similar or (0,))} is negative; pass how many patches to drop, e.g. 10")
+        if min(self.iterations or (1,)) < 1:
+            raise UserError(f"iterations={min(self.iterations or (1,))}; pass at least one round of votes")
+        if not 0 <= self.v_min <= self.v_max:
+            raise UserError(f"v_min={self.v_min:g} and v_max={self.v_max:g}: pass 0 <= v_min <= v_max")
+
+    def settings(self, layers: int, patches: int) -> dict[int, tuple[float, int, int]]:
+        """Return retention, number to drop for likeness, and rounds of votes, by block that is followed by a pruning.
+
+        Parameters
+        ----------
+        layers, patches
+            Blocks of the model, and patches of the image.
+
+        Raises
+        ------
+        UserError
+            A block does not exist, or a field has not one number, or one per block.
+        """
+        blocks = self.layers or tuple(math.floor(at * (layers - 1) / (_BLOCKS - 1) + 0.5) for at in _LAYERS)
+        if max(blocks) >= layers:
+            raise UserError(f"layer {max(blocks)} does not exist; this model has layers 0 to {layers - 1}")
+
+        def one_per_block(name: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
+            if len(values) not in (1, len(blocks)):
+                raise UserError(f"{name} has {len(values)} numbers for {len(blocks)} layers; pass one, or one for each")
+            return values * (len(blocks) // len(values))
+
+        retention = one_per_block("retention", _RETENTION if self.retention is None else self.retention)
+        usual = (round(_SIMILAR * patches / _PATCHES),)
+        similar = one_per_block("similar", usual if self.similar is None else self.similar)
+        rounds = tuple(30 if at < layers / 4 else 1 if at >= layers * 3 / 4 else 5 for at in blocks)
+        iterations = one_per_block("iterations", rounds if self.iterations is None else self.iterations)
+        found: dict[int, tuple[float, int, int]] = {}
+        for at, *values in zip(blocks, retention, similar, iterations, strict=True):
+            found.setdefault(at, (float(values[0]), int(values[1]), int(values[2])))  # few blocks: places coincide
+        return found
+
+    def kept(self, anatomy: Anatomy) -> tuple[int, ...]:
+        """Return the number of patches behind the S and the I stage of every block."""
+        planned = self.settings(anatomy.layers, anatomy.patches)
+        counts, left = [], anatomy.patches
+        for layer in range(anatomy.layers):
+            if layer in planned:
+                retention, similar, _ = planned[layer]
+                left = math.ceil(retention * (left - min(similar, left // 2)))
+            counts.append(left)
+        return tuple(counts)
+
+    def wants_attention(self, layer: int) -> bool:
+        """Yes: it is the graph."""
+        return True
+
+    def reduce(self, state: TokenState, evidence: Evidence, keep: int) -> TokenState:
+        """Run the stages of one pruning; what stays keeps its value and its order."""
+        _, similar, iterations = self.settings(state.layers, state.input_patches)[state.layer]
+        with torch.no_grad(), torch.autocast(state.x.device.type, enabled=False):
+            keys = evidence.key.transpose(1, 2).flatten(2).detach()
+            index = self.choose(
+                evidence.attention().detach(), keys, keep, similar=similar, iterations=iterations, prefix=state.prefix
+            )
+        return state.keep(index)
+
+    def choose(
+        self,
+        attention: Float[Tensor, "batch heads tokens tokens"],
+        keys: Float[Tensor, "batch tokens dim"],
+        keep: int,
+        *,
+        similar: int,
+        iterations: int,
+        prefix: int,
+    ) -> Int[Tensor, "batch kept"]:
+        """Return the patches that stay, ascending (0 is the first patch).
+
+        Parameters
+        ----------
+        attention, keys
+            Of one block, keys with their heads side by side; half precision is lifted to float32.
+        keep
+            How many stay.
+        similar
+            How many of the others the S stage drops, half of the patches at most.
+        iterations
+            Rounds of votes of the I stage.
+        prefix
+            Tokens before the patches: they vote, and always stay.
+        """
+        attention, keys = (x.float() if x.dtype.itemsize < 4 else x for x in (attention, keys))
+        batch, patches = keys.shape[0], keys.shape[1] - prefix
+        everything = torch.arange(patches, device=keys.device).expand(batch, -1)
+        similar = min(similar, patches // 2, patches - keep)
+        if self.order == "I" or similar == 0:
+            return self._important(attention, everything, keep, iterations, prefix)
+        if self.order == "IS":
+            similar = min(similar, keep)  # half of what importance leaves
+            left = self._important(attention, everything, keep + similar, iterations, prefix)
+            importance = self._importance(attention, iterations, prefix).gather(1, left)
+            stays = similarity_prune(importance, _rows(keys, left + prefix), similar)
+            return left.gather(1, stays)
+        left = similarity_prune(self._importance(attention, 1, prefix), keys[:, prefix:], similar)
+        return self._important(attention, left, keep, iterations, prefix)
+
+    def _important(
+        self, attention: Tensor, left: Int[Tensor, "batch left"], keep: int, iterations: int, prefix: int
+    ) -> Int[Tensor, "batch kept"]:
+        """The I stage among the patches `left`; ascending, as they are."""
+        if keep == left.shape[1]:
+            return left
+        if left.shape[1] + prefix < attention.shape[-1]:
+            first = torch.arange(prefix, device=left.device).expand(left.shape[0], -1)
+            attention = _among(attention, torch.cat([first, left + prefix], 1))
+        importance = self._importance(attention, iterations, prefix)
+        best = importance.argsort(dim=1, descending=True, stable=True)[:, :keep]
+        return left.gather(1, best.sort(dim=1).values)
+
+    def _importance(self, attention: Tensor, iterations: int, prefix: int) -> Float[Tensor, "batch patches"]:
+        scores = weighted_page_rank(attention, iterations, class_boost=self.class_boost and prefix > 0)
+        return combine_heads(scores, self.v_min, self.v_max, mean=self.heads)[:, prefix:]
+
+    def at(self, share: float, anatomy: Anatomy) -> ZeroTPrune:
+        """Return this method at about `share` of the multiply-adds, by one power of all ratios.
+
+        Above what the method's own numbers leave, the S stages drop fewer too. What the prunings themselves compute is
+        not counted.
+
+        Raises
+        ------
+        UserError
+            `share` is outside (0, 1], or less than the method can reach in its layers.
+        """
+        if not 0 < share <= 1:
+            raise UserError(f"macs={share:g} is outside (0, 1]; pass the share to keep, e.g. 0.9")
+
+        def raised(power: float) -> ZeroTPrune:
+            planned = self.settings(anatomy.layers, anatomy.patches)
+            retention, similar, iterations = zip(*planned.values(), strict=True)
+            return replace(
+                self,
+                layers=tuple(planned),
+                retention=tuple(r**power for r in retention),
+                similar=tuple(math.floor(s * min(power, 1.0) + 0.5) for s in similar),
+                iterations=iterations,
+            )
+
+        def left(power: float) -> float:
+            return anatomy.macs(raised(power).kept(anatomy), hook=self.hook) / anatomy.full
+
+        low, high = 0.0, _STRONGEST
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (middle, high) if left(middle) > share else (low, middle)
+        best = min((low, high), key=lambda power: abs(left(power) - share))
+        if left(best) > share + 0.05:
+            blocks = "x".join(map(str, self.settings(anatomy.layers, anatomy.patches)))
+            raise UserError(f"macs={share:g} cannot be reached in layers {blocks}; the least is macs={left(best):.2f}")
+        return raised(best)
+
+    def unreduced(self) -> ZeroTPrune:
+        """Return this method with everything kept."""
+        return replace(self, retention=(1.0,), similar=(0,))
+
+    @classmethod
+    def tiny(cls) -> ZeroTPrune:
+        """Make one for the laws."""
+        return cls(layers=(0, 2), retention=(0.8,), similar=(2,), iterations=(5,))
