@@ -308,7 +308,8 @@ def load_composer(source: Parts, path: str | Path | None = None) -> ComposerTran
     path = shipped_composer() if path is None else Path(path)
     metadata, tensors = _read(path)
     try:
-        shape = ComposerShape(**{name: int(metadata[name]) for name in ComposerShape.__dataclass_fields__})  # type: ignore[arg-type]
+        sizes: dict[str, Any] = {name: int(metadata[name]) for name in ComposerShape.__dataclass_fields__}
+        shape = ComposerShape(**{**sizes, "tied": bool(sizes["tied"])})
         net = Composer(shape)
         net.load_state_dict({n.removeprefix("net."): t.float() for n, t in tensors.items() if n.startswith("net.")})
     except (KeyError, ValueError, RuntimeError):

@@ -55,6 +55,7 @@ Report = Callable[[str, int, int], None]
 _HELD_OUT = 20  # every twentieth piece of text is not trained on
 _MEASURED = 16  # of these, what the composer is measured on
 _REDUCTIONS = (0.5, 1.0)  # drawn from evenly
+_TRIES = 1000
 _CUT = 20_000  # tokens of the vocabulary that are cut
 
 
@@ -184,7 +185,7 @@ class ComposerRecipe:
         *,
         warmup: int,
         rows: int = 3,
-        cut: int = 256,
+        cut: int = 128,
         layers: int = 4,
         seed: int = 0,
     ) -> None:
@@ -201,7 +202,7 @@ class ComposerRecipe:
         """Return tokens that were cut, and from the end of the warm-up on texts."""
         draw = np.random.default_rng((self._seed, index))
         early = index < self._warmup
-        batch = self._cut_tokens(draw, self._cut if early else self._cut // 4)
+        batch = self._cut_tokens(draw, self._cut if early else self._cut // 2)
         return batch if early else batch | self._texts(draw)
 
     def _cut_tokens(self, draw: np.random.Generator, count: int) -> dict[str, Tensor]:
@@ -215,11 +216,18 @@ class ComposerRecipe:
         }
 
     def _texts(self, draw: np.random.Generator) -> dict[str, Tensor]:
-        some = [self._pieces[i] for i in draw.choice(len(self._pieces), self._rows)]
+        some: list[Sequence[int]] = []
+        for _ in range(_TRIES):
+            piece = self._pieces[draw.integers(len(self._pieces))]
+            words = self.merger.merge_ids([piece], reduction=1.0)
+            # words of many parts, as in scripts without spaces, are cut short and teach little
+            if words.length < len(piece) <= self.module.shape.parts / 2 * words.length:
+                some.append(piece)
+            if len(some) == self._rows:
+                break
+        else:
+            raise UserError("hardly a text holds words of two to seven tokens; pass texts that are cut smaller")
         merged = self.merger.merge_ids(some, reduction=float(draw.choice(_REDUCTIONS)))
-        while all(token.id is not None for token in merged.unique):  # nothing to join in these
-            some = [self._pieces[i] for i in draw.choice(len(self._pieces), self._rows)]
-            merged = self.merger.merge_ids(some, reduction=1.0)
         new = self.source.of([token.surface for token in merged.unique if token.id is None])
         ids, mask = pad_parts([row or [0] for row in new], self.module.shape.parts)
         ends = [[*row[1:], len(piece)] for row, piece in zip(merged.starts, some, strict=True)]

@@ -42,7 +42,7 @@ Index = Literal["exact", "hnsw", "ivf"]
 Report = Callable[[int, int], None]
 
 _AT_ONCE = 4096  # tokens whose embeddings are made at once
-_SAMPLED = 64  # rows per cluster that its centre is learnt from
+_SAMPLED = 40  # rows per cluster that its centre is learnt from
 _SEED = 0
 
 
@@ -58,7 +58,7 @@ def extended_vocabulary(
     texts: Iterable[str],
     size: int,
     *,
-    how: Literal["pretokens", "bpe"] = "pretokens",
+    how: Literal["pretokens", "bpe"] | str = "pretokens",
     processes: int = 1,
 ) -> list[bytes]:
     """Find new tokens for a tokenizer.
@@ -181,7 +181,10 @@ class LargeVocabHead:
                 coarse, width, self.clusters, faiss.ScalarQuantizer.QT_fp16, kind, False
             )
             self._coarse = coarse  # the index does not keep it alive
-            index.nprobe = self.probes
+            index.nprobe, index.cp.min_points_per_centroid = (
+                self.probes,
+                1,
+            )  # few rows per cluster are no reason to warn
             chosen = np.random.default_rng(_SEED).permutation(len(self.rows))[: _SAMPLED * self.clusters]
             index.train(self._known(torch.from_numpy(np.sort(chosen))))
         for first in range(0, len(self.rows), 1 << 16):
