@@ -19,6 +19,7 @@ METHODS = (
     Method(
         name="diffrate",
         job="reduce",
+        entry="mintage.reduce.diffrate:DiffRate",
         title="DiffRate: Differentiable Compression Rate for Efficient Vision Transformers",
         arxiv="2305.17997",
         year=2023,
