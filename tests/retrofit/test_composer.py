@@ -46,7 +46,7 @@ def lm():
 
 @pytest.fixture(scope="module")
 def source(lm):
-    return make_provider("mean", lm.model, _vocabulary(lm))[1]
+    return Parts(lm.model, _vocabulary(lm))
 
 
 def _vocabulary(lm):
@@ -172,17 +172,23 @@ def test_files_that_are_no_composers_are_refused(source, tmp_path):
         load_composer(source, tmp_path / "part.safetensors")
 
 
-def test_unknown_names_are_told_in_a_line(lm):
+def test_unknown_names_are_told_in_a_line(source):
     with pytest.raises(UserError, match="did you mean 'mean'"):
-        make_provider("men", lm.model, _vocabulary(lm))
-    with pytest.raises(UserError, match="no rows"):
-        make_provider(3, lm.model, _vocabulary(lm))
+        make_provider("men", source)
     with pytest.raises(UserError, match="unknown rule"):
         PartsTransfer.__post_init__(type("Wrong", (), {"rule": "median"})())
 
 
-def test_where_none_is_shipped_auto_is_the_mean(lm):
-    assert make_provider("auto", lm.model, _vocabulary(lm))[0] == PartsTransfer()
+def test_where_none_is_shipped_auto_is_the_mean(source):
+    assert make_provider("auto", source) == PartsTransfer()
+    for name in ("composer", "zett"):
+        with pytest.raises(UserError, match=r"these are others|does not exist"):
+            make_provider(name, source)
+
+
+def test_anybodys_provider_is_taken_as_it_is(source):
+    mine = PartsTransfer(rule="last")
+    assert make_provider(mine, source) is mine
 
 
 # -- training ----------------------------------------------------------------------------------------------------------

@@ -277,14 +277,15 @@ def save_composer(net: Composer, source: Parts, path: str | Path, *, notes: Mapp
         How it was made and what it does; kept in the file's metadata.
     """
     tensors = {f"net.{name}": t.detach().cpu().half().contiguous() for name, t in net.state_dict().items()}
-    tensors |= {f"sample.{name}": t.cpu().half().contiguous() for name, t in _sample(source).items()}
+    tensors |= {f"sample.{name}": t.cpu().half().contiguous() for name, t in sample_rows(source).items()}
     tensors["net.scale"] = net.scale.detach().cpu().float()  # small, and everything is multiplied by it
     shape = {name: str(int(value)) for name, value in asdict(net.shape).items()}
     with replace_file(path) as temporary:
         save_file(tensors, temporary, metadata={**notes, **shape, "format": _FORMAT})
 
 
-def _sample(source: Parts) -> dict[str, Tensor]:
+def sample_rows(source: Parts) -> dict[str, Tensor]:
+    """Return some of a model's embeddings, to know it by."""
     places = torch.linspace(0, len(source.input) - 1, _SAMPLED).long().to(source.input.device)
     found = {"input": source.input[places].float()}
     return found if source.tied else found | {"output": source.output[places].float()}
@@ -317,9 +318,9 @@ def load_composer(source: Parts, path: str | Path | None = None) -> ComposerTran
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise UserError(f"{path}: {name} is not finite; make it again with mintage train composer")
-    for name, mine in _sample(source).items():
+    for name, mine in sample_rows(source).items():
         theirs = tensors.get(f"sample.{name}")
-        if theirs is None or theirs.shape != mine.shape or not _close(theirs, mine):
+        if theirs is None or theirs.shape != mine.shape or not close(theirs, mine):
             raise UserError(
                 f"{path} was made for the embeddings of {metadata.get('model', 'another model')}, these are others; "
                 "make one for this model with mintage train composer"
@@ -327,7 +328,7 @@ def load_composer(source: Parts, path: str | Path | None = None) -> ComposerTran
     return ComposerTransfer(net.to(source.input.device).eval().requires_grad_(False))
 
 
-def _close(theirs: Tensor, mine: Tensor) -> bool:
+def close(theirs: Tensor, mine: Tensor) -> bool:
     """Whether rows agree up to the rounding of a 16-bit type."""
     mine = mine.cpu()
     return bool((theirs.float() - mine).norm() <= 0.02 * mine.norm())
@@ -350,44 +351,36 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 # -- by name -----------------------------------------------------------------------------------------------------------
 
 
-def make_provider(spec: Any, model: Any, vocabulary: TokenBytes) -> tuple[Any, Any]:
-    """Return what `DynamicTokens.provider` names, and the source whose embeddings it composes.
+def make_provider(spec: str | Path | Provider, source: Parts) -> Provider:
+    """Return what `DynamicTokens.provider` names.
 
     Parameters
     ----------
     spec
         ``auto``, ``composer``, a composer's ``.safetensors`` file, ``mean``, ``sum``, ``first``, ``last``, ``zett``, or
         an object with ``rows(source, tokens)``.
-    model
-        Whose embeddings.
-    vocabulary
-        Of its tokenizer.
+    source
+        The model's embeddings.
 
     Raises
     ------
     UserError
-        The name is unknown, or the composer was made for another model.
+        The name is unknown, or what it names was made for another model.
     """
-    source = Parts(model, vocabulary)
     if not isinstance(spec, str | Path):
-        if not hasattr(spec, "rows"):
-            raise UserError(f"provider {type(spec).__name__} has no rows(source, tokens); pass one of {_named()}")
-        return spec, source
+        return spec
     name = str(spec)
     if name == "auto":
         try:
-            return load_composer(source), source
+            return load_composer(source)
         except UserError:  # none is shipped for this model
-            return PartsTransfer(), source
+            return PartsTransfer()
     if name in get_args(Rule):
-        return PartsTransfer(rule=name), source  # type: ignore[arg-type]
+        return PartsTransfer(rule=name)  # type: ignore[arg-type]
     if name == "composer" or name.endswith(".safetensors"):
-        return load_composer(source, None if name == "composer" else name), source
-    raise UserError(f"unknown provider {name!r}; {did_you_mean(name, _NAMES)}")
+        return load_composer(source, None if name == "composer" else name)
+    if name == "zett":
+        from mintage.retrofit.zett import Zett
 
-
-_NAMES = ("auto", "composer", *get_args(Rule), "zett")
-
-
-def _named() -> str:
-    return ", ".join(_NAMES)
+        return Zett().fitted(source, [], [])
+    raise UserError(f"unknown provider {name!r}; {did_you_mean(name, ('auto', 'composer', *get_args(Rule), 'zett'))}")

@@ -218,7 +218,7 @@ class ComposerRecipe:
     def _texts(self, draw: np.random.Generator) -> dict[str, Tensor]:
         some: list[Sequence[int]] = []
         for _ in range(_TRIES):
-            piece = self._pieces[draw.integers(len(self._pieces))]
+            piece = self._pieces[int(draw.integers(len(self._pieces)))]
             words = self.merger.merge_ids([piece], reduction=1.0)
             # words of many parts, as in scripts without spaces, are cut short and teach little
             if words.length < len(piece) <= self.module.shape.parts / 2 * words.length:
@@ -307,18 +307,12 @@ def word_nll(
     return WordNLL(float(-logp.gather(-1, targets[:, None]).double().sum()), len(words))
 
 
-def composed_rows(
-    source: Parts, provider: Provider, batch: DynamicBatch, known: Any = None
-) -> Float[Tensor, "tokens width"]:
-    """Return the embeddings of a batch's distinct tokens: originals, and the provider's for new ones.
-
-    `known` is the provider's own kind of source, where that is not `source`.
-    """
+def composed_rows(source: Parts, provider: Provider, batch: DynamicBatch) -> Float[Tensor, "tokens width"]:
+    """Return the embeddings of a batch's distinct tokens: originals, and the provider's for new ones."""
     rows = source.input[[0 if t.id is None else t.id for t in batch.unique]].clone()
     new = [place for place, token in enumerate(batch.unique) if token.id is None]
     if new:
-        surfaces = [batch.unique[place].surface for place in new]
-        rows[new] = provider.rows(source if known is None else known, surfaces).input.to(rows)
+        rows[new] = provider.rows(source, [batch.unique[place].surface for place in new]).input.to(rows)
     return rows
 
 
@@ -379,13 +373,11 @@ def train_composer(
         parameter.requires_grad_(False)
     pieces = pieces_of_texts(lm, texts, tokens)
     held, learnt = pieces[::_HELD_OUT], [piece for place, piece in enumerate(pieces) if place % _HELD_OUT]
-    embeddings = lm.model.get_input_embeddings().weight
-    head: Any = lm.model.get_output_embeddings()
-    tied = head is None or head.weight.data_ptr() == embeddings.data_ptr()
+    source = Parts(lm.model, TokenBytes(lm.tokenizer))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        shape = ComposerShape(width=embeddings.shape[1], tied=tied, hidden=hidden, inner=2 * hidden)
-        net = Composer(shape, float(embeddings.float().std()))
+        shape = ComposerShape(width=source.input.shape[1], tied=source.tied, hidden=hidden, inner=2 * hidden)
+        net = Composer(shape, float(source.input.float().std()))
     recipe = ComposerRecipe(net, lm, learnt, warmup=warmup, rows=rows, layers=layers, seed=seed)
     settings = Settings(steps=steps, lr=lr, warmup=min(20, steps), weight_decay=0.01, seed=seed, save_every=20)
     train(recipe, folder, settings, device="cpu", on_step=lambda done, of: report("training", done, of))

@@ -29,7 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mintage.errors import UserError, did_you_mean
-from mintage.retrofit.composer import Provider, make_provider
+from mintage.retrofit.composer import Parts, Provider, make_provider
 from mintage.retrofit.merging import Boundary, DynamicBatch, DynamicTokenizer, Token
 
 __all__ = ["DynamicModel", "DynamicTokens", "EmbeddingTable", "Prefilled", "table_for"]
@@ -108,7 +108,7 @@ class EmbeddingTable:
         return torch.tensor([self._places[token] for token in tokens], dtype=torch.long, device=self.rows.device)
 
 
-def table_for(model: Any, provider: Any, source: Any, capacity: int) -> EmbeddingTable:
+def table_for(model: Any, provider: Provider, source: Parts, capacity: int) -> EmbeddingTable:
     """Make a table of the input embeddings that a provider makes for a model."""
     embedding = model.get_input_embeddings()
     scale = float(getattr(embedding, "embed_scale", 1.0))  # Gemma scales what it looks up
@@ -234,9 +234,9 @@ class DynamicModel:
         self.method, self.model, self.tokenizer = method, model, tokenizer
         self.merger = DynamicTokenizer(tokenizer, method.boundary)
         self._embedding = model.get_input_embeddings()
-        provider, source = make_provider(method.provider, model, self.merger.vocabulary)
-        self.provider = provider
-        self.table = table_for(model, provider, source, method.cache)
+        source = Parts(model, self.merger.vocabulary)
+        self.provider = make_provider(method.provider, source)
+        self.table = table_for(model, self.provider, source, method.cache)
 
     # -- texts to embeddings --
 

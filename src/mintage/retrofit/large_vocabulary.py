@@ -31,7 +31,7 @@ from torch import Tensor
 from mintage.data import count_words
 from mintage.errors import UserError, did_you_mean, missing_extra
 from mintage.models import CausalLM
-from mintage.retrofit.composer import make_provider
+from mintage.retrofit.composer import Parts, make_provider
 from mintage.retrofit.dynamic_tokens import table_for
 from mintage.retrofit.merging import DynamicTokenizer, Merging, TokenBytes
 from mintage.tokenizer_files import PreTokens
@@ -293,7 +293,8 @@ class LargeVocabulary:
         if len(self.vocabulary.tokens) > self.own:
             held = len(self.vocabulary.tokens)
             raise UserError(f"the tokenizer of {lm.name} has {held} tokens, the model only {self.own}")
-        maker, source = make_provider(provider, model, self.vocabulary)
+        source = Parts(model, self.vocabulary)
+        maker = make_provider(provider, source)
         rows = own.new_empty(self.own + len(self.new), own.shape[1])
         bias = torch.zeros(len(rows), device=own.device)
         rows[: self.own] = own

@@ -13,7 +13,7 @@ The targets are the same in all arms, so the numbers compare; perplexities per t
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from mintage.measure import Figure, Interval, Result, bootstrap, paired_time, ti
 from mintage.measure.trial import Report, silent
 from mintage.models import CausalLM
 from mintage.retrofit.claims import Trial, documents
-from mintage.retrofit.composer import Parts, PartsTransfer, make_provider
+from mintage.retrofit.composer import Parts, PartsTransfer, Provider, make_provider
 from mintage.retrofit.composer_training import composed_rows, word_nll
 from mintage.retrofit.dynamic_tokens import DynamicTokens
 from mintage.retrofit.large_vocabulary import LargeVocabHead, extended_vocabulary
@@ -90,12 +90,10 @@ class _Readers:
     def __init__(self, lm: CausalLM) -> None:
         self.lm, self.merger = lm, DynamicTokenizer(lm.tokenizer)
         self.source = Parts(lm.model, self.merger.vocabulary)
-        self.providers: dict[str, tuple[Any, Any]] = {
-            rule: (PartsTransfer(rule=rule), self.source) for rule in ("mean", "sum", "last")
-        }
+        self.providers: dict[str, Provider] = {rule: PartsTransfer(rule=rule) for rule in ("mean", "sum", "last")}
         for name in ("composer", "zett"):
             try:
-                self.providers[name] = make_provider(name, lm.model, self.merger.vocabulary)
+                self.providers[name] = make_provider(name, self.source)
             except UserError:  # none was trained for this model
                 continue
 
@@ -129,7 +127,7 @@ def _random_merges(merger: DynamicTokenizer, ids: Sequence[int], length: int, se
 
 
 def _of_quality(trial: Trial, readers: _Readers, number: int) -> list[Result | Figure]:
-    texts = {
+    texts: dict[Hashable, tuple[str, str]] = {
         f"{kind} {document.name}": (kind, document.text)
         for kind in DOMAINS
         for document in documents(kind, number, size=SIZE, seed=trial.seed)
@@ -149,8 +147,7 @@ def _of_quality(trial: Trial, readers: _Readers, number: int) -> list[Result | F
             batch = _random_merges(readers.merger, ids, batch.length, trial.seed)
         embeds = None
         if share:
-            maker, source = readers.providers[name]
-            embeds = composed_rows(readers.source, maker, batch, source)[batch.tokens[0]]
+            embeds = composed_rows(readers.source, readers.providers[name], batch)[batch.tokens[0]]
         nats, words = word_nll(readers.lm, ids, whole.starts[0][1:], batch.starts[0], embeds)
         return {"nats": nats, "words": words, "length": batch.length, "base": len(ids)}
 
@@ -375,9 +372,9 @@ def _many_rows(readers: _Readers, number: int, seed: int) -> Tensor:
     """Output embeddings: the model's own, those of words of many languages, and means of random parts for the rest."""
     own = readers.source.output.float()
     texts = (row["text"] for row in read_jsonl(data_file("tatoeba_parallel.jsonl.gz")))
-    maker, source = readers.providers[readers.trained]
+    maker = readers.providers[readers.trained]
     words = extended_vocabulary(readers.lm.tokenizer, list(texts), max(1, (number - len(own)) // 4))
-    made = [maker.rows(source, words[i : i + 4096]).output.float() for i in range(0, len(words), 4096)]
+    made = [maker.rows(readers.source, words[i : i + 4096]).output.float() for i in range(0, len(words), 4096)]
     rows = torch.cat([own, *made])[:number]
     draw = torch.Generator().manual_seed(seed)
     left = number - len(rows)
