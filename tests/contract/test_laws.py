@@ -26,3 +26,8 @@ def test_keep(method, law):
 @parametrize_with_laws("retrofit")
 def test_retrofit(method, law):
     law(method.tiny())
+
+
+@parametrize_with_laws("reduce")
+def test_reduce(method, law):
+    law(method.tiny())

@@ -1,6 +1,14 @@
-"""Fewer vision tokens inside a ViT or a vision-language model."""
+"""Fewer vision tokens inside a ViT or a vision-language model.
 
-from mintage.catalog import Method
+Use::
+
+    from mintage.reduce import PiToMe
+    with PiToMe(schedule="ratio=0.9")(model) as session:
+        model(pixel_values=pixels)
+    session.tokens            # how many went into each layer
+"""
+
+from mintage.catalog import Method, lazy_attributes
 
 METHODS = (
     Method(
@@ -97,4 +105,60 @@ METHODS = (
             "memory (LLaVA-NeXT)."
         ),
     ),
+    Method(
+        name="tome",
+        job="reduce",
+        entry="mintage.reduce.baselines:ToMe",
+        title="Token Merging: Your ViT But Faster",
+        arxiv="2210.03461",
+        year=2022,
+        summary="Merges the most similar pairs between two alternating sets of tokens.",
+        role="baseline",
+    ),
+    Method(
+        name="random-drop",
+        job="reduce",
+        entry="mintage.reduce.baselines:RandomDrop",
+        title="Random dropping",
+        summary="Drops patches at random.",
+        role="baseline",
+    ),
+    Method(
+        name="class-attention",
+        job="reduce",
+        entry="mintage.reduce.baselines:ClassAttention",
+        title="Not All Patches are What You Need: Expediting Vision Transformers via Token Reorganizations",
+        arxiv="2202.07800",
+        year=2022,
+        summary="Keeps the patches that the class token attends to most (EViT without its fused token).",
+        role="baseline",
+    ),
+    Method(
+        name="average-pool",
+        job="reduce",
+        entry="mintage.reduce.baselines:AveragePool",
+        title="Average pooling",
+        summary="Averages neighbouring patches, whatever they hold.",
+        role="baseline",
+    ),
+)
+
+__getattr__, __dir__ = lazy_attributes(
+    __name__,
+    Reducer="mintage.reduce.contract:Reducer",
+    Scheduled="mintage.reduce.contract:Scheduled",
+    Schedule="mintage.reduce.schedule:Schedule",
+    Anatomy="mintage.reduce.schedule:Anatomy",
+    TokenState="mintage.reduce.state:TokenState",
+    Evidence="mintage.reduce.state:Evidence",
+    Attachment="mintage.reduce.attach:Attachment",
+    PiToMe="mintage.reduce.pitome:PiToMe",
+    DiffRate="mintage.reduce.diffrate:DiffRate",
+    ZeroTPrune="mintage.reduce.zero_tprune:ZeroTPrune",
+    Sparsifiner="mintage.reduce.sparsifiner:Sparsifiner",
+    SelfSlimmed="mintage.reduce.sit_slim:SelfSlimmed",
+    ToMe="mintage.reduce.baselines:ToMe",
+    RandomDrop="mintage.reduce.baselines:RandomDrop",
+    ClassAttention="mintage.reduce.baselines:ClassAttention",
+    AveragePool="mintage.reduce.baselines:AveragePool",
 )

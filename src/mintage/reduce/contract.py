@@ -101,6 +101,11 @@ class Reducer(ABC):
         return False
 
     @property
+    def masks(self) -> bool:
+        """Whether `reduce` is called in every layer and keeps all tokens: masks stand for removal, as in training."""
+        return False
+
+    @property
     def fixed(self) -> bool:
         """Whether the method was trained for one setting, so that `at` cannot change its strength."""
         return False
@@ -153,14 +158,29 @@ class Scheduled(Reducer):
         E.g. ``"ratio=0.9"``, ``"r=8"``, ``"counts=196x140x98"``, ``"macs=0.65"``; see `mintage.reduce.schedule`.
     """
 
+    pairs: ClassVar[bool] = False
+    """Whether tokens merge in pairs, so that a layer can halve them at most."""
+
     schedule: Schedule | str = "ratio=0.9"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "schedule", Schedule.of(self.schedule))
 
     def kept(self, anatomy: Anatomy) -> tuple[int, ...]:
-        """Return what the schedule says."""
-        return Schedule.of(self.schedule).kept(anatomy, hook=self.hook)
+        """Return what the schedule says.
+
+        Raises
+        ------
+        UserError
+            The schedule does not fit the model, or more than halves tokens that merge in pairs.
+        """
+        kept = Schedule.of(self.schedule).kept(anatomy, hook=self.hook)
+        for layer, (before, after) in enumerate(zip((anatomy.patches, *kept), kept, strict=False)):
+            if self.pairs and before - after > before // 2:
+                raise UserError(
+                    f"{self.schedule}: layer {layer} merges {before} tokens into {after}; pairs can halve them at most"
+                )
+        return kept
 
     def at(self, share: float, anatomy: Anatomy) -> Reducer:
         """Return this method with the ratio, in the layers of its schedule, that leaves `share` of the MACs."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mintage.errors import UserError
-from mintage.reduce.contract import Anatomy, Evidence, Scheduled, TokenState
+from mintage.reduce.contract import Evidence, Scheduled, TokenState
 
 __all__ = ["MARGINS", "PiToMe", "energy", "plan"]
 
@@ -154,6 +154,7 @@ class PiToMe(Scheduled):
     """
 
     conserves: ClassVar[bool] = True
+    pairs: ClassVar[bool] = True
 
     margin_start: float | int = 0.9
     margin_slope: float | int = 0.9
@@ -187,17 +188,6 @@ class PiToMe(Scheduled):
             return self.variant
         first = layer < (layers + 1) // 2
         return "matching" if first == (self.variant == "auto") else "energy"
-
-    def kept(self, anatomy: Anatomy) -> tuple[int, ...]:
-        """Return what the schedule says."""
-        kept, before = super().kept(anatomy), anatomy.patches
-        for layer, after in enumerate(kept):
-            if before - after > before // 2:
-                raise UserError(
-                    f"{self.schedule}: layer {layer} merges {before} tokens into {after}; pairs can halve them at most"
-                )
-            before = after
-        return kept
 
     def reduce(self, state: TokenState, evidence: Evidence, keep: int) -> TokenState:
         """Merge the redundant tokens, weighted by size."""
