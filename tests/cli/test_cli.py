@@ -199,6 +199,19 @@ def light(monkeypatch, tiny_folder):
         trained = only_bind(vit_training.train_vit)
         told = SimpleNamespace(notes={"test": "{}"})
         monkeypatch.setattr(vit_training, "train_vit", lambda *a, **k: trained(*a, **k) and told)
+    if ("train", "sit-slim") in VERBS:
+        from mintage import vision
+        from mintage.reduce import lessons, sit_slim_training, sparsifiner_training
+
+        told = SimpleNamespace(notes={"held out": "{}"})
+        for module, name in (
+            (sit_slim_training, "train_self_slimmed"),
+            (sparsifiner_training, "train_sparsifiner"),
+        ):
+            bound = only_bind(getattr(module, name))
+            monkeypatch.setattr(module, name, lambda *a, bound=bound, **k: bound(*a, **k) and told)
+        for module, name in ((lessons, "read_lessons"), (lessons, "test_images"), (vision, "load_image_classifier")):
+            monkeypatch.setattr(module, name, only_bind(getattr(module, name)))
     if ("train", "drafter") in VERBS:
         from mintage.draft import drafter_training, instructions
 

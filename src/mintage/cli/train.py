@@ -181,9 +181,9 @@ def vit(
         "vit-tiny-cifar10.safetensors"
     ),
     work: Annotated[Path, typer.Option(help="Keeps checkpoint and log; a killed run goes on.")] = Path(".mintage/vit"),
-    epochs: Annotated[float, typer.Option(help="Passes over the training images.")] = 24.0,
+    epochs: Annotated[float, typer.Option(help="Passes over the training images.")] = 18.0,
     batch_rows: Annotated[int, typer.Option(help="Images per step, of all processes together.")] = 128,
-    lr: Annotated[float, typer.Option(help="Peak learning rate (warm-up, then cosine).")] = 2e-3,
+    lr: Annotated[float, typer.Option(help="Peak learning rate (warm-up, then cosine).")] = 3e-3,
     optimiser: Annotated[str, typer.Option(help="adamw or muon.")] = "muon",
     hidden: Annotated[int, typer.Option(help="Width of the transformer.")] = 128,
     layers: Annotated[int, typer.Option(help="Its blocks.")] = 8,
@@ -193,7 +193,7 @@ def vit(
     ),
     stem_blocks: Annotated[str, typer.Option(help="Residual blocks after each of them.")] = "0,1,0",
     small: Annotated[int, typer.Option(help="Side of the images in the first part of the run.")] = 24,
-    small_share: Annotated[float, typer.Option(help="How much of the run that part is, 0 to 1.")] = 0.4,
+    small_share: Annotated[float, typer.Option(help="How much of the run that part is, 0 to 1.")] = 0.5,
     bf16: Annotated[bool, typer.Option(help="Compute the loss in bfloat16.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
@@ -204,7 +204,7 @@ def vit(
 
       mintage train vit --out vit.safetensors
 
-      torchrun --nproc-per-node 2 -m mintage.cli train vit --epochs 40 --out vit.safetensors
+      torchrun --nproc-per-node 2 -m mintage.cli train vit --out vit.safetensors
 
     Next: [bold]mintage bench pitome[/bold]
     """
@@ -239,11 +239,182 @@ def vit(
         typer.echo(f"wrote {out}: test accuracy {made.notes['test']}")
 
 
+@app.command()
+def sit_slim(
+    model: Annotated[str, typer.Option(help="The shipped classifier, a file, a folder, a hub id, or timm:name.")] = (
+        "vit-tiny-cifar10"
+    ),
+    images: Annotated[
+        Path | None, typer.Option(help="Folder with a sub-folder per class, or .npz; default: CIFAR-10.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Safetensors file to write.")] = Path("sit-slim.safetensors"),
+    work: Annotated[Path, typer.Option(help="Keeps checkpoint and log; a killed run goes on.")] = Path(
+        ".mintage/sit-slim"
+    ),
+    stages: Annotated[str, typer.Option(help="Blocks of each stage; a slimming follows all but the last.")] = "1,1,1,5",
+    ratio: Annotated[float, typer.Option(help="Share of the patch tokens that every stage keeps.")] = 0.5,
+    counts: Annotated[str, typer.Option(help="Numbers of tokens in the place of --ratio, e.g. 32,16,8.")] = "",
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 400,
+    lr: Annotated[float, typer.Option(help="Peak learning rate (cosine).")] = 1e-3,
+    batch_rows: Annotated[int, typer.Option(help="Images per step.")] = 64,
+    recover: Annotated[bool, typer.Option(help="Learn from the tokens of every block, not from logits only.")] = True,
+    recover_ratio: Annotated[float, typer.Option(help="Width of the modules that bring tokens back (paper: 4).")] = 4.0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+) -> None:
+    """Train a transformer that slims its own tokens, taught by the transformer that it was (SiT).
+
+    [dim]Examples[/dim]
+
+      mintage train sit-slim --out slim.safetensors
+
+      mintage train sit-slim --model ./my-vit --images photos/ --stages 9,3,2,2
+
+    Next: [bold]mintage bench sit-slim:weights=slim.safetensors[/bold]
+    """
+    from mintage.reduce.lessons import read_lessons, test_images
+    from mintage.reduce.sit_slim_training import train_self_slimmed
+    from mintage.vision import load_image_classifier
+
+    lessons = read_lessons(load_image_classifier(model), images)
+    with _Stages() as shown:
+        made = train_self_slimmed(
+            lessons,
+            out,
+            folder=work,
+            stages=_numbers("--stages", stages),
+            slim_ratio=ratio,
+            counts=_numbers("--counts", counts) if counts else (),
+            steps=steps,
+            lr=lr,
+            batch_rows=batch_rows,
+            recover=recover,
+            ratio=recover_ratio,
+            device=device,
+            seed=seed,
+            test=test_images() if images is None else None,
+            command="mintage " + " ".join(sys.argv[1:]),
+            report=shown,
+        )
+    typer.echo(f"wrote {out}: accuracy on images held out {made.notes['held out']}")
+
+
+@app.command()
+def sparsifiner(
+    model: Annotated[str, typer.Option(help="The shipped classifier, a file, a folder, a hub id, or timm:name.")] = (
+        "vit-tiny-cifar10"
+    ),
+    images: Annotated[
+        Path | None, typer.Option(help="Folder with a sub-folder per class, or .npz; default: CIFAR-10.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Safetensors file to write.")] = Path(
+        "sparsifiner.safetensors"
+    ),
+    work: Annotated[Path, typer.Option(help="Keeps checkpoints and logs; a killed run goes on.")] = Path(
+        ".mintage/sparsifiner"
+    ),
+    keep_rate: Annotated[float, typer.Option(help="Share of the keys that a patch reads.")] = 0.25,
+    prune: Annotated[float, typer.Option(help="Share of the patches that stay at layers 3, 6 and 9; 1 is all.")] = 1.0,
+    steps: Annotated[int, typer.Option(help="Steps of phase 1: predictors learn the attention.")] = 300,
+    lr: Annotated[float, typer.Option(help="Peak learning rate of phase 1.")] = 5e-3,
+    tuning_steps: Annotated[int, typer.Option(help="Steps of phase 2: the transformer learns under the masks.")] = 200,
+    tuning_lr: Annotated[float, typer.Option(help="Peak learning rate of phase 2.")] = 3e-4,
+    batch_rows: Annotated[int, typer.Option(help="Images per step.")] = 64,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+) -> None:
+    """Train predictors of sparse attention, then the transformer under their masks.
+
+    [dim]Examples[/dim]
+
+      mintage train sparsifiner --out sparse.safetensors
+
+      mintage train sparsifiner --model ./my-vit --images photos/ --keep-rate 0.1
+
+    Next: [bold]mintage bench sparsifiner:weights=sparse.safetensors[/bold]
+    """
+    from mintage.reduce.lessons import read_lessons, test_images
+    from mintage.reduce.sparsifiner_training import train_sparsifiner
+    from mintage.vision import load_image_classifier
+
+    lessons = read_lessons(load_image_classifier(model), images)
+    with _Stages() as shown:
+        made = train_sparsifiner(
+            lessons,
+            out,
+            folder=work,
+            keep_rate=keep_rate,
+            prune=prune,
+            steps=steps,
+            lr=lr,
+            tuning_steps=tuning_steps,
+            tuning_lr=tuning_lr,
+            batch_rows=batch_rows,
+            device=device,
+            seed=seed,
+            test=test_images() if images is None else None,
+            command="mintage " + " ".join(sys.argv[1:]),
+            report=shown,
+        )
+    typer.echo(f"wrote {out}: accuracy on images held out {made.notes['held out']}")
+
+
 def _numbers(option: str, text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise UserError(f"{option} {text!r}: expected whole numbers joined by commas, e.g. 0,1") from None
+
+
+@app.command()
+def composer(
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Text files or folders, a text per line; default: from $MINTAGE_DATA.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="smollm2 (embedded), a folder, or a hub id.")] = "smollm2",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Safetensors file to write.")] = Path("composer.safetensors"),
+    work: Annotated[Path, typer.Option(help="Keeps checkpoint and log; a killed run goes on.")] = Path(
+        ".mintage/composer"
+    ),
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 450,
+    warmup: Annotated[int, typer.Option(help="Of these, on the vocabulary alone.")] = 150,
+    lr: Annotated[float, typer.Option(help="Peak learning rate (cosine).")] = 1e-3,
+    layers: Annotated[int, typer.Option(help="Blocks of the model after which states are compared.")] = 4,
+    hidden: Annotated[int, typer.Option(help="Width of the network.")] = 256,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+) -> None:
+    """Train a composer: what gives words in one token an embedding made from those of their parts.
+
+    [dim]Examples[/dim]
+
+      mintage train composer --out composer.safetensors
+
+      mintage train composer chemistry.txt --model ./my-model --steps 2000
+
+    Next: [bold]DynamicTokens(provider="composer.safetensors")[/bold], see the page on retrofitting
+    """
+    from mintage.data import Corpus
+    from mintage.models import load_causal_lm
+    from mintage.retrofit.composer_training import train_composer, training_texts
+
+    read = Corpus(*texts) if texts else training_texts(seed)
+    with _Stages() as stages:
+        found = train_composer(
+            load_causal_lm(model, dtype="float32"),
+            read,
+            out,
+            folder=work,
+            steps=steps,
+            warmup=warmup,
+            lr=lr,
+            layers=layers,
+            hidden=hidden,
+            seed=seed,
+            command="mintage " + " ".join(sys.argv[1:]),
+            report=stages,
+        )
+    told = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+    typer.echo(f"wrote {out}; nats per word on held-out texts: {told}")
 
 
 class _Stages:

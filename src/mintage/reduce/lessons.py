@@ -5,24 +5,35 @@ Not here: augmentation and batches (`mintage.reduce.vit_training`).
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from mintage.data.images import Images, read_cifar10, read_images
 from mintage.errors import UserError
-from mintage.reduce.vit_training import ViTRecipe
+from mintage.reduce.contract import Reducer
+from mintage.reduce.vit_training import ViTRecipe, top1
 from mintage.vision import ImageClassifier
 
-__all__ = ["Lessons", "read_lessons"]
+__all__ = ["Lessons", "Report", "accuracy", "logits_of", "on_device", "read_lessons", "silent", "test_images"]
+
+Report = Callable[[str, int, int], None]
+"""Progress: ``report(stage, done, of)``."""
 
 _HELD_OUT = 1000
 _SEED = 0  # that of ``mintage train vit``: what it held out is held out here
+
+
+def silent(stage: str, done: int, of: int) -> None:
+    """Report nothing."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +107,11 @@ def read_lessons(classifier: ImageClassifier, source: str | Path | None = None, 
     return Lessons(classifier, _sized(train, classifier), train.labels, images.take(held_out.tolist()), name)
 
 
+def test_images() -> Images:
+    """Return CIFAR-10's test images."""
+    return read_cifar10()[1]
+
+
 def _sized(images: Images, classifier: ImageClassifier) -> UInt8[np.ndarray, "images height width 3"]:
     prepared = classifier.preprocess
     if {p.shape[:2] for p in images.pixels} == {prepared.size}:
@@ -103,3 +119,25 @@ def _sized(images: Images, classifier: ImageClassifier) -> UInt8[np.ndarray, "im
     as_pixels = replace(prepared, mean=(0.0, 0.0, 0.0), std=(1 / 255,) * 3)
     made = [as_pixels([p]).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1) for p in images.pixels]
     return torch.cat(made).numpy()
+
+
+def logits_of(out: Any) -> Tensor:
+    """Return the class scores of what a classifier's forward returned."""
+    return out if isinstance(out, Tensor) else out.logits
+
+
+def on_device(model: nn.Module, device: str) -> nn.Module:
+    """Return the model where it is for ``"cpu"``, else a copy on the device that accelerate finds."""
+    if device == "cpu":
+        return model
+    from accelerate import Accelerator
+
+    return copy.deepcopy(model).to(Accelerator().device)
+
+
+def accuracy(reducer: Reducer, classifier: ImageClassifier, images: Images, report: Report = silent) -> str:
+    """Return top-1 accuracy with and without `reducer`, as JSON: low, value, high of each."""
+    with reducer(classifier.model):
+        reduced = top1(classifier, images, report=report)
+    plain = top1(classifier, images, report=report)
+    return json.dumps({"top1": [round(x, 4) for x in reduced], "unmodified": [round(x, 4) for x in plain]})

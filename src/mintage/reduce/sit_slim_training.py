@@ -26,11 +26,9 @@ from mintage.errors import UserError
 from mintage.reduce.adapters import Adapter, adapter_for
 from mintage.reduce.artefact import Imprint
 from mintage.reduce.contract import Reducer
-from mintage.reduce.lessons import Lessons
+from mintage.reduce.lessons import Lessons, Report, accuracy, logits_of, on_device, silent
 from mintage.reduce.sit_slim import SelfSlimmed, Slimming
-from mintage.reduce.vit_training import top1
 from mintage.train import Settings, train
-from mintage.vision import ImageClassifier
 
 __all__ = [
     "Distillation",
@@ -43,13 +41,7 @@ __all__ = [
     "train_self_slimmed",
 ]
 
-Report = Callable[[str, int, int], None]
-
 _SAVE_EVERY = 100
-
-
-def _silent(stage: str, done: int, of: int) -> None:
-    pass
 
 
 class ReverseTokenSlimming(nn.Module):
@@ -144,10 +136,6 @@ def block_outputs(adapter: Adapter) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
-def _logits(out: Any) -> Tensor:
-    return out if isinstance(out, Tensor) else out.logits
-
-
 class Student(nn.Module):
     """A transformer under a reducer, and what brings its tokens back.
 
@@ -182,7 +170,7 @@ class Student(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the logits, and the patch tokens behind every block, as many as the image has (none: not asked)."""
         with self.attached[0], block_outputs(self.adapter[0]) as held:
-            logits = _logits(self.model(pixels))
+            logits = logits_of(self.model(pixels))
         if not self.recover:
             return logits, []
         tokens = [x[:, self.prefix :] for x in held]
@@ -226,7 +214,7 @@ class Distillation:
         """Return the loss and its parts."""
         logits, tokens = module(batch["pixels"])
         with torch.no_grad(), block_outputs(self.adapter) as held:
-            taught = _logits(self.teacher(batch["pixels"]))
+            taught = logits_of(self.teacher(batch["pixels"]))
         wanted = [x[:, self.adapter.prefix :] for x in held] if tokens else []
         found = frd_loss(tokens, wanted, logits, taught, batch["labels"], **self.weights)
         right = (logits.detach().argmax(1) == batch["labels"]).float().mean()
@@ -251,7 +239,7 @@ def distil(
     cut: int = 0,
     seed: int = 0,
     device: str = "cpu",
-    report: Report = _silent,
+    report: Report = silent,
 ) -> nn.Module:
     """Train a copy of a classifier under a reducer; its modules are trained in place.
 
@@ -293,18 +281,12 @@ def distil(
         torch.manual_seed(seed)
         student = Student(model, reducer, recover=recover, ratio=ratio)
     batches = lessons.batches(batch_rows, cut=cut, seed=seed)
-    teacher = lessons.classifier.model if device == "cpu" else _moved(lessons.classifier.model)
+    teacher = on_device(lessons.classifier.model, device)
     recipe = Distillation(student, teacher, batches, lambda_token=lambda_token, lambda_logits=lambda_logits, tau=tau)
     settings = Settings(steps=steps, lr=lr, weight_decay=weight_decay, seed=seed, save_every=_SAVE_EVERY, log_every=20)
     train(recipe, folder, settings, device=device, on_step=lambda done, of: report("train", done, of))
     student.cpu()
     return model.eval()
-
-
-def _moved(model: nn.Module) -> nn.Module:
-    from accelerate import Accelerator
-
-    return copy.deepcopy(model).to(Accelerator().device)
 
 
 def train_self_slimmed(
@@ -319,7 +301,7 @@ def train_self_slimmed(
     seed: int = 0,
     test: Images | None = None,
     command: str = "",
-    report: Report = _silent,
+    report: Report = silent,
     **settings: Any,
 ) -> Slimming:
     """Train slimming modules and the transformer around them, and save both.
@@ -372,11 +354,3 @@ def train_self_slimmed(
     held.notes = slimming.notes
     held.save(output)
     return held
-
-
-def accuracy(reducer: Reducer, classifier: ImageClassifier, images: Images, report: Report = _silent) -> str:
-    """Return top-1 accuracy with and without `reducer`, as JSON: low, value, high of each."""
-    with reducer(classifier.model):
-        reduced = top1(classifier, images, report=report)
-    plain = top1(classifier, images, report=report)
-    return json.dumps({"top1": [round(x, 4) for x in reduced], "unmodified": [round(x, 4) for x in plain]})
