@@ -234,11 +234,11 @@ class Attachment:
         return self._kept[self._patches][index]
 
     def _reduces(self, index: int, tokens: int) -> bool:
-        return self._keep(index) < tokens - self.adapter.prefix
+        return self.reducer.masks or self._keep(index) < tokens - self.adapter.prefix
 
     def _reduced(self, state: TokenState, keep: int) -> TokenState:
         evidence, self._evidence = self._evidence, None
-        if keep >= state.patches or evidence is None:
+        if evidence is None or (keep >= state.patches and not self.reducer.masks):
             return state
         with torch.autocast(state.x.device.type, enabled=False):  # decisions are taken in the precision they ask for
             state = self.reducer.reduce(state, evidence, keep)

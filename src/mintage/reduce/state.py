@@ -57,7 +57,9 @@ class TokenState:
         """Keep the prefix and these patches (0 is the first patch), in this order; drop the others."""
         full = self._with_prefix(index + self.prefix)
         source = None if self.source is None else _take(self.source, full)
-        places = full if self.places is None else self.places.gather(1, full)
+        places = None if self.places is None else self.places.gather(1, full)
+        if self.places is None and self.inputs in (None, self.x.shape[1]):  # as many as at first: nothing was merged
+            places = full
         return replace(self, x=_take(self.x, full), size=_take(self.size, full), source=source, places=places)
 
     def merge(
