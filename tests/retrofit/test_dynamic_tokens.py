@@ -143,7 +143,7 @@ def test_the_method_can_be_written_as_text():
 @pytest.mark.parametrize(
     ("call", "told"),
     [
-        (lambda lm, encoder: DynamicTokens(boundary="words"), "unknown boundary 'words'"),
+        (lambda lm, encoder: catalog.build("dynamic-tokens:boundary=words", "retrofit"), "'words' is not one of"),
         (lambda lm, encoder: DynamicTokens(reduction=-0.1), "outside \\[0, 1\\]"),
         (lambda lm, encoder: DynamicTokens(n_merges=-3), "n_merges=-3 is negative"),
         (lambda lm, encoder: DynamicTokens(cache=0), "cache=0"),

@@ -22,13 +22,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mintage.errors import UserError, did_you_mean
+from mintage.errors import UserError
 from mintage.retrofit.composer import Parts, Provider, make_provider
 from mintage.retrofit.merging import Boundary, DynamicBatch, DynamicTokenizer, Token
 
@@ -147,7 +147,7 @@ class DynamicTokens:
         Rows of predicted embeddings that are kept, the least recently used go first.
     """
 
-    boundary: Boundary | str = "pretokens"
+    boundary: Boundary = "pretokens"
     reduction: float | int | None = 0.5
     n_merges: int | None = None
     provider: str | Provider = "auto"
@@ -155,8 +155,6 @@ class DynamicTokens:
     cache: int = 5000
 
     def __post_init__(self) -> None:
-        if self.boundary not in get_args(Boundary):
-            raise UserError(f"unknown boundary {self.boundary!r}; {did_you_mean(self.boundary, get_args(Boundary))}")
         if self.reduction is not None and not 0 <= self.reduction <= 1:
             raise UserError(f"reduction={self.reduction} is outside [0, 1]; 1 joins all that may be joined, 0 nothing")
         if self.n_merges is not None and self.n_merges < 0:
