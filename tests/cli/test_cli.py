@@ -212,6 +212,11 @@ def light(monkeypatch, tiny_folder):
             monkeypatch.setattr(module, name, lambda *a, bound=bound, **k: bound(*a, **k) and told)
         for module, name in ((lessons, "read_lessons"), (lessons, "test_images"), (vision, "load_image_classifier")):
             monkeypatch.setattr(module, name, only_bind(getattr(module, name)))
+    if ("train", "diffrate") in VERBS:
+        from mintage.reduce import diffrate_training
+
+        searched = only_bind(diffrate_training.train_schedules, gives=[])
+        monkeypatch.setattr(diffrate_training, "train_schedules", searched)
     if ("train", "drafter") in VERBS:
         from mintage.draft import drafter_training, instructions
 

@@ -359,6 +359,65 @@ def sparsifiner(
     typer.echo(f"wrote {out}: accuracy on images held out {made.notes['held out']}")
 
 
+@app.command()
+def diffrate(
+    model: Annotated[str, typer.Option(help="The shipped classifier, a file, a folder, a hub id, or timm:name.")] = (
+        "vit-tiny-cifar10"
+    ),
+    images: Annotated[
+        Path | None, typer.Option(help="Folder with a sub-folder per class, or .npz; default: CIFAR-10.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSON file to write.")] = Path("diffrate.json"),
+    work: Annotated[Path, typer.Option(help="Keeps checkpoints and logs; a killed run goes on.")] = Path(
+        ".mintage/diffrate"
+    ),
+    shares: Annotated[str, typer.Option(help="Shares of the multiply-adds; each gets a schedule.")] = "0.6",
+    steps: Annotated[int, typer.Option(help="Optimiser steps per schedule.")] = 300,
+    lr: Annotated[float, typer.Option(help="Peak learning rate (cosine).")] = 0.01,
+    batch_rows: Annotated[int, typer.Option(help="Images per step.")] = 64,
+    granularity: Annotated[int, typer.Option(help="Step between the numbers of tokens that are tried.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+) -> None:
+    """Search how many tokens each block should prune and merge, for a budget of multiply-adds; the model is frozen.
+
+    [dim]Examples[/dim]
+
+      mintage train diffrate --shares 0.8,0.65,0.5 --out rates.json
+
+      mintage train diffrate --model facebook/deit-small-patch16-224 --images photos/ --granularity 4
+
+    Next: [bold]mintage bench diffrate:schedule=rates.json[/bold]
+    """
+    from mintage.reduce.diffrate_training import train_schedules
+    from mintage.reduce.lessons import read_lessons
+    from mintage.vision import load_image_classifier
+
+    try:
+        aims = [float(part) for part in shares.split(",")]
+    except ValueError:
+        raise UserError(f"--shares {shares!r}: expected numbers joined by commas, e.g. 0.8,0.65") from None
+    lessons = read_lessons(load_image_classifier(model), images)
+    with _Stages() as shown:
+        made = train_schedules(
+            lessons,
+            out,
+            folder=work,
+            shares=aims,
+            steps=steps,
+            lr=lr,
+            batch_rows=batch_rows,
+            granularity=granularity,
+            device=device,
+            seed=seed,
+            command="mintage " + " ".join(sys.argv[1:]),
+            report=shown,
+        )
+    for found in made:
+        typer.echo(f"{found.share:.3f} of the multiply-adds; accuracy on images held out {found.notes.get('held out', 'unknown')}")
+    typer.echo(f"wrote {out}")
+
+
 def _numbers(option: str, text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
