@@ -123,9 +123,8 @@ class Adapter:
         weights = sum(m.weight.numel() for m in mlp.modules() if isinstance(m, nn.Linear))
         heads = getattr(attention, "num_attention_heads", None) or attention.num_heads
         size, own = self._image()
-        classifier = [
-            m for n, m in self.model.named_modules() if n.split(".")[-1] in ("classifier", "head", "head_dist")
-        ]
+        ends = ("classifier", "head", "head_dist")  # DeiT has two classifiers, of names that end alike
+        classifier = [m for n, m in self.model.named_modules() if n.rpartition(".")[2].endswith(ends)]
         fixed = sum(m.weight.numel() for m in classifier if isinstance(m, nn.Linear))
         projection: Any = self.tower.get_submodule(self.parts.projection)
         if size is not None:

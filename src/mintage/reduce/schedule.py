@@ -88,8 +88,10 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.kind in ("ratio", "macs") and not 0 < self.value <= 1:
             raise UserError(f"{self.kind}={self.value:g} is outside (0, 1]; pass the share to keep, e.g. 0.9")
-        if self.kind in ("constant", "falling") and (self.value < 0 or self.value != int(self.value)):
+        if self.kind in ("constant", "falling") and (self.value < 0 or not float(self.value).is_integer()):
             raise UserError(f"r={self.value:g}: pass how many tokens each layer removes, e.g. 8")
+        if self.at and min(self.at) < 0:
+            raise UserError(f"@{'x'.join(map(str, self.at))}: layers are counted from 0")
         if self.kind == "counts":
             if not self.counts or min(self.counts) < 1:
                 raise UserError(

@@ -23,7 +23,7 @@ from mintage.errors import UserError
 from mintage.reduce.attach import Attachment
 from mintage.reduce.contract import Anatomy, Evidence, Reducer, TokenState
 
-__all__ = ["DEIT_S", "LAWS", "Subject", "models"]
+__all__ = ["DEIT_S", "LAWS", "Subject", "merged_twins_change_nothing", "models"]
 
 _SIZE, _PATCHES, _IMAGES = 16, 16, 3
 
@@ -433,6 +433,47 @@ def what_cannot_be_served_is_refused(reducer: Reducer) -> None:
         with torch.no_grad():
             subject.outputs(_pixels())
         assert session.state is not None, name
+
+
+# -- a law of adapters -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Twins(Reducer):
+    """Merges each patch with its neighbour, behind the second layer's attention."""
+
+    conserves = True
+
+    @property
+    def proportional(self) -> bool:
+        return True
+
+    def kept(self, anatomy: Anatomy) -> tuple[int, ...]:
+        return (anatomy.patches, *[anatomy.patches // 2] * (anatomy.layers - 1))
+
+    def reduce(self, state: TokenState, evidence: Evidence, keep: int) -> TokenState:
+        return state.merge((torch.arange(state.patches) // 2).expand(len(state.x), -1), keep)
+
+    @classmethod
+    def tiny(cls) -> _Twins:
+        return cls()
+
+
+@torch.no_grad()
+def merged_twins_change_nothing(subject: Subject) -> None:
+    """Where equal tokens merge, attention and pooling that count them by size give what the unmodified model gives."""
+    model = copy.deepcopy(subject.model)
+    for name, parameter in model.named_parameters():
+        if "position" in name or "pos_embed" in name:
+            parameter.zero_()
+    call = Subject(model, _rebound(subject, model))
+    pixels = _pixels().unflatten(3, (_SIZE // 8, 2, 4))[..., :1, :].expand(-1, -1, -1, -1, 2, -1).flatten(3)
+    wanted = {k: v for k, v in call.outputs(pixels).items() if v.ndim == 2}
+    with _Twins()(model) as session:
+        got = {k: v for k, v in call.outputs(pixels).items() if v.ndim == 2}
+    assert session.tokens[-1] - session.adapter.prefix == _PATCHES // 2
+    assert wanted
+    _same(got, wanted, 1e-5, type(model).__name__)
 
 
 LAWS = (
