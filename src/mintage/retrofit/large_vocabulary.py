@@ -135,6 +135,11 @@ class LargeVocabHead:
     links, effort
         Of ``hnsw``: links per row, and rows kept in view while walking.
 
+    Attributes
+    ----------
+    probes
+        May be changed between searches.
+
     Raises
     ------
     UserError
@@ -220,6 +225,8 @@ class LargeVocabHead:
         queries = states.float().cpu()
         if self.bias is not None:
             queries = torch.cat([queries, queries.new_ones(len(queries), 1)], 1)
+        if self.kind == "ivf":
+            self._index.nprobe = self.probes
         found = torch.from_numpy(self._index.search(np.ascontiguousarray(queries.numpy()), self.reorder)[1])
         values, order = self.logits(states, found).topk(self.k)
         return values, found.to(order.device).gather(1, order)
