@@ -1,3 +1,5 @@
+import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mintage.errors import UserError
+from mintage.keep.ahead import Ahead
 from mintage.keep.attention import attend
 from mintage.keep.double_sparsity import (
     ChannelOrder,
@@ -15,6 +18,7 @@ from mintage.keep.double_sparsity import (
     _unpack,
     calibrate_channels,
     channel_scores,
+    prefetch_rate,
     quantise,
 )
 from mintage.keep.step import Geometry, Step
@@ -178,6 +182,84 @@ def test_offloaded_rows_are_counted():
     assert there[0].moved == 2 * 2 * 4 * 7 * 16 * 4  # keys and values of 7 rows for 2 x 4 heads
 
 
+def decoded(model, policy, ids, mask=None):
+    """Logits of the last four tokens, read one by one, and what each step moved."""
+    logits, moved = [], []
+    with policy(model), torch.inference_mode():
+        seen = None if mask is None else mask[:, :-4]
+        cache = model(ids[:, :-4], attention_mask=seen, use_cache=True).past_key_values
+        for i in range(ids.shape[1] - 4, ids.shape[1]):
+            seen = None if mask is None else mask[:, : i + 1]
+            logits.append(model(ids[:, i : i + 1], attention_mask=seen, past_key_values=cache).logits)
+            moved.append(cache.moved())
+    return torch.cat(logits, 1), moved, cache
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "mistral"])
+@pytest.mark.parametrize("per", ["head", "group"])
+@pytest.mark.parametrize("dense", [0, 1])
+def test_prefetching_changes_no_bit_and_its_bytes_are_counted(name, per, dense):
+    model = models()[name]
+    ids = torch.randperm(127, generator=torch.Generator().manual_seed(0))[:64].view(2, 32) + 1
+    mask = torch.ones(2, 32, dtype=torch.long)
+    mask[0, :9] = 0
+    channels = ChannelOrder(torch.rand(2, 4, 8, generator=torch.Generator().manual_seed(0)))
+    plain = DoubleSparsity(top_k=6, label_channels=4, dense_layers=dense, per=per, channels=channels, offload=True)
+    ahead = replace(plain, prefetch=True)
+    wanted, fetched, _ = decoded(model, plain, ids, mask)
+    got, moved, cache = decoded(model, ahead, ids, mask)
+    assert torch.equal(got, wanted)
+    rows = 2 * 6 * (4 if per == "head" else 2)  # of one layer, both sequences
+    size = 2 * 8 * 4  # a key and a value of 8 numbers in float32
+    assert fetched == [(2 - dense) * rows * size] * 4
+    rate = prefetch_rate(cache)
+    first = 0 if dense else rows * 4  # nothing was fetched for the first layer
+    assert sum(moved) == size * (first + rows * 4 + round((1 - rate) * rows * 4))
+    assert not any("ahead" in layer.state for layer in cache.kept_layers)  # used up
+    assert np.isnan(prefetch_rate(decoded(model, plain, ids, mask)[2]))
+
+
+def test_a_guess_is_exact_where_the_layer_between_adds_nothing():
+    """The first layer adds nothing to the hidden states, so that the second asks exactly what was guessed."""
+    model = copy.deepcopy(models()["llama"])
+    layer = model.model.layers[0]
+    for last in (layer.self_attn.o_proj, layer.mlp.down_proj):
+        torch.nn.init.zeros_(last.weight)
+    policy = DoubleSparsity(
+        top_k=6,
+        label_channels=4,
+        dense_layers=0,
+        channels=ChannelOrder(torch.rand(2, 4, 8)),
+        offload=True,
+        prefetch=True,
+    )
+    _, _, cache = decoded(model, policy, torch.randperm(127)[None, :32] + 1)
+    assert prefetch_rate(cache) > 0.8  # all but the newest token, which was not there yet
+    before = {name: len(m._forward_pre_hooks) for name, m in model.named_modules()}
+    assert not any(before.values())  # nothing stays behind
+
+
+def test_wrong_guesses_are_made_good(monkeypatch):
+    model = models()["llama"]
+    ids = torch.randperm(127, generator=torch.Generator().manual_seed(0))[None, :32] + 1
+    plain = DoubleSparsity(
+        top_k=3, label_channels=4, dense_layers=0, channels=ChannelOrder(torch.rand(2, 4, 8)), offload=True
+    )
+    wanted, _, _ = decoded(model, plain, ids)
+    real = Ahead.query
+    monkeypatch.setattr(Ahead, "query", lambda *a: None if (q := real(*a)) is None else -q)
+    got, _, cache = decoded(model, replace(plain, prefetch=True), ids)
+    assert prefetch_rate(cache) < 0.5
+    assert torch.equal(got, wanted)
+
+
+def test_models_that_cannot_be_looked_into_are_refused():
+    model = models()["gpt2"]
+    order = ChannelOrder(torch.rand(2, 4, 8))
+    with pytest.raises(UserError, match="looking ahead moves rotary positions, which GPT2LMHeadModel lacks"):
+        DoubleSparsity(label_channels=4, channels=order, offload=True, prefetch=True)(model)
+
+
 def test_blocks_may_come_in_any_order():
     model = tiny_causal_lm(vocab_size=64)
     blocks = [torch.randperm(63)[None, :20] + 1 for _ in range(4)]
@@ -249,8 +331,10 @@ def test_another_artefact_is_named(tmp_path):
         ({"label_bits": 3}, "label_bits=3 is not one of 2, 4, 16"),
         ({"label_channels": 0}, "label_channels=0 leaves no label"),
         ({"dense_layers": -1}, "dense_layers=-1 is below 0"),
+        ({"kernel": "compiled", "label_bits": 4}, "takes labels of 16 bits, not 4"),
+        ({"prefetch": True}, "prefetch=true has nothing to fetch; pass offload=true"),
     ],
-    ids=["none", "share", "bits", "labels", "layers"],
+    ids=["none", "share", "bits", "labels", "layers", "packed", "prefetch"],
 )
 def test_bad_settings_are_one_line(settings, said):
     with pytest.raises(UserError, match=said):

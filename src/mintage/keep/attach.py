@@ -23,6 +23,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mintage.errors import UserError
+from mintage.keep.ahead import Ahead
 from mintage.keep.step import Geometry, Step
 from mintage.keep.storage import KeptCache, KeptLayer
 
@@ -57,6 +58,7 @@ class Attachment:
         self.policy, self.model = policy, model
         self.geometry = _served(model)
         policy.check(self.geometry)
+        self._ahead = Ahead(model, self.geometry) if policy.looks_ahead else None
         self.cache: KeptCache | None = None
         self._running: KeptCache | None = None  # the cache of the forward under way, if it has one
         self._start: Tensor | None = None
@@ -75,7 +77,9 @@ class Attachment:
         AttentionInterface.register(self._name, self._attend)
         AttentionMaskInterface.register(self._name, self._make_mask)
         self._decoder = self.model.base_model
-        self._hook = self._decoder.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+        self._hooks = [self._decoder.register_forward_pre_hook(self._before_forward, with_kwargs=True)]
+        if self._ahead is not None:
+            self._hooks += self._ahead.watch()
         self.model.set_attn_implementation(self._name)
         _attached.add(self.model)
         return self
@@ -84,7 +88,8 @@ class Attachment:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.model.set_attn_implementation(self._before)
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
         AttentionInterface._global_mapping.pop(self._name, None)
         AttentionMaskInterface._global_mapping.pop(self._name, None)
         _attached.discard(self.model)
@@ -148,7 +153,13 @@ class Attachment:
 
         if self._running is None:
             return dense().transpose(1, 2).contiguous(), None
-        layer = self._running.kept_layers[module.layer_idx]
+        layers, index = self._running.kept_layers, module.layer_idx
+        layer = layers[index]
+
+        def ahead() -> tuple[KeptLayer, Tensor] | None:
+            guess = None if self._ahead is None else self._ahead.query(index, layer.position_ids)
+            return None if guess is None else (layers[index + 1], guess)
+
         if attention_mask is not None and attention_mask.shape[-1] != layer.seen:
             raise UserError(
                 f"the attention mask has {attention_mask.shape[-1]} columns, but {layer.seen} tokens were read; "
@@ -161,6 +172,7 @@ class Attachment:
             position_ids=self._position_ids,  # type: ignore[arg-type]
             geometry=self.geometry,
             dense=dense,
+            ahead=ahead,
         )
         out = self.policy.attend(layer, step)
         with torch.no_grad():  # evidence is counted, not learnt from

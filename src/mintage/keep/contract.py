@@ -54,6 +54,11 @@ class Policy(ABC):
         """Whether a prompt read in one piece attends to everything, as in the unmodified model."""
         return True
 
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether a step is to guess the queries of the next layer (`Step.ahead`)."""
+        return False
+
     def check(self, geometry: Geometry) -> None:  # noqa: B027 (optional hook)
         """Raise a `UserError` if a model of this `geometry` cannot be served."""
 

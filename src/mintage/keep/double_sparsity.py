@@ -4,14 +4,17 @@ Which channels of a head decide its attention hardly changes with the text, so t
 (`calibrate_channels`). A label cache holds only these channels of every key; a decoding step scores all tokens on them
 and attends to the best ones exactly. Nothing is dropped, so a later question can still find what this one passed over.
 
-Not here: the prediction of the next layer's choice, with which the paper hides the transfers of its offloaded variant;
-rows are fetched when they are known to be needed.
+Offloaded, keys and values stay in the host's memory. While a layer computes, the rows that the next one is going to
+choose, as far as the hidden state tells already, are on their way; what the guess missed is fetched when it is needed.
+
+Not here: label caches that leave the device.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -25,13 +28,15 @@ from torch import Tensor
 
 from mintage.errors import UserError
 from mintage.files import replace_file
+from mintage.keep import kernel
 from mintage.keep.attention import attend
 from mintage.keep.baselines import FullCache
 from mintage.keep.contract import Geometry, Policy, Step
-from mintage.keep.select import Selector, attend_to
-from mintage.keep.storage import KeptLayer
+from mintage.keep.kernel import Kernel
+from mintage.keep.select import Selector, attend_to, gather_rows
+from mintage.keep.storage import KeptCache, KeptLayer
 
-__all__ = ["ChannelOrder", "DoubleSparsity", "calibrate_channels", "channel_scores", "quantise"]
+__all__ = ["ChannelOrder", "DoubleSparsity", "calibrate_channels", "channel_scores", "prefetch_rate", "quantise"]
 
 _FORMAT = "mintage double-sparsity 1"
 _SHIPPED = Path(__file__).parents[1] / "assets" / "double-sparsity-smollm2.safetensors"
@@ -243,8 +248,14 @@ class DoubleSparsity(Selector):
         SmolLM2-135M.
     offload
         Keep keys and values in the host's memory and fetch the rows that are read; labels stay on the device.
+    prefetch
+        With `offload`: guess the next layer's choice and fetch its rows while this layer computes (on CUDA in a stream
+        of their own). Changes what is moved and when, never the output.
     sparse_prefill
         Let every token of a prompt read `top_k` tokens, too, as the authors' accuracy code does; slow.
+    kernel
+        What computes a decoding step on a CPU: ``"compiled"`` (`mintage.keep.kernel`; labels of 16 bits), ``"torch"``
+        operations, or ``"auto"``: compiled where there is a compiler.
     """
 
     top_k: int | float = 0.0625
@@ -254,7 +265,9 @@ class DoubleSparsity(Selector):
     per: Literal["head", "group"] = "head"
     channels: str | ChannelOrder = ""
     offload: bool = False
+    prefetch: bool = False
     sparse_prefill: bool = False
+    kernel: Kernel = "auto"
     _labels: dict[Any, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -267,11 +280,20 @@ class DoubleSparsity(Selector):
             raise UserError(f"label_channels={self.label_channels} leaves no label; pass e.g. 16")
         if self.dense_layers < 0:
             raise UserError(f"dense_layers={self.dense_layers} is below 0; pass e.g. 2")
+        if self.prefetch and not self.offload:
+            raise UserError("prefetch=true has nothing to fetch; pass offload=true, too")
+        if self.kernel == "compiled" and self.label_bits < 16:
+            raise UserError(f"kernel='compiled' takes labels of 16 bits, not {self.label_bits}; pass kernel='torch'")
 
     @property
     def reads_prompts_whole(self) -> bool:
         """Whether prompts are read as by the unmodified model."""
         return not self.sparse_prefill
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether the next layer's queries are guessed."""
+        return self.prefetch
 
     def check(self, geometry: Geometry) -> None:
         """Refuse a calibration of another model, and more label channels than there are."""
@@ -370,14 +392,21 @@ class DoubleSparsity(Selector):
         number = self._number(layer)
         if layer.index < self.dense_layers or number >= layer.entries:
             return None
-        scores = self._approximate(layer, step.query)[..., 0, :]  # [B, G, H / G, M]
         visible = step.visible(layer)
+        if self._compiled(step):
+            scale = step.scaling * (step.query.shape[-1] / self.label_channels) ** 0.5
+            channels = self._channels(layer)
+            return kernel.choose(step.query, layer["label"], channels, number, scale=scale, visible=visible)
+        scores = self._approximate(layer, step.query)[..., 0, :]  # [B, G, H / G, M]
         if visible is not None:
             scores = scores.masked_fill(~visible, -torch.inf)
         if self.per == "group":
             scale = step.scaling * (step.query.shape[-1] / self.label_channels) ** 0.5
             return (scores.float() * scale).softmax(-1).sum(2).topk(number, sorted=False).indices
         return scores.topk(number, sorted=False).indices.flatten(1, 2)
+
+    def _compiled(self, step: Step) -> bool:
+        return self.label_bits == 16 and kernel.serves(self.kernel, step.query)
 
     def attend(self, layer: KeptLayer, step: Step) -> Float[Tensor, "batch heads queries dim"]:
         """Attend to the choice; a prompt attends to everything, unless `sparse_prefill`."""
@@ -388,17 +417,26 @@ class DoubleSparsity(Selector):
             return self._attend_sparsely(layer, step)
         chosen = self.select(layer, step) if step.queries == 1 else None
         if chosen is None:
-            if not layer.host or layer["key"].device == step.query.device:
-                layer.moved = whole * layer["key"].element_size() if layer.host else 0
-                return step.dense()
-            layer.moved = whole * layer["key"].element_size()
-            key, value = layer["key"].to(step.query.device), layer["value"].to(step.query.device)
-            return attend(step.query, key, value, scaling=step.scaling, visible=step.visible(layer))
-        rows = 2 * chosen.numel() * layer["key"].shape[3]
-        labels = layer["label"].numel() * layer["label"].element_size() / 2  # in units of 16 bits
-        layer.reads = rows + int(labels)
-        layer.moved = rows * layer["key"].element_size() if layer.host else 0
-        return attend_to(layer, step, chosen)
+            out = self._attend_to_all(layer, step, whole)
+        else:
+            rows = 2 * chosen.numel() * layer["key"].shape[3]
+            labels = layer["label"].numel() * layer["label"].element_size() / 2  # in units of 16 bits
+            layer.reads = rows + int(labels)
+            if "ahead" in layer.state:
+                out = self._attend_to_fetched(layer, step, chosen)
+            else:
+                layer.moved = rows * layer["key"].element_size() if layer.host else 0
+                out = attend_to(layer, step, chosen, compiled=not layer.host and self._compiled(step))
+        if step.queries == 1 and self.prefetch:
+            self._fetch_ahead(step)
+        return out
+
+    def _attend_to_all(self, layer: KeptLayer, step: Step, whole: int) -> Tensor:
+        layer.moved = whole * layer["key"].element_size() if layer.host else 0
+        if layer["key"].device == step.query.device:
+            return step.dense()
+        key, value = layer["key"].to(step.query.device), layer["value"].to(step.query.device)
+        return attend(step.query, key, value, scaling=step.scaling, visible=step.visible(layer))
 
     def _attend_sparsely(self, layer: KeptLayer, step: Step) -> Tensor:
         """Steps 1-5 for every query of a prompt, by a mask; a query that sees fewer tokens reads them all."""
@@ -411,11 +449,97 @@ class DoubleSparsity(Selector):
         key, value = (layer[name].to(step.query.device).repeat_interleave(share, 1) for name in ("key", "value"))
         return attend(step.query, key, value, scaling=step.scaling, visible=chosen)
 
+    # -- offloaded: rows fetched ahead --
+
+    def _fetch_ahead(self, step: Step) -> None:
+        """Send for the rows that the next layer would choose by a guess of its query."""
+        guess = step.ahead()
+        if guess is None or "label" not in guess[0]:
+            return
+        layer, query = guess
+        chosen = self.select(layer, replace(step, query=query))
+        if chosen is not None:
+            layer.state["ahead"] = chosen = chosen.sort(-1).values
+            with _aside(query.device):
+                for name in ("key", "value"):
+                    layer.state[f"ahead {name}"] = _fetched(layer[name], chosen, query.device)
+
+    def _attend_to_fetched(self, layer: KeptLayer, step: Step, chosen: Int[Tensor, "batch choosers chosen"]) -> Tensor:
+        """Attend to `chosen`, of which many rows have come already; the others are fetched now."""
+        device = step.query.device
+        _meet(device)
+        ready, *fetched = (layer.state.pop(name) for name in ("ahead", "ahead key", "ahead value"))
+        place = torch.searchsorted(ready, chosen).clamp(max=ready.shape[-1] - 1)
+        missing = ready.gather(-1, place) != chosen
+        late = _missed(layer, chosen, missing)
+        rows = []
+        for name, ahead in zip(("key", "value"), fetched, strict=True):
+            row = ahead.gather(2, place[..., None].expand(*place.shape, ahead.shape[-1]))
+            row[missing] = layer[name][late].to(device)
+            rows.append(row)
+        counted = layer.state.get("counted", missing.new_zeros(missing.shape[0], 2, dtype=torch.long))
+        found = (~missing).sum((1, 2))
+        layer.state["counted"] = counted + torch.stack((found, torch.full_like(found, missing[0].numel())), 1)
+        size = layer["key"].element_size() * layer["key"].shape[3]
+        layer.moved = 2 * size * (ready.numel() + int(missing.sum()))
+        return attend_to(layer, step, chosen, rows=(rows[0], rows[1]))
+
+    def cropped(self, layer: KeptLayer) -> None:
+        """Forget rows fetched for a layer that a forward did not reach."""
+        for name in ("ahead", "ahead key", "ahead value"):
+            layer.state.pop(name, None)
+
     @classmethod
     def tiny(cls) -> DoubleSparsity:
         """Make one for the laws, with channels that fit their models."""
         score = torch.rand(2, 4, 8, generator=torch.Generator().manual_seed(0))
         return cls(top_k=6, label_channels=4, dense_layers=1, channels=ChannelOrder(score))
+
+
+def prefetch_rate(kept: KeptCache) -> float:
+    """Share of the rows read, over all layers and steps, that had been fetched ahead; nan before the first."""
+    counted = [layer.state["counted"].sum(0) for layer in kept.kept_layers if "counted" in layer.state]
+    if not counted:
+        return float("nan")
+    found, needed = torch.stack(counted).sum(0).tolist()
+    return found / needed
+
+
+def _fetched(states: Tensor, index: Int[Tensor, "batch choosers chosen"], device: torch.device) -> Tensor:
+    """Bring rows to the device, [B, choosers, chosen, d], from memory that the device can read by itself."""
+    rows = gather_rows(states, index.reshape(*states.shape[:2], -1)).view(*index.shape, -1)
+    if device.type == "cuda":
+        rows = rows.pin_memory()
+    return rows.to(device, non_blocking=True)
+
+
+def _missed(layer: KeptLayer, chosen: Tensor, missing: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sequence, group and entry of the rows that are missing, where the rows lie."""
+    host = layer["key"].device
+    row, chooser, _ = missing.nonzero(as_tuple=True)
+    share = chosen.shape[1] // layer["key"].shape[1]
+    return row.to(host), (chooser // share).to(host), chosen[missing].to(host)
+
+
+@cache
+def _stream(device: torch.device) -> Any:
+    return torch.cuda.Stream(device)
+
+
+@contextmanager
+def _aside(device: torch.device) -> Iterator[None]:
+    """Run transfers beside what the device computes; on a CPU there is no beside."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.stream(_stream(device)):
+        yield
+
+
+def _meet(device: torch.device) -> None:
+    """Wait, on the device, for transfers under way."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).wait_stream(_stream(device))
 
 
 @cache

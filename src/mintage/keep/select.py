@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mintage.keep import kernel
 from mintage.keep.attention import attend
 from mintage.keep.contract import Policy, Step
 from mintage.keep.storage import KeptLayer
@@ -39,28 +40,38 @@ class Selector(Policy):
 
 
 def attend_to(
-    layer: KeptLayer, step: Step, chosen: Int[Tensor, "batch choosers chosen"]
+    layer: KeptLayer,
+    step: Step,
+    chosen: Int[Tensor, "batch choosers chosen"],
+    *,
+    rows: tuple[Tensor, Tensor] | None = None,
+    compiled: bool = False,
 ) -> Float[Tensor, "batch heads queries dim"]:
-    """Attend from one query per sequence to the entries `chosen`, gathered per query head or per key-value head."""
-    key, value = layer["key"], layer["value"]
-    batch, groups, _, dim = key.shape
+    """Attend from one query per sequence to the entries `chosen`, per query head or per key-value head.
+
+    Parameters
+    ----------
+    rows
+        Their keys and values where they are at hand, [B, choosers, chosen, d]; default: gathered.
+    compiled
+        Whether the compiled step reads them in place (`mintage.keep.kernel.serves` says if it can).
+    """
     visible = step.visible(layer)
-    if visible is not None:
-        visible = visible.expand(batch, groups, -1, -1)
+    batch, groups, _, dim = layer["key"].shape
     heads = chosen.shape[1]
-    if heads != groups:  # one choice per query head: heads take the place of groups
-        share = heads // groups
-        index = chosen.reshape(batch, groups, -1)
-        key = gather_rows(key, index).reshape(batch, heads, -1, dim)
-        value = gather_rows(value, index).reshape(batch, heads, -1, dim)
-        if visible is not None:
-            visible = visible.repeat_interleave(share, 1)
+    if compiled and rows is None:
+        key, value = layer["key"], layer["value"]
+        return kernel.read(step.query, key, value, chosen, scaling=step.scaling, visible=visible)
+    if rows is None:  # one choice per query head: heads take the place of groups
+        index, device = chosen.reshape(batch, groups, -1), step.query.device
+        key, value = (
+            gather_rows(layer[name], index).view(batch, heads, -1, dim).to(device) for name in ("key", "value")
+        )
     else:
-        key, value = gather_rows(key, chosen), gather_rows(value, chosen)
+        key, value = rows
     if visible is not None:
-        visible = _columns(visible, chosen)
-    device = step.query.device
-    return attend(step.query, key.to(device), value.to(device), scaling=step.scaling, visible=visible)
+        visible = _columns(visible.expand(batch, groups, -1, -1).repeat_interleave(heads // groups, 1), chosen)
+    return attend(step.query, key, value, scaling=step.scaling, visible=visible)
 
 
 def gather_rows(states: Float[Tensor, "batch groups entries dim"], index: Int[Tensor, "batch groups chosen"]) -> Tensor:

@@ -136,6 +136,9 @@ class Step:
         The model's heads and rotation.
     dense
         Computes the unmodified model's own attention over the stored entries, [B, H, Q, d].
+    ahead
+        Gives the next layer, and a guess of the queries [B, H, Q, d] that it is going to ask; None after the last
+        layer, and where the policy does not say that it `looks_ahead`.
     """
 
     query: Float[Tensor, "batch heads queries dim"]
@@ -144,6 +147,7 @@ class Step:
     position_ids: Int[Tensor, "#batch queries"]
     geometry: Geometry
     dense: Callable[[], Tensor]
+    ahead: Callable[[], tuple[KeptLayer, Tensor] | None] = lambda: None
 
     @property
     def queries(self) -> int:
