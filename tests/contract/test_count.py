@@ -46,8 +46,8 @@ def test_no_law_was_lost():
 def test_every_law_runs_over_every_ready_method():
     now = counted()
     for job in catalog.JOBS:
-        ready = [m.name for m in catalog.methods(job) if m.status == "ready" and m.package == "mintage"]
-        wanted = {name: len(laws(job)) for name in ready} if laws(job) else {}
+        ready = [m for m in catalog.methods(job) if m.status == "ready" and m.package == "mintage"]
+        wanted = {m.name: len(laws(job, m.load())) for m in ready} if laws(job) else {}
         assert now.get(job, {}) == wanted, f"tests/contract/test_laws.py does not run the {job} contract"
 
 

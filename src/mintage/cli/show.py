@@ -42,7 +42,7 @@ def show(
     method_class = row.load()
     console.print()
     console.print(_hyperparameters(name, method_class))
-    _laws(console, row.job)
+    _laws(console, row.job, method_class)
     _evidence(console, row.name, results, measured)
 
 
@@ -56,12 +56,12 @@ def _hyperparameters(name: str, method_class: type) -> Table:
     return table
 
 
-def _laws(console: Console, job: str) -> None:
+def _laws(console: Console, job: str, method_class: type) -> None:
     from mintage.testing import laws
 
     console.print()
     console.print("Laws it passes (mintage.testing):")
-    for law_name, law in laws(job).items():
+    for law_name, law in laws(job, method_class).items():
         console.print(f"  [green]{law_name}[/green]  {escape(inspect.getdoc(law) or '')}")
 
 

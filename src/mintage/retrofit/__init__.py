@@ -19,6 +19,7 @@ METHODS = (
     Method(
         name="dynamic-tokens",
         job="retrofit",
+        entry="mintage.retrofit.dynamic_tokens:DynamicTokens",
         title="Retrofitting Large Language Models with Dynamic Tokenization",
         arxiv="2411.18553",
         year=2024,
@@ -45,4 +46,15 @@ __getattr__, __dir__ = lazy_attributes(
     ByteSampler="mintage.retrofit.contract:ByteSampler",
     ByteState="mintage.retrofit.contract:ByteState",
     ByteVocabulary="mintage.retrofit.exact_bytes:ByteVocabulary",
+    Composer="mintage.retrofit.composer:Composer",
+    ComposerTransfer="mintage.retrofit.composer:ComposerTransfer",
+    DynamicBatch="mintage.retrofit.merging:DynamicBatch",
+    DynamicModel="mintage.retrofit.dynamic_tokens:DynamicModel",
+    DynamicTokenizer="mintage.retrofit.merging:DynamicTokenizer",
+    DynamicTokens="mintage.retrofit.dynamic_tokens:DynamicTokens",
+    LargeVocabHead="mintage.retrofit.large_vocabulary:LargeVocabHead",
+    LargeVocabulary="mintage.retrofit.large_vocabulary:LargeVocabulary",
+    PartsTransfer="mintage.retrofit.composer:PartsTransfer",
+    dynamic_merge="mintage.retrofit.merging:dynamic_merge",
+    extended_vocabulary="mintage.retrofit.large_vocabulary:extended_vocabulary",
 )

@@ -8,13 +8,15 @@ In a test module::
     def test_draft(method, law):
         law(method.tiny())
 
-Every law runs over every method of the job that is ready (or over the classes given); the test ids read
+Every law runs over every method of the job that is ready (or over the classes given) and is of the law's kind: the
+class that the law's parameter is annotated with, where a job holds several kinds of methods. The test ids read
 ``token-recycling-greedy_equals_plain``. Known failures are named with their reasons and must fail.
 """
 
 from __future__ import annotations
 
 import importlib
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,8 +28,11 @@ __all__ = ["laws", "parametrize_with_laws"]
 Law = Callable[[Any], None]
 
 
-def laws(job: str) -> dict[str, Law]:
-    """Return the laws of a job by name; empty while the job has no contract yet."""
+def laws(job: str, method: type | None = None) -> dict[str, Law]:
+    """Return the laws of a job by name; empty while the job has no contract yet.
+
+    With a `method`, those that are about its kind; all where it is of no kind that the laws know.
+    """
     if job not in catalog.JOBS:
         raise UserError(f"unknown job {job!r}; {did_you_mean(job, catalog.JOBS)}")
     try:
@@ -36,7 +41,15 @@ def laws(job: str) -> dict[str, Law]:
         if error.name != f"mintage.testing.{job}":
             raise
         return {}
-    return {law.__name__: law for law in module.LAWS}
+    held = {law.__name__: law for law in module.LAWS}
+    mine = {name: law for name, law in held.items() if method is None or issubclass(method, _kind(law))}
+    return mine or held
+
+
+def _kind(law: Law) -> type:
+    """Return the class that a law is about: the annotation of its parameter."""
+    kinds = [kind for name, kind in typing.get_type_hints(law).items() if name != "return"]
+    return kinds[0] if kinds and isinstance(kinds[0], type) else object
 
 
 def parametrize_with_laws(
@@ -64,7 +77,7 @@ def parametrize_with_laws(
     reasons = dict(expected_failures or {})
     cases = []
     for name, cls in named:
-        for law_name, law in laws(job).items():
+        for law_name, law in laws(job, cls).items():
             reason = reasons.pop((name, law_name), None)
             marks = [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
             cases.append(pytest.param(cls, law, id=f"{name}-{law_name}", marks=marks))

@@ -1,13 +1,18 @@
-"""Laws of the retrofit contract."""
+"""Laws of the retrofit contracts: of what samples bytes, and of what merges tokens."""
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from mintage.errors import UserError
+from mintage.models import CausalLM, tiny_causal_lm
 from mintage.retrofit.contract import END, ByteSampler
+from mintage.retrofit.dynamic_tokens import DynamicTokens
 
 __all__ = ["LAWS"]
 
@@ -79,6 +84,66 @@ def what_cannot_be_is_refused(method: ByteSampler) -> None:
             raise AssertionError("should have been refused")
 
 
+# -- tokens that grow with the batch -----------------------------------------------------------------------------------
+
+_BATCH = ("some words and some more words, na\u00efve \u4f60\u597d\u4f60\u597d", "words again", "a\n\n  b")
+
+
+def _reader() -> CausalLM:
+    """Make a small model over bytes."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(models.BPE({letter: number for number, letter in enumerate(letters)}, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>")
+    return CausalLM(tiny_causal_lm(vocab_size=len(tokenizer), pad_token_id=256), tokenizer, "tiny")
+
+
+def no_byte_is_lost_and_no_text_grows(method: DynamicTokens) -> None:
+    """For every number of merges; none is the original tokenization, and each makes the batch shorter."""
+    merger = method(_reader()).merger
+    base = merger.encode_batch(_BATCH, n_merges=0)
+    last = merger.encode_batch(_BATCH, reduction=1)
+    assert b"".join(base.surfaces(0)) == _BATCH[0].encode()
+    lengths = []
+    for merges in range(len(last.merges) + 2):
+        batch = merger.encode_batch(_BATCH, n_merges=merges)
+        for text in range(len(_BATCH)):
+            assert b"".join(batch.surfaces(text)) == b"".join(base.surfaces(text))
+        lengths.append(batch.length)
+    assert lengths[0] == base.length
+    assert lengths[-1] == lengths[-2] == last.length
+    assert all(after < before for before, after in pairwise(lengths[:-1]))
+
+
+def equal_texts_are_cut_alike_and_a_list_of_merges_repeats(method: DynamicTokens) -> None:
+    """Within a batch; and with the merges of another batch, in any company."""
+    merger = method(_reader()).merger
+    batch = merger.encode_batch([_BATCH[0], _BATCH[1], _BATCH[0]], reduction=0.5)
+    assert batch.surfaces(0) == batch.surfaces(2)
+    again = merger.encode_batch([_BATCH[2], _BATCH[0]], merges=batch.merges)
+    assert again.surfaces(1) == merger.encode_batch([_BATCH[0]], merges=batch.merges).surfaces(0) == batch.surfaces(0)
+
+
+def without_merges_the_model_is_the_ordinary_one(method: DynamicTokens) -> None:
+    """With the original embeddings, which stay where nothing was joined."""
+    lm = _reader()
+    ids = torch.tensor(lm.tokenizer([_BATCH[1]])["input_ids"])
+    with torch.no_grad():
+        wanted = lm.model(ids).logits[:, -1]
+    got = method(lm).prefill([_BATCH[1]], n_merges=0).logits
+    assert torch.allclose(got, wanted, atol=1e-5)
+
+
+def embeddings_do_not_depend_on_the_order_or_on_what_is_remembered(method: DynamicTokens) -> None:
+    """A token has one embedding, made now or kept from before, whatever stands beside it."""
+    lm = _reader()
+    fresh, used = method(lm), method(lm)
+    used.embed(_BATCH[::-1], reduction=1)
+    batch = fresh.merger.encode_batch(_BATCH, reduction=1)
+    assert torch.allclose(fresh.embed(batch)["inputs_embeds"], used.embed(batch)["inputs_embeds"], atol=1e-6)
+
+
 LAWS = (
     the_next_byte_has_probability_one,
     texts_up_to_the_longest_have_probability_one,
@@ -86,4 +151,8 @@ LAWS = (
     a_state_is_not_changed_by_what_follows,
     samples_repeat_and_greedy_is_greedy,
     what_cannot_be_is_refused,
+    no_byte_is_lost_and_no_text_grows,
+    equal_texts_are_cut_alike_and_a_list_of_merges_repeats,
+    without_merges_the_model_is_the_ordinary_one,
+    embeddings_do_not_depend_on_the_order_or_on_what_is_remembered,
 )
