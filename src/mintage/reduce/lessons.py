@@ -23,7 +23,17 @@ from mintage.reduce.contract import Reducer
 from mintage.reduce.vit_training import ViTRecipe, top1
 from mintage.vision import ImageClassifier
 
-__all__ = ["Lessons", "Report", "accuracy", "logits_of", "on_device", "read_lessons", "silent", "test_images"]
+__all__ = [
+    "Lessons",
+    "Report",
+    "accuracy",
+    "logits_of",
+    "numbered",
+    "on_device",
+    "read_lessons",
+    "silent",
+    "test_images",
+]
 
 Report = Callable[[str, int, int], None]
 """Progress: ``report(stage, done, of)``."""
@@ -95,11 +105,7 @@ def read_lessons(classifier: ImageClassifier, source: str | Path | None = None, 
     name = "CIFAR-10, training images" if source is None else Path(source).name
     if images.labels is None or not images.classes:
         raise UserError(f"the images in {name} have no labels; pass a folder with a sub-folder per class")
-    known = {label.lower(): place for place, label in enumerate(classifier.labels)}
-    foreign = [label for label in images.classes if label.lower() not in known]
-    if foreign:
-        raise UserError(f"{classifier.name} knows no class {foreign[0]!r}; name the sub-folders as its labels")
-    images = replace(images, labels=np.array([known[label.lower()] for label in images.classes])[images.labels])
+    images = numbered(images, classifier)
     order = np.random.default_rng(_SEED).permutation(len(images))
     held_out, rows = np.split(order, [min(_HELD_OUT, len(images) // 10)])
     train = images.take(rows.tolist())
@@ -110,6 +116,21 @@ def read_lessons(classifier: ImageClassifier, source: str | Path | None = None, 
 def test_images() -> Images:
     """Return CIFAR-10's test images."""
     return read_cifar10()[1]
+
+
+def numbered(images: Images, classifier: ImageClassifier) -> Images:
+    """Return labelled images with their labels as the classifier numbers its classes.
+
+    Raises
+    ------
+    UserError
+        It does not know one of them.
+    """
+    known = {label.lower(): place for place, label in enumerate(classifier.labels)}
+    foreign = [label for label in images.classes if label.lower() not in known]
+    if foreign:
+        raise UserError(f"{classifier.name} knows no class {foreign[0]!r}; name the sub-folders as its labels")
+    return replace(images, labels=np.array([known[label.lower()] for label in images.classes])[images.labels])
 
 
 def _sized(images: Images, classifier: ImageClassifier) -> UInt8[np.ndarray, "images height width 3"]:
