@@ -12,7 +12,7 @@ METHODS = (ToMe, PiToMe, RandomDrop, ClassAttention, AveragePool)
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.__name__)
 @torch.no_grad()
-def test_one_graph_that_serves_every_forward(method, monkeypatch):
+def test_one_graph_that_serves_every_forward(method):
     torch._dynamo.reset()
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
@@ -23,9 +23,9 @@ def test_one_graph_that_serves_every_forward(method, monkeypatch):
         wanted, tokens = model(pixels).logits, list(session.tokens)
         compiled = torch.compile(model, fullgraph=True, backend="eager")
         torch.testing.assert_close(compiled(pixels).logits, wanted)
-        monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
-        for _ in range(2):
-            torch.testing.assert_close(compiled(pixels.flip(0)).logits, wanted.flip(0))
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for _ in range(2):
+                torch.testing.assert_close(compiled(pixels.flip(0)).logits, wanted.flip(0))
         assert session.tokens == tokens
         assert tokens[-1] < tokens[0]
     assert torch.equal(model(pixels).logits, plain)
