@@ -51,12 +51,14 @@ def small(tmp_path, monkeypatch):
         ("double_sparsity", {}, 4),
         ("ems", {"BUDGETS": (40, 64)}, 10),
         ("token_select", {"SHORT": 192, "LONG": 256}, 10),
+        ("full_cache", {"LENGTHS": (64, 128), "PART": 4, "TURNS": 2}, 1),
     ],
 )
 def test_every_claim_is_asked_once(name, settings, claims, folder, small, monkeypatch):
     module = importlib.import_module(f"mintage.keep.claims.{name}")
     for key, value in {**SMALL, **settings}.items():
-        monkeypatch.setattr(module, key, value)
+        if hasattr(module, key):
+            monkeypatch.setattr(module, key, value)
     told = []
     rows = module.check(model=folder, work=small / "work", progress=lambda *step: told.append(step[:2]))
     assert [done for done, _ in told] == list(range(1, len(told) + 1))
@@ -94,6 +96,18 @@ def test_a_killed_check_goes_on(folder, small, monkeypatch):
     assert found["full"]["nll"].shape == (2,)
     assert perplexity(found["full"]["nll"]) > 1
     assert perplexity_ratio(found["full"]["nll"], found["full"]["nll"]).value == 1
+
+
+def test_the_length_is_the_one_from_which_it_stays_faster():
+    from mintage.keep.claims.full_cache import breakeven
+    from mintage.measure import Interval
+
+    def ratios(*highs):
+        return {512 * 2**i: Interval(high - 0.1, high - 0.05, high) for i, high in enumerate(highs)}
+
+    assert breakeven(ratios(1.3, 0.9, 0.8)) == 1024
+    assert breakeven(ratios(0.9, 1.01, 0.8)) == 2048  # faster at 512, but not from there on
+    assert breakeven(ratios(0.9, 0.8, 1.0)) is None
 
 
 def test_the_ring_is_exact_and_its_claims_hold():

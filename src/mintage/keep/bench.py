@@ -188,6 +188,29 @@ class Prefix:
         self.logits = out.logits[0, -1]
 
     @torch.inference_mode()
+    def fill(self, session: Attachment, length: int) -> KeptCache:
+        """Return the policy's cache after the first `length` tokens of the text, to time what comes after.
+
+        Later tokens change nothing about earlier ones, so that one text serves all lengths. Policies that read prompts
+        sparsely are given what plain reading makes of the text: as many entries, of other values.
+        """
+        cache = session.new_cache()
+        for layer, read in zip(cache.kept_layers, self.layers, strict=True):
+            whole = self.steps[layer.index]
+            step = replace(
+                whole,
+                query=whole.query[:, :, :length],
+                position_ids=whole.position_ids[:, :length],
+                dense=lambda unused=whole.query: unused,
+            )
+            layer.position_ids, layer.geometry = step.position_ids, step.geometry
+            session.policy.store(layer, read["key"][:, :, :length], read["value"][:, :, :length])
+            if session.policy.reads_prompts_whole:
+                session.policy.attend(layer, step)
+                session.policy.settle(layer, step)
+        return cache
+
+    @torch.inference_mode()
     def replay(self, session: Attachment) -> tuple[KeptCache, Tensor, float]:
         """Return the policy's cache after the text, the logits there, and seconds as a part of plain reading."""
         cache = session.new_cache()
@@ -247,6 +270,18 @@ def answer_to(lm: CausalLM, prefix: Prefix, policy: Policy, question: Tensor, wa
             chunk = torch.tensor([answer[-1:]], device=question.device)
 
 
+@torch.inference_mode()
+def seconds_per_token(prefix: Prefix, policy: Policy, length: int, rest: Tensor) -> float:
+    """Time the tokens behind the first `length` of a prefix, one by one; the median."""
+    with policy(prefix.model) as session:
+        cache = prefix.fill(session, length)
+        steps = [
+            timed(lambda t=token: prefix.model(t[None, None], past_key_values=cache, use_cache=True))[1]
+            for token in rest
+        ]
+    return float(np.median(steps[len(steps) // 4 :]))  # the first ones grow buffers and warm up
+
+
 def survivors(prefix: Prefix, policy: Policy, bins: int = 64) -> list[list[float]] | None:
     """Share of the tokens of each stretch of the text that each layer and head still holds; None if it is all."""
     with policy(prefix.model) as session:
@@ -285,7 +320,7 @@ def run(
     ----------
     methods
         Specs such as ``"snapkv:kernel=7"``; none means every ready policy. One name of a paper without settings runs
-        its claim check instead.
+        its claim check instead; ``full-cache`` alone asks from which length on the others are faster than it.
     model
         What `mintage.models.load_causal_lm` takes.
     contexts
@@ -310,8 +345,8 @@ def run(
     UserError
         Unknown methods or settings, contexts or budgets that leave nothing, missing data.
     """
-    if len(methods) == 1 and ":" not in methods[0] and catalog.find(methods[0], "keep").role == "paper":
-        row = catalog.find(methods[0], "keep")
+    row = catalog.find(methods[0].partition(":")[0], "keep") if len(methods) == 1 else None
+    if row is not None and ":" not in methods[0] and (row.role == "paper" or row.name == FULL):
         if row.status != "ready":
             raise UserError(row.problem or f"{row.name} is {row.status}, there is nothing to measure yet")
         check = importlib.import_module(f"mintage.keep.claims.{row.name.replace('-', '_')}").check
