@@ -21,7 +21,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from mintage import catalog
 from mintage.errors import UserError
@@ -120,7 +122,8 @@ def transfer(
     model, tokenizer
         A causal or masked LM, and what it was trained with: a fast tokenizer.
     target
-        The new one: a fast tokenizer.
+        The new one: a fast tokenizer, or a bare one of ``tokenizers``, which is given the special tokens and the chat
+        template of the old one.
     method
         A spec such as ``"zett"``, ``"fvt"``, ``"omp:sparsity=16"``, or an `EmbeddingTransfer`.
     texts
@@ -136,6 +139,8 @@ def transfer(
     if not isinstance(made, EmbeddingTransfer):
         raise UserError(f"{method} makes no embeddings; pass one of: {', '.join(_names())}")
     source = Parts(model, TokenBytes(tokenizer))
+    if isinstance(target, Tokenizer):
+        target = _dressed(target, tokenizer)
     if len(tokenizer) > len(source.input):
         raise UserError(
             f"the tokenizer has {len(tokenizer)} tokens, {type(model).__name__} embeds {len(source.input)}; "
@@ -153,6 +158,16 @@ def transfer(
         for weight, old in ((rows.input, source.input), (rows.output, source.output)):
             weight[places] = old[likes].to(weight.dtype)
         return Transferred(_with_rows(model, rows, target, source.tied), target, _report(source, wanted, made))
+
+
+def _dressed(bare: Tokenizer, old: Any) -> PreTrainedTokenizerFast:
+    """Give a bare tokenizer the special tokens of another, and its chat template."""
+    inner = Tokenizer.from_str(bare.to_str())
+    inner.add_special_tokens([token for token in old.added_tokens_decoder.values() if token.special])
+    roles = {role: getattr(old, role) for role in _ROLES if getattr(old, role, None)}
+    made = PreTrainedTokenizerFast(tokenizer_object=inner, **roles)
+    made.chat_template = old.chat_template
+    return made
 
 
 def _names() -> list[str]:

@@ -422,7 +422,7 @@ def _set_scalers(net: Hypernetwork, source: Parts) -> None:
     net.in_scaler.w.copy_(factor)
     net.in_scaler.b.copy_(offset)
     if net.shape.residual == "mean":  # predictions are differences, which start at nothing
-        spread = 0.2 * float(source.input.float().std())
+        spread = 0.5 * float(source.input.float().std())
         for one in (net.scaler, net.out_scaler):
             if one is not None:
                 one.w.fill_(spread)

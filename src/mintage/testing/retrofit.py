@@ -1,18 +1,24 @@
-"""Laws of the retrofit contracts: of what samples bytes, and of what merges tokens."""
+"""Laws of the retrofit contracts: of what samples bytes, of what merges tokens, and of what embeds new ones."""
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import replace
 from itertools import pairwise, product
+from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from mintage.errors import UserError
 from mintage.models import CausalLM, tiny_causal_lm
+from mintage.retrofit.composer import Parts
 from mintage.retrofit.contract import END, ByteSampler
 from mintage.retrofit.dynamic_tokens import DynamicTokens
+from mintage.retrofit.merging import TokenBytes
+from mintage.retrofit.transfer import EmbeddingTransfer, Transferred, transfer
 
 __all__ = ["LAWS"]
 
@@ -89,14 +95,20 @@ def what_cannot_be_is_refused(method: ByteSampler) -> None:
 _BATCH = ("some words and some more words, na\u00efve \u4f60\u597d\u4f60\u597d", "words again", "a\n\n  b")
 
 
-def _reader() -> CausalLM:
+def _reader(**settings: Any) -> CausalLM:
     """Make a small model over bytes."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=_tokenizer([]), pad_token="<pad>")
+    return CausalLM(tiny_causal_lm(vocab_size=len(tokenizer), pad_token_id=256, **settings), tokenizer, "tiny")
+
+
+def _tokenizer(pairs: list[tuple[str, str]]) -> Tokenizer:
+    """Make byte-level BPE with a few merges."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    inner = Tokenizer(models.BPE({letter: number for number, letter in enumerate(letters)}, []))
+    names = [*letters, *(one + other for one, other in pairs)]
+    inner = Tokenizer(models.BPE({name: number for number, name in enumerate(names)}, pairs))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>")
-    return CausalLM(tiny_causal_lm(vocab_size=len(tokenizer), pad_token_id=256), tokenizer, "tiny")
+    return inner
 
 
 def no_byte_is_lost_and_no_text_grows(method: DynamicTokens) -> None:
@@ -144,6 +156,77 @@ def embeddings_do_not_depend_on_the_order_or_on_what_is_remembered(method: Dynam
     assert torch.allclose(fresh.embed(batch)["inputs_embeds"], used.embed(batch)["inputs_embeds"], atol=1e-6)
 
 
+# -- embeddings of other tokens ----------------------------------------------------------------------------------------
+
+_PAIRS = [("w", "o"), ("wo", "r"), ("d", "s"), ("wor", "ds"), ("\u0120", "words")]
+
+
+def _transferred(method: EmbeddingTransfer, lm: CausalLM, target: Any = None) -> Transferred:
+    if target is None:
+        target = PreTrainedTokenizerFast(tokenizer_object=_tokenizer(_PAIRS), pad_token="[PAD]", eos_token="[END]")
+    return transfer(lm.model, lm.tokenizer, target, method, texts=_BATCH)
+
+
+def the_same_tokenizer_changes_no_bit(method: EmbeddingTransfer) -> None:
+    """Every token is known, so every row is copied, input and output, tied or not."""
+    for tied in (True, False) if method.copies else (True,):
+        lm = _reader(tie_word_embeddings=tied)
+        made = _transferred(method, lm, lm.tokenizer)
+        for name, weight in lm.model.state_dict().items():
+            assert torch.equal(made.model.state_dict()[name], weight), name
+        assert made.report["copied"] + made.report["special"] == made.report["tokens"] == len(lm.tokenizer)
+
+
+def permuting_the_tokens_permutes_their_rows(method: EmbeddingTransfer) -> None:
+    """A token's row depends on its bytes, not on its place nor on the tokens beside it."""
+    lm = _reader(tie_word_embeddings=True)
+    source, vocabulary = Parts(lm.model, TokenBytes(lm.tokenizer)), TokenBytes(_tokenizer(_PAIRS))
+    texts = [vocabulary.backend.encode(text).ids for text in _BATCH]
+    ready = method.fitted(source, vocabulary.tokens, texts)
+    order = torch.randperm(len(vocabulary.tokens), generator=torch.Generator().manual_seed(0))
+    plain = ready.rows(source, vocabulary.tokens)
+    other = ready.rows(source, [vocabulary.tokens[place] for place in order.tolist()])
+    assert torch.isfinite(plain.input).all()
+    assert torch.allclose(plain.input[order], other.input, atol=1e-5)
+    assert torch.allclose(plain.output[order], other.output, atol=1e-5)
+    some = ready.rows(source, vocabulary.tokens[-2:])
+    assert torch.allclose(plain.input[-2:], some.input, atol=1e-5)
+
+
+def the_model_is_an_ordinary_one_of_the_new_size(method: EmbeddingTransfer) -> None:
+    """Tied stays tied, ids of special tokens are the new ones, it saves and loads, the old model is as it was."""
+    lm = _reader(tie_word_embeddings=True)
+    before = {name: weight.clone() for name, weight in lm.model.state_dict().items()}
+    made = _transferred(method, lm)
+    model, size = made.model, len(made.tokenizer)
+    assert model.config.vocab_size == len(model.get_input_embeddings().weight) == size == 263
+    assert model.get_input_embeddings().weight.data_ptr() == model.get_output_embeddings().weight.data_ptr()
+    for held in (model.config, model.generation_config):
+        assert (held.pad_token_id, held.eos_token_id) == (made.tokenizer.pad_token_id, made.tokenizer.eos_token_id)
+    pad = lm.model.get_input_embeddings().weight[lm.tokenizer.pad_token_id]
+    assert torch.equal(model.get_input_embeddings().weight[made.tokenizer.pad_token_id], pad)  # matched by role
+    ids = torch.tensor([made.tokenizer(_BATCH[0])["input_ids"]])
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        model.save_pretrained(folder)
+        again = AutoModelForCausalLM.from_pretrained(folder)
+        assert torch.equal(again(ids).logits, model(ids).logits)
+    assert all(torch.equal(lm.model.state_dict()[name], weight) for name, weight in before.items())
+
+
+def tokenizers_that_do_not_fit_are_refused(method: EmbeddingTransfer) -> None:
+    """Tokens that are no bytes, and a model of fewer tokens than its tokenizer: one line each."""
+    lm = _reader(tie_word_embeddings=True)
+    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
+    larger = replace(lm, tokenizer=PreTrainedTokenizerFast(tokenizer_object=_tokenizer(_PAIRS)))
+    for wrong in (lambda: _transferred(method, lm, words), lambda: _transferred(method, larger)):
+        try:
+            wrong()
+        except UserError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+        else:
+            raise AssertionError("should have been refused")
+
+
 LAWS = (
     the_next_byte_has_probability_one,
     texts_up_to_the_longest_have_probability_one,
@@ -155,4 +238,8 @@ LAWS = (
     equal_texts_are_cut_alike_and_a_list_of_merges_repeats,
     without_merges_the_model_is_the_ordinary_one,
     embeddings_do_not_depend_on_the_order_or_on_what_is_remembered,
+    the_same_tokenizer_changes_no_bit,
+    permuting_the_tokens_permutes_their_rows,
+    the_model_is_an_ordinary_one_of_the_new_size,
+    tokenizers_that_do_not_fit_are_refused,
 )
