@@ -414,7 +414,8 @@ def diffrate(
             report=shown,
         )
     for found in made:
-        typer.echo(f"{found.share:.3f} of the multiply-adds; accuracy on images held out {found.notes.get('held out', 'unknown')}")
+        held_out = found.notes.get("held out", "not measured")
+        typer.echo(f"{found.share:.3f} of the multiply-adds; accuracy on images held out {held_out}")
     typer.echo(f"wrote {out}")
 
 
@@ -435,10 +436,10 @@ def composer(
     work: Annotated[Path, typer.Option(help="Keeps checkpoint and log; a killed run goes on.")] = Path(
         ".mintage/composer"
     ),
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 450,
-    warmup: Annotated[int, typer.Option(help="Of these, on the vocabulary alone.")] = 150,
-    lr: Annotated[float, typer.Option(help="Peak learning rate (cosine).")] = 1e-3,
-    layers: Annotated[int, typer.Option(help="Blocks of the model after which states are compared.")] = 4,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 1500,
+    warmup: Annotated[int, typer.Option(help="Of these, on the vocabulary alone.")] = 100,
+    lr: Annotated[float, typer.Option(help="Peak learning rate (cosine).")] = 2e-3,
+    layers: Annotated[int, typer.Option(help="Blocks of the model after which states are compared.")] = 6,
     hidden: Annotated[int, typer.Option(help="Width of the network.")] = 256,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
 ) -> None:
@@ -448,7 +449,7 @@ def composer(
 
       mintage train composer --out composer.safetensors
 
-      mintage train composer chemistry.txt --model ./my-model --steps 2000
+      mintage train composer chemistry.txt --model ./my-model --steps 3000
 
     Next: [bold]DynamicTokens(provider="composer.safetensors")[/bold], see the page on retrofitting
     """
