@@ -62,6 +62,16 @@ def test_every_head_has_one_vote(seed, heads, shift):
     assert torch.allclose(hard.floor().sum(-1), torch.full((2,), 4.0 * heads))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_votes_are_counted_in_float32_whatever_the_keys_are(seed):
+    """Scores near 300 would be rounded to whole numbers in bfloat16, and a softmax tells tenths apart."""
+    draw = torch.Generator().manual_seed(seed)
+    query = 6 * torch.randn(1, 4, 32, generator=draw).bfloat16()
+    key = 6 * torch.randn(400, 2, 32, generator=draw).bfloat16()
+    sizes = {"n_init": 2, "n_local": 8, "top_k": 24}
+    assert torch.equal(select_tokens(query, key, **sizes), select_tokens(query.float(), key.float(), **sizes))
+
+
 @given(st.integers(0, 999), st.integers(0, 4), st.integers(1, 6), st.integers(1, 60))
 @settings(max_examples=60, deadline=None)
 def test_the_choice_is_sorted_whole_and_blind_to_the_order_of_candidates(seed, n_init, n_local, top_k):

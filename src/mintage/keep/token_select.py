@@ -127,9 +127,9 @@ def select_tokens(
 
 
 def _scores(mean: Tensor, key: Float[Tensor, "batch groups candidates dim"]) -> Float[Tensor, "batch heads candidates"]:
-    """Scores of step 3: not divided by the root of the dimension, in float32 where votes are counted."""
-    grouped = mean.unflatten(1, (key.shape[1], -1)).to(key.dtype)
-    return (grouped @ key.transpose(-1, -2)).flatten(1, 2).float()
+    """Scores of step 3: not divided by the root of the dimension, so large that 16 bits would round them by tenths."""
+    grouped = mean.unflatten(1, (key.shape[1], -1)).float()
+    return (grouped @ key.float().transpose(-1, -2)).flatten(1, 2)
 
 
 # -- the policy ------------------------------------------------------------------------------------------------------
