@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import spearmanr
 from transformers import BertConfig, BertModel
 
+from mintage.errors import UserError
 from mintage.measure import Figure, Result
 from mintage.retrofit.claims import dynamic_tokens as claim
 
@@ -54,6 +55,7 @@ def small(tmp_path, monkeypatch, tiny_folder):
     )
     model = BertModel(config).eval()
     monkeypatch.setattr(claim, "minilm", lambda: (model, tokenizer))
+    monkeypatch.setattr(claim, "_NEEDED", {})
     return tmp_path
 
 
@@ -104,3 +106,9 @@ def test_rank_correlation_is_spearmans():
     one, other = draw.integers(0, 5, (3, 40)), draw.random((3, 40))
     wanted = [spearmanr(a, b).statistic for a, b in zip(one, other, strict=True)]
     assert np.allclose(claim._spearman(one, other), wanted)
+
+
+def test_a_missing_package_is_told_before_anything_is_measured(small, tiny_folder, monkeypatch):
+    monkeypatch.setattr(claim, "_NEEDED", {"no_such_module": "no-such-package"})
+    with pytest.raises(UserError, match="no_such_module is not installed; run: pip install no-such-package"):
+        claim.run(model=tiny_folder, work=small / "work")
