@@ -15,6 +15,7 @@ from mintage.cli.calibrate import calibrate
 from mintage.cli.generate import generate
 from mintage.cli.methods import methods
 from mintage.cli.report import report
+from mintage.cli.retrofit import app as retrofit
 from mintage.cli.segment import app as segment
 from mintage.cli.show import show
 from mintage.cli.train import app as train
@@ -36,6 +37,7 @@ app.command(rich_help_panel="Use")(generate)
 app.add_typer(train, name="train", rich_help_panel="Use")
 app.command(rich_help_panel="Use")(calibrate)
 app.add_typer(segment, name="segment", rich_help_panel="Use")
+app.add_typer(retrofit, name="retrofit", rich_help_panel="Use")
 app.add_typer(audit, name="audit", rich_help_panel="Use")
 app.command(rich_help_panel="Measure")(bench)
 app.command(rich_help_panel="Measure")(report)

@@ -254,11 +254,12 @@ def sit_slim(
     stages: Annotated[str, typer.Option(help="Blocks of each stage; a slimming follows all but the last.")] = "1,1,1,5",
     ratio: Annotated[float, typer.Option(help="Share of the patch tokens that every stage keeps.")] = 0.5,
     counts: Annotated[str, typer.Option(help="Numbers of tokens in the place of --ratio, e.g. 32,16,8.")] = "",
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 400,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 1000,
     lr: Annotated[float, typer.Option(help="Peak learning rate (cosine).")] = 1e-3,
     batch_rows: Annotated[int, typer.Option(help="Images per step.")] = 64,
     recover: Annotated[bool, typer.Option(help="Learn from the tokens of every block, not from logits only.")] = True,
-    recover_ratio: Annotated[float, typer.Option(help="Width of the modules that bring tokens back (paper: 4).")] = 4.0,
+    recover_ratio: Annotated[float, typer.Option(help="Width of the modules that bring tokens back (paper: 4).")] = 1.0,
+    init_std: Annotated[float, typer.Option(help="Of the modules' first weights (paper: 0.02, long training).")] = 0.16,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
 ) -> None:
@@ -290,6 +291,7 @@ def sit_slim(
             batch_rows=batch_rows,
             recover=recover,
             ratio=recover_ratio,
+            init_std=init_std,
             device=device,
             seed=seed,
             test=test_images() if images is None else None,
@@ -475,6 +477,70 @@ def composer(
         )
     told = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
     typer.echo(f"wrote {out}; nats per word on held-out texts: {told}")
+
+
+@app.command()
+def zett(
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Text files or folders, a text per line; default: from $MINTAGE_DATA.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="smollm2 (embedded), a folder, or a hub id.")] = "smollm2",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Safetensors file to write.")] = Path("zett.safetensors"),
+    work: Annotated[Path, typer.Option(help="Keeps checkpoint and log; a killed run goes on.")] = Path(".mintage/zett"),
+    steps: Annotated[int, typer.Option(help="Optimiser steps, a sampled tokenizer each.")] = 160,
+    warmup: Annotated[int, typer.Option(help="Of these, on the model's own vocabulary alone.")] = 0,
+    lr: Annotated[float, typer.Option(help="Peak learning rate (warm-up, then cosine).")] = 1e-3,
+    rows: Annotated[int, typer.Option(help="Texts per step.")] = 4,
+    tokens: Annotated[int, typer.Option(help="New tokens that are read of each.")] = 64,
+    size: Annotated[int, typer.Option(help="Tokens of a sampled vocabulary, as often half and twice as many.")] = 4096,
+    spread: Annotated[float, typer.Option(help="How much the noise on their scores varies (the paper: 4).")] = 2.0,
+    lexical: Annotated[float, typer.Option(help="Weight of known tokens staying as they are.")] = 0.1,
+    distil: Annotated[float, typer.Option(help="Weight of the model's states being as in its own tokens.")] = 1.0,
+    hidden: Annotated[int, typer.Option(help="Width of the network.")] = 192,
+    residual: Annotated[str, typer.Option(help="mean: start from FVT; none: the paper's network.")] = "mean",
+    bf16: Annotated[bool, typer.Option(help="Compute the loss in bfloat16.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+) -> None:
+    """Train a hypernetwork: what gives the tokens of any tokenizer embeddings that one model can read.
+
+    [dim]Examples[/dim]
+
+      mintage train zett --out zett.safetensors
+
+      mintage train zett corpus/ --model ./my-model --residual none --steps 20000 --warmup 2000 --distil 0
+
+    Next: [bold]mintage retrofit transfer --method zett:weights=zett.safetensors --tokenizer german -o out[/bold]
+    """
+    from mintage.data import Corpus
+    from mintage.models import load_causal_lm
+    from mintage.retrofit.zett_training import train_zett, training_texts
+
+    read = {"text": list(Corpus(*texts))} if texts else training_texts()
+    with _Stages() as stages:
+        train_zett(
+            load_causal_lm(model, dtype="float32", device=device),
+            read,
+            out,
+            folder=work,
+            steps=steps,
+            warmup=warmup,
+            lr=lr,
+            rows=rows,
+            tokens=tokens,
+            size=size,
+            spread=spread,
+            lexical=lexical,
+            distil=distil,
+            hidden=hidden,
+            residual=residual,
+            bf16=bf16,
+            device=device,
+            seed=seed,
+            command="mintage " + " ".join(sys.argv[1:]),
+            report=stages,
+        )
+    typer.echo(f"wrote {out}")
 
 
 class _Stages:

@@ -181,33 +181,38 @@ class Hypernetwork(nn.Module):
         pad
             What is no part.
         """
-        mask, beyond = surface != pad, surface >= self.vocabulary
+        count = (surface != pad).sum(1)
+        order, made = count.argsort(), []
+        for parts, tokens in zip(*map(Tensor.tolist, count[order].unique_consecutive(return_counts=True)), strict=True):
+            some = order[sum(len(rows.input) for rows in made) :][:tokens]  # as many parts, so that no padding is read
+            made.append(self._predict(surface[some, : max(parts, 1)], embeddings, pad))
+        first, second, bias = (
+            torch.cat([getattr(rows, n) for rows in made])[order.argsort()] for n in Composed._fields
+        )
+        return Composed(first, first if self.shape.tied else second, bias)
+
+    def _predict(self, surface: Tensor, embeddings: Tensor, pad: int) -> Composed:
+        """Predict embeddings of tokens of as many parts."""
+        beyond = surface >= self.vocabulary
         known = embeddings[surface.clamp_max(self.vocabulary - 1)].to(self.bias_projection.weight.dtype)
-        extra = self.fallback_embeddings((surface - self.vocabulary).clamp(0, self.shape.fallback - 1))
-        read = torch.where(beyond[..., None], extra, self.in_scaler(known))  # learnt at the scale that is read
-        states = self._first_states(read, mask.sum(1))
+        read = self.in_scaler(known)
+        if bool(beyond.any()):  # learnt at the scale that is read
+            extra = self.fallback_embeddings((surface - self.vocabulary).clamp(0, self.shape.fallback - 1))
+            read = torch.where(beyond[..., None], extra, read)
+        places = torch.arange(surface.shape[1], device=surface.device).expand(surface.shape)
+        x = self.input_projection(read)
+        states = self.model(inputs_embeds=x, position_ids=places).last_hidden_state[:, 0]
         first = self.scaler(self.output_projection(states))
         second = first
         if self.output_projection_out is not None and self.out_scaler is not None:
             second = self.out_scaler(self.output_projection_out(states))
         if self.shape.residual == "mean":
-            inside = mask & ~beyond
+            inside = (surface != pad) & ~beyond
             share = inside / inside.sum(1, keepdim=True).clamp_min(1)
             mean = (share[..., None].to(known.dtype) * known).sum(1)
             first = first + mean[:, : self.shape.width]
             second = first if self.shape.tied else second + mean[:, self.shape.width :]
         return Composed(first, second, self.bias_projection(states)[:, 0])
-
-    def _first_states(self, read: Tensor, count: Tensor) -> Tensor:
-        """Encode tokens of as many parts together, so that no padding is read, and return their first states."""
-        order = count.argsort()
-        made = []
-        for parts, tokens in zip(*map(Tensor.tolist, count[order].unique_consecutive(return_counts=True)), strict=True):
-            some = order[sum(map(len, made)) :][:tokens]
-            x = self.input_projection(read[some, : max(parts, 1)])
-            places = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
-            made.append(self.model(inputs_embeds=x, position_ids=places).last_hidden_state[:, 0])
-        return torch.cat(made)[order.argsort()]
 
 
 def surface_forms(parts: Sequence[Sequence[int]], length: int, *, pad: int, empty: int) -> Int[Tensor, "tokens length"]:

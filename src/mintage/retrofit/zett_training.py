@@ -179,6 +179,8 @@ class ZettRecipe:
         Texts per batch, and the new tokens that are read of each.
     size
         Of a sampled vocabulary, which is as often half and twice as large.
+    spread
+        Of the noise, see `TokenizerSampler`.
     identity
         Own tokens per batch of the warm-up.
     lexical
@@ -199,6 +201,7 @@ class ZettRecipe:
         rows: int = 4,
         tokens: int = 64,
         size: int = 4096,
+        spread: float | int = 4.0,
         identity: int = 2048,
         lexical: float | int = 0.5,
         distil: float | int = 0.0,
@@ -208,7 +211,9 @@ class ZettRecipe:
         self.vocabulary = TokenBytes(lm.tokenizer)
         self.source = Parts(lm.model, self.vocabulary)
         self.size = size
-        self.samplers = [TokenizerSampler(self.vocabulary, some, largest=2 * size) for some in texts.values()]
+        self.samplers = [
+            TokenizerSampler(self.vocabulary, some, largest=2 * size, spread=spread) for some in texts.values()
+        ]
         self.texts, self.warmup, self.rows, self.tokens = [list(t) for t in texts.values()], warmup, rows, tokens
         amount = np.sqrt([sum(map(len, some)) for some in self.texts])  # so that small kinds are read, too
         self.share = amount / amount.sum()
@@ -317,12 +322,13 @@ def train_zett(
     output: str | Path,
     *,
     folder: str | Path,
-    steps: int = 300,
+    steps: int = 160,
     warmup: int = 0,
     lr: float = 1e-3,
     rows: int = 4,
     tokens: int = 64,
     size: int = 4096,
+    spread: float = 2.0,
     lexical: float = 0.1,
     distil: float = 1.0,
     hidden: int = 192,
@@ -349,8 +355,8 @@ def train_zett(
     steps, warmup, lr, bf16, seed
         Optimiser steps in all, and of these on the model's own vocabulary alone, which ``residual="none"`` needs (a
         network that starts at the mean of the parts knows it); see `mintage.train.Settings`.
-    rows, tokens, size, lexical, distil
-        See `ZettRecipe`.
+    rows, tokens, size, spread, lexical, distil
+        See `ZettRecipe`. Less noise than in the paper makes tokenizers that are more like trained ones.
     hidden, layers, residual
         See `mintage.retrofit.zett.HypernetworkShape`.
     device
@@ -390,6 +396,7 @@ def train_zett(
         rows=rows,
         tokens=tokens,
         size=size,
+        spread=spread,
         lexical=lexical,
         distil=distil,
         seed=seed,

@@ -1,0 +1,152 @@
+"""Embeddings without a trained network: equal to an independent reference, and to what their papers say."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mintage.errors import UserError
+from mintage.retrofit.composer import Parts
+from mintage.retrofit.heuristics import (
+    FOCUS,
+    FVT,
+    OMP,
+    WECHSEL,
+    Lexical,
+    MeanRow,
+    focus_weights,
+    nearest_mixture,
+    pursuit,
+    sparsemax,
+    static_embeddings,
+)
+from mintage.retrofit.merging import TokenBytes
+from mintage.testing.retrofit import _reader
+
+VECTORS = Path(__file__).parents[1] / "vectors" / "zett" / "heuristics.npz"
+
+
+@pytest.fixture(scope="module")
+def held():
+    return np.load(VECTORS)
+
+
+@pytest.fixture(scope="module")
+def source():
+    lm = _reader(tie_word_embeddings=True)
+    return Parts(lm.model, TokenBytes(lm.tokenizer))
+
+
+def _tensor(held, name):
+    return torch.from_numpy(held[name])
+
+
+def test_fvt_equals_the_reference(held):
+    class Reference(Parts):
+        def __init__(self):
+            self.input = self.output = _tensor(held, "source_embeddings")
+            self.tied = True
+
+        def of(self, tokens):
+            return [[int(i) for i in row if i >= 0] for row in held["target_segmentation"]]
+
+    made = FVT().rows(Reference(), [b"?"] * len(held["fvt"]))
+    assert (made.input - _tensor(held, "fvt")).abs().max() < 1e-8
+
+
+def test_focus_equals_the_reference(held):
+    overlap = _tensor(held, "overlap_mask")
+    source, target = (json.loads(bytes(held[f"{side}_tokens_json"])) for side in ("source", "target"))
+    vectors = _tensor(held, "aux_target")
+    weights = focus_weights(vectors[~overlap], vectors[overlap])
+    assert (weights - _tensor(held, "focus_weights")[~overlap]).abs().max() < 1e-8
+    names = [source.index(token) for token, known in zip(target, overlap, strict=True) if known]
+    made = weights @ _tensor(held, "source_embeddings")[names]
+    assert (made - _tensor(held, "focus")[~overlap]).abs().max() < 1e-8
+
+
+def test_wechsel_equals_the_reference(held):
+    made = nearest_mixture(
+        _tensor(held, "aux_target"),
+        _tensor(held, "aux_source"),
+        _tensor(held, "source_embeddings"),
+        k=int(held["wechsel_k"]),
+        temperature=float(held["wechsel_temperature"]),
+    )
+    assert (made - _tensor(held, "wechsel")).abs().max() < 1e-8
+
+
+@given(st.lists(st.lists(st.floats(-5, 5), min_size=4, max_size=4), min_size=1, max_size=5))
+def test_sparsemax_is_the_nearest_point_of_the_simplex(rows):
+    scores = torch.tensor(rows, dtype=torch.float64)
+    made = sparsemax(scores)
+    assert (made >= 0).all()
+    assert torch.allclose(made.sum(-1), torch.ones(len(rows), dtype=torch.float64))
+    corners = torch.eye(4, dtype=torch.float64)
+    inner = ((scores - made)[:, None] * (corners - made[:, None])).sum(-1)
+    assert (inner <= 1e-9).all()  # what is left points away from every corner
+
+
+def test_pursuit_finds_what_was_mixed():
+    known = torch.randn(40, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    wanted = torch.stack([known[3] * 2 - known[17], known[5] + 0.5 * known[30]])
+    places, weights = pursuit(wanted, known, sparsity=2)
+    assert [sorted(row) for row in places.tolist()] == [[3, 17], [5, 30]]
+    assert torch.allclose((weights[..., None] * known[places]).sum(1), wanted, atol=1e-4)
+
+
+def test_pursuit_agrees_with_scikit_learn():
+    linear = pytest.importorskip(
+        "sklearn.linear_model", reason="scikit-learn is no dependency"
+    )
+    generator = torch.Generator().manual_seed(1)
+    known = torch.randn(40, 24, generator=generator, dtype=torch.float64)
+    new = torch.randn(6, 24, generator=generator, dtype=torch.float64)
+    places, _ = pursuit(new, known, sparsity=5)
+    atoms = torch.nn.functional.normalize(known, dim=-1)
+    theirs = linear.orthogonal_mp(atoms.T.numpy(), new.T.numpy(), n_nonzero_coefs=5)
+    assert [sorted(row) for row in places.tolist()] == [sorted(np.flatnonzero(c).tolist()) for c in theirs.T]
+
+
+def test_tokens_in_like_company_have_like_vectors():
+    """0 and 1 stand between the same neighbours, 2 between others."""
+    texts = [[4, 0, 5] * 20, [4, 1, 5] * 20, [6, 2, 7] * 20]
+    made = torch.nn.functional.normalize(static_embeddings(texts, 9, dim=4), dim=-1)
+    assert made[0] @ made[1] > 0.9 > 0.5 > made[0] @ made[2]
+    assert made[8].norm() == 0  # never seen
+    with pytest.raises(UserError, match="no text"):
+        static_embeddings([[1]], 3)
+
+
+def test_known_tokens_are_copied_and_others_filled(source):
+    tokens = [b"a", b"ab", b"b"]
+    for method in (Lexical(), MeanRow()):
+        made = method.rows(source, tokens).input
+        assert torch.equal(made[[0, 2]], source.input[[source.vocabulary.ids[t] for t in (b"a", b"b")]])
+    assert torch.allclose(MeanRow().rows(source, tokens).input[1], source.input.mean(0))
+    drawn = [Lexical(seed=seed).rows(source, [b"ab"]).input for seed in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_learned_mixtures_are_of_known_rows(source):
+    vocabulary = [b"a", b"b", b"ab", b"c", b"d"]
+    texts = [[2, 3, 0, 4, 2, 3, 1, 4] * 10]
+    for method in (FOCUS(dim=3), WECHSEL(dim=3, k=2)):
+        row = method.fitted(source, vocabulary, texts).rows(source, [b"ab"]).input[0]
+        known = source.input[[source.vocabulary.ids[t] for t in (b"a", b"b", b"c", b"d")]]
+        weights = torch.linalg.lstsq(known.T, row[:, None]).solution[:, 0]
+        assert torch.allclose(weights @ known, row, atol=1e-5)  # within the hull of what is known
+        assert weights.sum() == pytest.approx(1, abs=1e-4)
+        assert weights.min() > -1e-4
+
+
+def test_mistakes_are_one_line(source):
+    with pytest.raises(UserError, match="has learnt no vectors yet"):
+        OMP().rows(source, [b"ab"])
+    with pytest.raises(UserError, match="none of the tokens"):
+        FOCUS(dim=2).fitted(source, [b"ab", b"cd"], [[0, 1] * 9]).rows(source, [b"ab"])
