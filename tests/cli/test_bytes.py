@@ -41,3 +41,33 @@ def test_what_is_about_tokens_is_refused(said, option):
     done = said("--bytes", *option)
     assert done.status == 2
     assert done.err.startswith(f"mintage: {option[0]} is about tokens")
+
+
+def test_a_model_that_cannot_fill_in_is_told(said):
+    done = said("--suffix", "and the end")
+    assert done.status == 2
+    assert done.err.startswith("mintage: this model has no tokens to fill in the middle with")
+    assert done.err.count("\n") == 1
+    assert said("--suffix", "x", "--system", "Be brief.").err.startswith("mintage: --system is part of a chat")
+
+
+@pytest.mark.parametrize("more", [(), ("--ensemble",)])
+def test_the_middle_is_written(mintage, tiny_folder, tmp_path, more):
+    """A model with control tokens of its own; what is written goes on from the last word of the prompt."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"], "bos_token": "<s>"}
+    )
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(tmp_path / "fim")
+    tokenizer.save_pretrained(tmp_path / "fim")
+    options = (*more, *([str(tmp_path / "fim")] if more else []))
+    done = mintage(
+        "generate", "def f(x):\n    retu", "--suffix", "\n\nprint(f(1))", "--model", str(tmp_path / "fim"),
+        "--dtype", "float32", "-n", "8", *options,
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    assert re.search(r"\d+ bytes in", done.err)

@@ -23,7 +23,16 @@ def test_keep(method, law):
     law(method.tiny())
 
 
-@parametrize_with_laws("retrofit")
+_OPEN = "one token back is not far enough: what was written before is read as if it had been cut there on purpose"
+
+
+@parametrize_with_laws(
+    "retrofit",
+    expected_failures={
+        ("token-healing", "texts_up_to_the_longest_have_probability_one"): _OPEN,
+        ("token-healing", "a_state_kept_up_to_date_is_the_one_made_anew"): _OPEN,
+    },
+)
 def test_retrofit(method, law):
     law(method.tiny())
 

@@ -255,6 +255,36 @@ def test_what_cannot_be_is_told(wrong):
     assert "\n" not in str(told.value)
 
 
+def test_bytes_that_are_no_text_are_accepted_where_tokens_exist():
+    """0xFF begins no character; over single bytes it can be scored, and what follows it too."""
+    vocabulary = ByteVocabulary.of(byte_level())
+    lm = ByteLM(law=random_law(257), vocabulary=vocabulary, end=(256,), tolerance=0.0)
+    state = lm.start("Kä".encode()[:2])
+    assert np.exp(state.logprobs()).sum() == pytest.approx(1)
+    assert lm.logprob("Kä".encode()[:2]) < 0
+    with pytest.raises(UserError) as told:
+        lm.start(b"\xff")
+    assert "cannot write" in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_an_empty_prompt_is_the_beginning_of_a_text(lm):
+    made = ByteLM.of(lm, tolerance=0.0)
+    assert np.exp(made.next_byte_logprobs(b"")).sum() == pytest.approx(1)
+    assert made.logprob(b"") == 0.0
+    assert [c.tokens for c in made.cover_encodings(b"")] == [()]
+
+
+def test_a_long_text_is_encoded_in_parts(lm):
+    """Covers are the same whether the settled part of a text is encoded with the rest or before it."""
+    made = ByteLM.of(lm, tolerance=0.0)
+    text = b"the sea and the se, " * 8 + b"of the se"
+    before, settled = made._settled(text)
+    assert settled == sum(len(made.vocabulary.tokens[t]) for t in before) > 0
+    for left, tokens in made._lefts(text):
+        assert tokens == made.vocabulary.encode(text[: len(text) - left])
+
+
 def _fast(tokenizer):
     from transformers import PreTrainedTokenizerFast
 

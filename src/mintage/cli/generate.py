@@ -40,6 +40,12 @@ def generate(
         list[str] | None,
         typer.Option(help="A further model, with any tokenizer, that votes on every byte; repeat. Implies --bytes."),
     ] = None,
+    suffix: Annotated[
+        str | None,
+        typer.Option(
+            help="Fill in what stands between the prompt and this text, with a model trained for it. Implies --bytes."
+        ),
+    ] = None,
     draft_model: Annotated[
         str | None,
         typer.Option(
@@ -94,7 +100,7 @@ def generate(
         raise UserError("--system is part of the chat, which --raw leaves out; put it into the prompt, or drop --raw")
     if compare and not max_new_tokens:
         raise UserError("--compare needs at least 1 new token; pass --max-new-tokens 1 or more")
-    if by_bytes or ensemble:
+    if by_bytes or ensemble or suffix is not None:
         others = {
             "--draft": draft not in (None, "none"),
             "--keep": keep is not None,
@@ -107,10 +113,12 @@ def generate(
         for option, given in others.items():
             if given:
                 raise UserError(f"{option} is about tokens and does not go with --bytes; drop one of them")
+        if suffix is not None and system is not None:
+            raise UserError("--system is part of a chat, which --suffix leaves out; drop one of them")
         names = [model, *(ensemble or ())]
         lms = [load_causal_lm(name, dtype=dtype, device=device) for name in names]
         sampling = {"temperature": temperature, "top_p": top_p, "seed": seed}
-        _by_bytes(lms, text, max_new_tokens, sampling, raw=raw, system=system, stream=stream)
+        _by_bytes(lms, text, max_new_tokens, sampling, raw=raw, system=system, suffix=suffix, stream=stream)
         return
     if keep is not None:
         policy = _policy(keep, draft=draft, compile=compile, table=table)
@@ -220,7 +228,15 @@ def _sameness(lm: Any, ids: Any, drafted: Any, plain: Any) -> str:
 
 
 def _by_bytes(
-    lms: list[Any], text: str, number: int, sampling: dict[str, Any], *, raw: bool, system: str | None, stream: bool
+    lms: list[Any],
+    text: str,
+    number: int,
+    sampling: dict[str, Any],
+    *,
+    raw: bool,
+    system: str | None,
+    suffix: str | None,
+    stream: bool,
 ) -> None:
     """Write bytes, by one model or by several that vote."""
     import codecs
@@ -228,7 +244,10 @@ def _by_bytes(
 
     from mintage.retrofit import ByteEnsemble, ByteLM
 
-    if raw:
+    if suffix is not None:  # the last word of the prompt, which may be cut, is the same for all
+        prompts = [ByteLM.of(lm).infilling(text.encode(), suffix.encode()) for lm in lms]
+        models, prefix = [model for model, _ in prompts], prompts[0][1]
+    elif raw:
         models, prefix = [ByteLM.of(lm) for lm in lms], text.encode()
     else:  # the chat's control tokens are no text: covers must not cross them
         chats = [lm.encode(text, system=system)[0].tolist() for lm in lms]

@@ -24,7 +24,7 @@ import bisect
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -36,6 +36,7 @@ from tokenizers import Tokenizer
 from mintage.errors import UserError
 from mintage.models import CausalLM
 from mintage.retrofit.contract import END, ByteSampler, ByteState
+from mintage.retrofit.infill import FimTokens, Order, infill_prompt
 from mintage.retrofit.validity import ASK, Validity
 
 __all__ = [
@@ -53,6 +54,8 @@ TokenLaw = Callable[[Tokens], NDArray[np.float64]]
 
 _SEPARATORS = 2  # words of context in which an encoding is checked
 _KEPT = 512  # laws and masks remembered
+_SLACK = 64  # bytes of a long text that are encoded anew, beside the longest token
+_AT_ONCE = 6  # laws taken from one forward
 _NO_CONTEXT = "a model needs one token to start from; pass a context, e.g. its end-of-text token"
 
 
@@ -197,7 +200,7 @@ class ByteVocabulary:
 
     def follows(self, left: Tokens, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Say of each token whether `left` and it together are a valid encoding."""
-        tail = self._tail(left)
+        tail = self.last_words(left)
         mask = self._masks.get(tail)
         if mask is None:
             told = None if self._validity is None else self._validity.after(tail)
@@ -225,7 +228,7 @@ class ByteVocabulary:
         for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False):
             yield encoding.ids
 
-    def _tail(self, left: Tokens) -> Tokens:
+    def last_words(self, left: Tokens) -> Tokens:
         """Return the last words of an encoding: what comes before them does not bear on what follows."""
         words = 0
         for place in range(len(left) - 1, -1, -1):
@@ -295,14 +298,17 @@ class ModelLaw:
         if same < len(self._read):
             self._cache.crop(-(len(self._read) - same))
         ids = torch.tensor([tokens[same:]], device=self.model.device)
-        logits = self.model(ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1).logits[0, -1]
+        kept = min(len(tokens) - same, _AT_ONCE)
+        logits = self.model(ids, past_key_values=self._cache, use_cache=True, logits_to_keep=kept).logits[0]
         self._read = list(tokens)
         self.forwards += 1
-        law = logits.double().log_softmax(-1).cpu().numpy()
-        self._known[tokens] = law
-        if len(self._known) > _KEPT // 8:
+        laws = logits.double().log_softmax(-1).cpu().numpy()
+        for back, law in enumerate(laws[::-1]):  # those of shorter encodings come with it, and covers begin with them
+            self._known[tokens[: len(tokens) - back]] = law
+        while len(self._known) > _KEPT // 8:
             self._known.popitem(last=False)
-        return law
+        self._known.move_to_end(tokens)
+        return self._known[tokens]
 
     @torch.inference_mode()
     def score(self, tokens: Tokens, first: int) -> float:
@@ -388,7 +394,7 @@ class ByteLM(ByteSampler):
     def start(self, prefix: bytes = b"") -> _State:
         """Find the covers of a text."""
         text = self.vocabulary.prefix + prefix
-        tokens, weight, groups = self._search(text)
+        tokens, weight, groups, _ = self._search(text)
         if tokens is None and not groups:
             raise UserError(
                 f"the model's tokens cannot write {text[-8:]!r}; bytes without a token: "
@@ -396,17 +402,61 @@ class ByteLM(ByteSampler):
             )
         return _State(self, text, tokens, weight, groups)
 
+    def infilling(
+        self, prefix: bytes, suffix: bytes, *, fim: FimTokens | None = None, order: Order = "psm"
+    ) -> tuple[ByteLM, bytes]:
+        """Return the model with a fill-in-the-middle prompt before it, and the text that the middle goes on from.
+
+        Parameters
+        ----------
+        prefix, suffix
+            What the middle stands between; the prefix may end within a word.
+        fim
+            The model's control tokens; default: the usual ones, where its tokenizer has them.
+        order
+            ``"psm"`` or ``"spm"``, as the model was trained.
+
+        Raises
+        ------
+        UserError
+            The model has no such tokens.
+        """
+        fim = FimTokens.of(self.vocabulary.tokenizer) if fim is None else fim
+        before, last = infill_prompt(self.vocabulary.encode, fim, prefix, suffix, order)
+        end = (*self.end, *(token for token in fim.end if token not in self.end))
+        return replace(self, context=(*self.context, *before), end=end), last
+
+    def infill(
+        self,
+        prefix: bytes,
+        suffix: bytes,
+        max_bytes: int = 64,
+        *,
+        fim: FimTokens | None = None,
+        order: Order = "psm",
+        **settings: Any,
+    ) -> bytes:
+        """Write what stands between two texts; `settings` are those of `stream`."""
+        model, last = self.infilling(prefix, suffix, fim=fim, order=order)
+        return model.generate(last, max_bytes, **settings)
+
+    def opened(
+        self, text: bytes, token: int, logp: float, longer: NDArray[np.int64], logw: NDArray[np.float64]
+    ) -> _State:
+        """Return the state after a text that is this token, or the beginning of one of the longer ones."""
+        kept = logw > -np.inf
+        return _State(self, text, (token,), logp, (_Group((), longer[kept], logw[kept], len(text)),))
+
     def cover_encodings(self, prefix: bytes) -> list[Cover]:
         """List the cover encodings of a text with their log-probabilities given the context, the likeliest first."""
         text = self.vocabulary.prefix + prefix
-        tokens, weight, groups = self._search(text)
+        tokens, weight, groups, shared = self._search(text)
         found = [] if tokens is None else [Cover(tokens, weight)]
         found += [
             Cover((*group.left, int(v)), float(w))
             for group in groups
             for v, w in zip(group.ids, group.logw, strict=True)
         ]
-        shared = self._shared(text)
         base = self._score(shared)
         return sorted((Cover(c.tokens, c.logprob + base) for c in found), key=lambda c: -c.logprob)
 
@@ -429,19 +479,28 @@ class ByteLM(ByteSampler):
     def _lefts(self, text: bytes) -> list[tuple[int, Tokens]]:
         """Every canonical encoding that a cover may begin with, and how many bytes are left for its last token."""
         found = []
+        before, settled = self._settled(text)
         for left in range(1, min(len(text), self.vocabulary.longest) + 1):
             if len(self.vocabulary.starting(text[len(text) - left :])):
-                tokens = self.vocabulary.encode(text[: len(text) - left])
+                tokens = self.vocabulary.encode(text[settled : len(text) - left])
                 if tokens is not None:
-                    found.append((left, tokens))
+                    found.append((left, (*before, *tokens)))
         return found
 
-    def _shared(self, text: bytes) -> Tokens:
+    def _settled(self, text: bytes) -> tuple[Tokens, int]:
+        """Tokens of a long text that all covers begin with, and how many bytes they are."""
+        end = len(text) - self.vocabulary.longest - _SLACK
+        while end > 0 and text[end] & 0xC0 == 0x80:
+            end -= 1
+        tokens = self.vocabulary.encode(text[:end]) if end > 0 else None
+        if tokens is None:
+            return (), 0
+        before = tokens[: len(tokens) - len(self.vocabulary.last_words(tokens))]
+        return before, sum(int(self.vocabulary.length[t]) for t in before)
+
+    @staticmethod
+    def _shared(lists: list[Tokens]) -> Tokens:
         """Tokens that all covers of a text begin with; weights are given relative to them."""
-        lists = [tokens for _, tokens in self._lefts(text)]
-        whole = self.vocabulary.encode(text)
-        if whole is not None:
-            lists.append(whole)
         if not lists:
             return ()
         least, most = min(lists), max(lists)
@@ -450,13 +509,14 @@ class ByteLM(ByteSampler):
         )
         return least[:same]
 
-    def _search(self, text: bytes) -> tuple[Tokens | None, float, tuple[_Group, ...]]:
+    def _search(self, text: bytes) -> tuple[Tokens | None, float, tuple[_Group, ...], Tokens]:
+        """Return the encoding of a text, its weight, its other covers, and what all share, which no weight counts."""
         if not text:
-            return (), 0.0, ()
-        shared = self._shared(text)
-        whole = self.vocabulary.encode(text)
+            return (), 0.0, (), ()
+        whole, lefts = self.vocabulary.encode(text), self._lefts(text)
+        shared = self._shared([tokens for _, tokens in lefts] + ([] if whole is None else [whole]))
         groups = []
-        for left, tokens in self._lefts(text):
+        for left, tokens in lefts:
             ids = self.vocabulary.starting(text[len(text) - left :])
             law = self.next(tokens)
             ids = ids[(ids < len(law))]
@@ -465,7 +525,7 @@ class ByteLM(ByteSampler):
             if len(ids):
                 groups.append(_Group(tokens, ids, self._weight(shared, tokens) + law[ids], left))
         weight = -np.inf if whole is None else self._weight(shared, whole)
-        return whole, weight, tuple(groups)
+        return whole, weight, tuple(groups), shared
 
     def _weight(self, shared: Tokens, tokens: Tokens) -> float:
         """Log-probability of `tokens` after `shared`, with which they begin."""

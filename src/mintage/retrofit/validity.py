@@ -340,16 +340,18 @@ class Validity:
         owners, strings = [], []
         for token, raw in enumerate(tokens):
             if raw and token not in alike and raw[0] & 0xC0 != 0x80:
-                for string in completions(raw) if cutting else [""]:
+                for string in completions(raw) if cutting or not _whole(raw) else [""]:
                     owners.append(token)
                     strings.append(string)
         owners = np.array(owners, int)
-        if cutting:
-            first = [e.ids[:1] for e in tokenizer.encode_batch_fast(strings, add_special_tokens=False)]
-            alone = np.array([ids == [owner] for ids, owner in zip(first, owners, strict=True)], bool)
-        else:
-            alone = np.isin(owners, np.flatnonzero(neighbours.reachable))
-        cuts = Cuts(tokenizer.pre_tokenizer if cutting else None, named, exact, strings)
+        first = [e.ids[:1] for e in tokenizer.encode_batch_fast(strings, add_special_tokens=False)]
+        alone = np.array(
+            [ids == [owner] if ids else neighbours.reachable[owner] for ids, owner in zip(first, owners, strict=True)],
+            bool,
+        )
+        cuts = Cuts(
+            tokenizer.pre_tokenizer if cutting else None, named, exact, strings if cutting else [""] * len(owners)
+        )
         added = [t["content"].encode() for t in held.get("added_tokens", []) if not t["special"]]
         return cls(neighbours, cuts, owners, alone, tokens, added)
 
@@ -415,6 +417,14 @@ def _ends(tokens: Sequence[bytes], left: Sequence[int], string: str, begin: int)
             ends.add(len(raw[:at].decode()))
         at -= len(tokens[token])
     return ends | {0}
+
+
+def _whole(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _byte_tokens(vocab: dict[str, int]) -> list[int]:
