@@ -393,12 +393,12 @@ class TokenBytes:
         decoders = held.get("decoder") or {}
         kinds = {step["type"] for step in [decoders, *decoders.get("decoders", ())] if "type" in step}
         if "ByteLevel" in kinds:
-            self.bytes_of, self._letters = _byte_level, _alphabet()
+            self.bytes_of, self.letters = _byte_level, _alphabet()
         elif kind == "WordPiece":
             self._mark = held["model"]["continuing_subword_prefix"]
-            self.bytes_of, self._letters = self._of_wordpiece, None
+            self.bytes_of, self.letters = self._of_wordpiece, None
         elif kind == "Unigram" or kinds & {"Metaspace", "ByteFallback"} or held["model"].get("byte_fallback"):
-            self.bytes_of, self._letters = _of_sentencepiece, None
+            self.bytes_of, self.letters = _of_sentencepiece, None
         else:
             raise UserError(
                 f"tokens of this {kind} tokenizer cannot be read as bytes; pass a byte-level BPE (GPT-2, Llama 3, "
@@ -430,8 +430,8 @@ class TokenBytes:
         known = self.ids.get(token)
         if known is not None:
             return [known]
-        if self._letters is not None:
-            text = token.decode("latin-1").translate(self._letters)
+        if self.letters is not None:
+            text = token.decode("latin-1").translate(self.letters)
         else:
             try:
                 text = token.decode()
