@@ -196,9 +196,8 @@ def light(monkeypatch, tiny_folder):
     if ("train", "vit") in VERBS:
         from mintage.reduce import vit_training
 
-        trained = only_bind(vit_training.train_vit)
-        told = SimpleNamespace(notes={"test": "{}"})
-        monkeypatch.setattr(vit_training, "train_vit", lambda *a, **k: trained(*a, **k) and told)
+        trained, tested = only_bind(vit_training.train_vit), SimpleNamespace(notes={"test": "{}"})
+        monkeypatch.setattr(vit_training, "train_vit", lambda *a, **k: trained(*a, **k) and tested)
     if ("train", "sit-slim") in VERBS:
         from mintage import vision
         from mintage.reduce import lessons, sit_slim_training, sparsifiner_training
