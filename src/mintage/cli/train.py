@@ -318,7 +318,7 @@ def sparsifiner(
     keep_rate: Annotated[float, typer.Option(help="Share of the keys that a patch reads.")] = 0.25,
     prune: Annotated[float, typer.Option(help="Share of the patches that stay at layers 3, 6 and 9; 1 is all.")] = 1.0,
     steps: Annotated[int, typer.Option(help="Steps of phase 1: predictors learn the attention.")] = 300,
-    lr: Annotated[float, typer.Option(help="Peak learning rate of phase 1.")] = 5e-3,
+    lr: Annotated[float, typer.Option(help="Peak learning rate of phase 1.")] = 1e-2,
     tuning_steps: Annotated[int, typer.Option(help="Steps of phase 2: the transformer learns under the masks.")] = 200,
     tuning_lr: Annotated[float, typer.Option(help="Peak learning rate of phase 2.")] = 3e-4,
     batch_rows: Annotated[int, typer.Option(help="Images per step.")] = 64,

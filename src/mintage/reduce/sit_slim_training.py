@@ -297,6 +297,7 @@ def train_self_slimmed(
     stages: Sequence[int],
     slim_ratio: float = 0.5,
     counts: Sequence[int] = (),
+    init_std: float = 0.02,
     recover: bool = True,
     seed: int = 0,
     test: Images | None = None,
@@ -314,7 +315,7 @@ def train_self_slimmed(
         Safetensors file to write, see `Slimming.save`.
     folder
         Keeps checkpoint and log.
-    stages, slim_ratio, counts
+    stages, slim_ratio, counts, init_std
         See `Slimming.new`.
     recover
         Whether to learn from the teacher's tokens; else from its logits only.
@@ -335,7 +336,7 @@ def train_self_slimmed(
         Stages do not fit the model, a setting is out of range, or `folder` holds another run.
     """
     classifier = lessons.classifier
-    slimming = Slimming.new(classifier.model, stages, slim_ratio, counts=counts, seed=seed)
+    slimming = Slimming.new(classifier.model, stages, slim_ratio, counts=counts, seed=seed, init_std=init_std)
     reducer = SelfSlimmed(weights=slimming)
     model = distil(lessons, reducer, folder, recover=recover, seed=seed, report=report, **settings)
     slimming.backbone = {name: t for name, t in model.state_dict().items() if t.is_floating_point()}
@@ -343,7 +344,7 @@ def train_self_slimmed(
     slimming.notes = {
         "command": command,
         "data": f"{lessons.data}: {len(lessons.labels)} trained on, {len(lessons.held_out)} held out",
-        "settings": json.dumps(settings | {"recover": recover, "seed": seed}),
+        "settings": json.dumps(settings | {"init_std": init_std, "recover": recover, "seed": seed}),
         "log": (Path(folder) / "log.jsonl").read_text().splitlines()[-1],
     }
     slimming.save(output)

@@ -273,7 +273,7 @@ def train_sparsifiner(
     keep_rate: float = 0.25,
     prune: float = 1.0,
     steps: int = 300,
-    lr: float = 5e-3,
+    lr: float = 1e-2,
     tuning_steps: int = 300,
     tuning_lr: float = 3e-4,
     weight_decay: float = 0.05,
