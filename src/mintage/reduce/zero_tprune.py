@@ -34,7 +34,7 @@ __all__ = ["ZeroTPrune", "combine_heads", "most_similar", "similarity_prune", "w
 
 _BLOCKS, _PATCHES = 12, 196  # of the model that the defaults are from
 _LAYERS, _RETENTION, _SIMILAR = (1, 3, 6, 9, 11), (1.0, 0.9, 0.8, 0.7, 1.0), 10
-_STRONGEST = 64.0  # power of the ratios; 0.9 ** 64 is 0.001
+_STRONGEST = 64.0  # times stronger than the settings say
 
 
 def weighted_page_rank(
@@ -327,10 +327,12 @@ class ZeroTPrune(Reducer):
         return combine_heads(scores, self.v_min, self.v_max, mean=self.heads)[:, prefix:]
 
     def at(self, share: float, anatomy: Anatomy) -> ZeroTPrune:
-        """Return this method at about `share` of the multiply-adds, by one power of all ratios.
+        """Return this method at about `share` of the multiply-adds, by one factor for all ratios.
 
-        Above what the method's own numbers leave, the S stages drop fewer too. What the prunings themselves compute is
-        not counted.
+        Where more than the method's own numbers leave may stay, ratios are brought nearer to 1 by a common power, and
+        the S stages drop fewer. Where less may stay, all ratios, also those of 1, are divided by a common number: of
+        the two ways it is the one that lost less on images held out of a training (a power cuts the later layers to
+        nothing). What the prunings themselves compute is not counted.
 
         Raises
         ------
@@ -340,29 +342,29 @@ class ZeroTPrune(Reducer):
         if not 0 < share <= 1:
             raise UserError(f"macs={share:g} is outside (0, 1]; pass the share to keep, e.g. 0.9")
 
-        def raised(power: float) -> ZeroTPrune:
+        def at_strength(strength: float) -> ZeroTPrune:
             planned = self.settings(anatomy.layers, anatomy.patches)
             retention, similar, iterations = zip(*planned.values(), strict=True)
             return replace(
                 self,
                 layers=tuple(planned),
-                retention=tuple(r**power for r in retention),
-                similar=tuple(math.floor(s * min(power, 1.0) + 0.5) for s in similar),
+                retention=tuple(r / strength if strength > 1 else r**strength for r in retention),
+                similar=tuple(math.floor(s * min(strength, 1.0) + 0.5) for s in similar),
                 iterations=iterations,
             )
 
-        def left(power: float) -> float:
-            return anatomy.macs(raised(power).kept(anatomy), hook=self.hook) / anatomy.full
+        def left(strength: float) -> float:
+            return anatomy.macs(at_strength(strength).kept(anatomy), hook=self.hook) / anatomy.full
 
         low, high = 0.0, _STRONGEST
         for _ in range(40):
             middle = (low + high) / 2
             low, high = (middle, high) if left(middle) > share else (low, middle)
-        best = min((low, high), key=lambda power: abs(left(power) - share))
+        best = min((low, high), key=lambda strength: abs(left(strength) - share))
         if left(best) > share + 0.05:
             blocks = "x".join(map(str, self.settings(anatomy.layers, anatomy.patches)))
             raise UserError(f"macs={share:g} cannot be reached in layers {blocks}; the least is macs={left(best):.2f}")
-        return raised(best)
+        return at_strength(best)
 
     def unreduced(self) -> ZeroTPrune:
         """Return this method with everything kept."""

@@ -1,0 +1,1 @@
+"""The claim checks of the job, one module per method (hyphens as underscores), each with ``run``, which gives rows."""
