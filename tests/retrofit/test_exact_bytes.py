@@ -12,7 +12,7 @@ from mintage.errors import UserError
 from mintage.models import CausalLM, tiny_causal_lm
 from mintage.retrofit.contract import END
 from mintage.retrofit.exact_bytes import ByteEnsemble, ByteLM, ByteVocabulary, ModelLaw
-from mintage.testing.retrofit import LAWS
+from mintage.testing import laws
 from mintage.tokenizer_files import load_tokenizer
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "exact-bytes"
@@ -213,7 +213,7 @@ def test_ensembles_are_between_their_models(rule):
     assert np.allclose(np.exp(alone), np.exp(one.next_byte_logprobs(b"ab")))
 
 
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("law", laws("retrofit", ByteEnsemble).values(), ids=lambda law: law.__name__)
 def test_an_ensemble_obeys_the_laws(law):
     law(ByteEnsemble.tiny())
 

@@ -124,7 +124,7 @@ def test_programs_are_run_with_limits(tmp_path):
     assert not check.passes("while True: pass", seconds=1.0)
     assert not check.passes("x = bytearray(1 << 31)")
     target = tmp_path / "written"
-    assert not check.passes(f"open({str(target)!r}, 'w').write('x' * 9)\n")
+    assert not check.passes(f"with open({str(target)!r}, 'w') as file:\n    file.write('x' * 9)\n")
     assert not target.exists() or not Path(target).read_text()
 
 
