@@ -87,13 +87,14 @@ def test_new_tokens_are_convex_combinations_in_any_order(tokens, kept, size, see
 
 
 def test_large_selectors_pick_tokens():
+    torch.manual_seed(0)
     module = TokenSlimming(4, 2)
     with torch.no_grad():
         module.scale.fill_(1e4)
         nn.init.eye_(module.fc1.weight)
         nn.init.eye_(module.fc2.weight)
         x = torch.randn(1, 6, 4)
-        best = module.norm(x)[0, :, :2].argmax(0)
+        best = torch.nn.functional.gelu(module.norm(x)[0, :, :2]).argmax(0)
         torch.testing.assert_close(module(x)[0], x[0, best])
 
 
