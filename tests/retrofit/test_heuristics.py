@@ -100,9 +100,7 @@ def test_pursuit_finds_what_was_mixed():
 
 
 def test_pursuit_agrees_with_scikit_learn():
-    linear = pytest.importorskip(
-        "sklearn.linear_model", reason="scikit-learn is no dependency"
-    )
+    linear = pytest.importorskip("sklearn.linear_model", reason="scikit-learn is no dependency")
     generator = torch.Generator().manual_seed(1)
     known = torch.randn(40, 24, generator=generator, dtype=torch.float64)
     new = torch.randn(6, 24, generator=generator, dtype=torch.float64)

@@ -46,7 +46,7 @@ def test_a_sampled_vocabulary_has_all_bytes_and_frequent_pieces(lm):
     names, tokenizer = sampler.draw(np.random.default_rng(0), 280)
     assert len(names) == len(set(names)) == 280
     assert set(sampler.letters) <= set(names)
-    assert "Ġthe" in names and "Ġand" in names
+    assert {"Ġthe", "Ġand"} <= set(names)
     assert [piece.value for piece in tokenizer.model.tokenize("Ġthe")] == ["Ġthe"]
     assert "".join(piece.value for piece in tokenizer.model.tokenize("Ġqueue")) == "Ġqueue"
 

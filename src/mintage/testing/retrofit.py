@@ -203,7 +203,7 @@ def the_model_is_an_ordinary_one_of_the_new_size(method: EmbeddingTransfer) -> N
     assert model.get_input_embeddings().weight.data_ptr() == model.get_output_embeddings().weight.data_ptr()
     for held in (model.config, model.generation_config):
         assert (held.pad_token_id, held.eos_token_id) == (made.tokenizer.pad_token_id, made.tokenizer.eos_token_id)
-    pad = lm.model.get_input_embeddings().weight[lm.tokenizer.pad_token_id]
+    pad = before["model.embed_tokens.weight"][lm.tokenizer.pad_token_id]  # type: ignore[index]
     assert torch.equal(model.get_input_embeddings().weight[made.tokenizer.pad_token_id], pad)  # matched by role
     ids = torch.tensor([made.tokenizer(_BATCH[0])["input_ids"]])
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
