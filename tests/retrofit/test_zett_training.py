@@ -120,8 +120,8 @@ def test_training_lowers_the_loss_resumes_and_saves(lm, tmp_path):
         sum(made.loss(made.module, batch)[1]["bits"] for batch in unseen)
         for made in (_recipe(lm), ZettRecipe(net, lm, TEXTS, warmup=0, size=300))
     )
-    assert after < before - 1
-    assert seen[-1] == ("train", 60, 60)
+    assert after < before - 0.5
+    assert seen[-1] == ("train", 30, 30)
     source = Parts(lm.model, TokenBytes(lm.tokenizer))
     held = load_hypernetwork(tmp_path / "a.safetensors", source)
     one, other = (Zett(net=n).rows(source, [b"then", b"z", b"the"]).input for n in (net, held))
@@ -130,11 +130,37 @@ def test_training_lowers_the_loss_resumes_and_saves(lm, tmp_path):
     assert torch.equal(again.bias_projection.weight, net.bias_projection.weight)
 
 
+def test_training_goes_on_from_a_file(lm, tmp_path):
+    settings = {"steps": 1, "rows": 2, "tokens": 24, "size": 300, "lr": 1e-9}
+    first = train_zett(lm, TEXTS, tmp_path / "a.safetensors", folder=tmp_path / "a", hidden=32, layers=1, **settings)
+    start = tmp_path / "a.safetensors"
+    again = train_zett(lm, TEXTS, tmp_path / "b.safetensors", folder=tmp_path / "b", start=start, **settings)
+    assert again.shape == first.shape
+    one, other = (Zett(net=n).rows(Parts(lm.model, TokenBytes(lm.tokenizer)), [b"then"]).input for n in (first, again))
+    assert (one - other).abs().max() < 5e-3
+
+
 def test_the_papers_network_learns_its_own_vocabulary_first(lm, tmp_path):
     settings = {"steps": 60, "warmup": 60, "residual": "none", "hidden": 32, "layers": 1, "size": 300, "lr": 3e-3}
     train_zett(lm, TEXTS, tmp_path / "a.safetensors", folder=tmp_path / "a", **settings)
     rows = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
     assert rows[-1]["lexical"] < 0.7 * rows[0]["lexical"]
+
+
+def test_short_texts_are_joined(lm):
+    torch.manual_seed(0)
+    net = Hypernetwork(HypernetworkShape(width=32, hidden=16, inner=16, layers=1, heads=2), lm.model.config.vocab_size)
+    recipe = ZettRecipe(net, lm, {"short": ["the", "an ant"]}, warmup=0, rows=2, tokens=24, size=300)
+    assert (recipe.batch(0)["ids"] >= 0).sum(1).min() > 8
+
+
+def test_a_text_that_is_one_word_is_cut(lm):
+    recipe = _recipe(lm, tokens=24)
+    names = ["q", "qq", "qqq"]
+    tokenizer = Tokenizer(models.Unigram([(name, -1.0) for name in names]))
+    made = recipe._read_text(["q" * 201], tokenizer)
+    assert (len(made.ids), made.bytes, len(made.original)) == (24, 72, 201)
+    assert made.aligned == [(i, 3 * i) for i in range(24)]
 
 
 def test_mistakes_are_one_line(lm, tmp_path):

@@ -114,6 +114,7 @@ def transfer(
     method: str | EmbeddingTransfer = "zett",
     *,
     texts: Iterable[str] = (),
+    share: bool = False,
 ) -> Transferred:
     """Return a copy of `model` that speaks the tokens of `target`.
 
@@ -128,6 +129,8 @@ def transfer(
         A spec such as ``"zett"``, ``"fvt"``, ``"omp:sparsity=16"``, or an `EmbeddingTransfer`.
     texts
         For the methods that need some (FOCUS, WECHSEL, OMP): the kind of text that the new tokenizer is for.
+    share
+        All weights but the embeddings stay those of `model`, so that many can be compared; else they are copied.
 
     Raises
     ------
@@ -157,7 +160,7 @@ def transfer(
         places, likes = (torch.tensor(list(x), dtype=torch.long) for x in (wanted.special, wanted.special.values()))
         for weight, old in ((rows.input, source.input), (rows.output, source.output)):
             weight[places] = old[likes].to(weight.dtype)
-        return Transferred(_with_rows(model, rows, target, source.tied), target, _report(source, wanted, made))
+        return Transferred(_with_rows(model, rows, target, source.tied, share), target, _report(source, wanted, made))
 
 
 def _dressed(bare: Tokenizer, old: Any) -> PreTrainedTokenizerFast:
@@ -190,9 +193,11 @@ def _report(source: Parts, wanted: _Target, made: EmbeddingTransfer) -> dict[str
     }
 
 
-def _with_rows(model: Any, rows: Composed, target: Any, tied: bool) -> Any:
-    """Copy the model, its embeddings replaced; the copy shares nothing with it."""
-    made = copy.deepcopy(model)
+def _with_rows(model: Any, rows: Composed, target: Any, tied: bool, share: bool) -> Any:
+    """Copy the model, its embeddings replaced."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    own = {weight for end in ends if end is not None for weight in end.parameters()}
+    made = copy.deepcopy(model, {id(w): w for w in model.parameters() if share and w not in own})
     made.resize_token_embeddings(len(rows.input), mean_resizing=False)
     made.get_input_embeddings().weight.data.copy_(rows.input)
     head = made.get_output_embeddings()

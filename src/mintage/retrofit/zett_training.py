@@ -35,6 +35,7 @@ from mintage.retrofit.zett import (
     Hypernetwork,
     HypernetworkShape,
     embeddings_of,
+    load_hypernetwork,
     save_hypernetwork,
     scaler,
     surface_forms,
@@ -48,6 +49,7 @@ Report = Callable[[str, int, int], None]
 _LONGEST = 16  # bytes of a sampled token
 _COUNTED = 2048  # texts that pieces are counted in (section 4.1)
 _IGNORED = -100
+_CHARACTERS = 4  # per token, about
 _SENTENCES = {"deu": "german.txt", "fra": "french.txt", "por": "portuguese.txt", "spa": "spanish", "ita": "italian"}
 
 
@@ -238,11 +240,7 @@ class ZettRecipe:
         kind = draw.choice(len(self.texts), p=self.share)
         sampler, texts = self.samplers[kind], self.texts[kind]
         names, tokenizer = sampler.draw(draw, int(self.size * 2.0 ** draw.integers(-1, 2)))
-        rows: list[_Read] = []
-        while len(rows) < self.rows:
-            made = self._read_text(sampler.cut(texts[draw.integers(len(texts))]), tokenizer)
-            if len(made.ids) > 8:
-                rows.append(made)
+        rows = [self._read_text(sampler.cut(self._passage(texts, draw)), tokenizer) for _ in range(self.rows)]
         tokens = [bytes(map(self._byte.__getitem__, name)) for name in names]
         parts = [self._cut(token) for token in tokens]
         aligned = [(row, *pair) for row, made in enumerate(rows) for pair in made.aligned]
@@ -255,15 +253,24 @@ class ZettRecipe:
             "bytes": torch.tensor(sum(made.bytes for made in rows)),
         }
 
+    def _passage(self, texts: Sequence[str], draw: np.random.Generator) -> str:
+        """Draw a text, and more where it is short."""
+        found = texts[draw.integers(len(texts))]
+        while len(found) < _CHARACTERS * self.tokens:
+            found += "\n" + texts[draw.integers(len(texts))]
+        return found
+
     def _read_text(self, words: Sequence[str], tokenizer: Tokenizer) -> _Read:
         """Cut words into new tokens, as many as are read, and into the model's own."""
         ids: list[int] = []
         ends, original, own_ends = [0], [], [0]
         for word in words:
-            new = tokenizer.model.tokenize(word)
+            new, own = tokenizer.model.tokenize(word), self._own_model.tokenize(word)
             if len(ids) + len(new) > self.tokens:
-                break
-            for found, held, places in ((new, ids, ends), (self._own_model.tokenize(word), original, own_ends)):
+                if ids:
+                    break
+                new = new[: self.tokens]  # the whole text is one word
+            for found, held, places in ((new, ids, ends), (own, original, own_ends)):
                 held += [piece.id for piece in found]
                 places += (places[-1] + np.cumsum([len(piece.value) for piece in found])).tolist()
         _, one, other = np.intersect1d(ends[:-1], own_ends, return_indices=True)
@@ -334,6 +341,7 @@ def train_zett(
     hidden: int = 192,
     layers: int = 3,
     residual: str = "mean",
+    start: str | Path | None = None,
     bf16: bool = False,
     device: str = "cpu",
     seed: int = 0,
@@ -359,6 +367,8 @@ def train_zett(
         See `ZettRecipe`. Less noise than in the paper makes tokenizers that are more like trained ones.
     hidden, layers, residual
         See `mintage.retrofit.zett.HypernetworkShape`.
+    start
+        File of a hypernetwork of the same model to go on from; its shape is kept.
     device
         ``"cpu"``, or anything else for what accelerate finds.
     command
@@ -386,8 +396,12 @@ def train_zett(
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        net = Hypernetwork(shape, len(source.input))
-    _set_scalers(net, source)
+        held = None if start is None else load_hypernetwork(start, source)
+        net = Hypernetwork(held.shape if held else shape, len(source.input))
+    if held:
+        net.load_state_dict(held.state_dict())
+    else:
+        _set_scalers(net, source)
     recipe = ZettRecipe(
         net,
         lm,
@@ -416,8 +430,8 @@ def train_zett(
     )
     trained = train(recipe, folder, settings, device=device, on_step=lambda done, of: report("train", done, of))
     net.cpu().eval()
-    held = {"steps": str(trained.steps), "seconds": f"{trained.seconds:.0f}", "last": json.dumps(trained.last)}
-    save_hypernetwork(net, source, output, notes={"model": lm.name, "command": command, **held})
+    told = {"steps": str(trained.steps), "seconds": f"{trained.seconds:.0f}", "last": json.dumps(trained.last)}
+    save_hypernetwork(net, source, output, notes={"model": lm.name, "command": command, **told})
     return net
 
 
