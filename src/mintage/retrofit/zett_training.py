@@ -116,7 +116,7 @@ class TokenizerSampler:
         self.spread = spread
         self._pre: Any = vocabulary.backend.pre_tokenizer
         self.letters = [vocabulary.letters[byte] for byte in range(256)]
-        some = np.random.default_rng(0).permutation(len(texts))[:_COUNTED]
+        some = np.random.default_rng(0).permutation(len(texts))[:_COUNTED].tolist()
         words = Counter(word for place in some for word in self.cut(texts[place]))
         pieces: Counter[str] = Counter()
         for word, count in words.items():
@@ -237,7 +237,7 @@ class ZettRecipe:
         if index < self.warmup:
             own = draw.choice(self._own, min(self.identity, len(self._own)), replace=False)
             return {"own": torch.from_numpy(own)}
-        kind = draw.choice(len(self.texts), p=self.share)
+        kind = int(draw.choice(len(self.texts), p=self.share))
         sampler, texts = self.samplers[kind], self.texts[kind]
         names, tokenizer = sampler.draw(draw, int(self.size * 2.0 ** draw.integers(-1, 2)))
         rows = [self._read_text(sampler.cut(self._passage(texts, draw)), tokenizer) for _ in range(self.rows)]
@@ -255,9 +255,9 @@ class ZettRecipe:
 
     def _passage(self, texts: Sequence[str], draw: np.random.Generator) -> str:
         """Draw a text, and more where it is short."""
-        found = texts[draw.integers(len(texts))]
+        found = texts[int(draw.integers(len(texts)))]
         while len(found) < _CHARACTERS * self.tokens:
-            found += "\n" + texts[draw.integers(len(texts))]
+            found += "\n" + texts[int(draw.integers(len(texts)))]
         return found
 
     def _read_text(self, words: Sequence[str], tokenizer: Tokenizer) -> _Read:
