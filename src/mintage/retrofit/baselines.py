@@ -72,6 +72,11 @@ class TokenHealing(PlainContinuation):
     """Back up by one token, and let the next one be any that begins with its bytes (as guidance and transformers do).
 
     Wrong where the likely encoding parts from that of the prompt more than one token before its end.
+
+    Parameters
+    ----------
+    exact
+        The model over bytes.
     """
 
     def start(self, prefix: bytes = b"") -> ByteState:

@@ -296,7 +296,15 @@ class _Learned(EmbeddingTransfer):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FOCUS(_Learned):
-    """A new token is a sparse mixture of tokens that both vocabularies have, by how similar their vectors are."""
+    """A new token is a sparse mixture of tokens that both vocabularies have, by how similar their vectors are.
+
+    Parameters
+    ----------
+    dim, window
+        Of the vectors that the texts give, see `static_embeddings`.
+    vectors
+        Those vectors, by token; `fitted` fills them in.
+    """
 
     def rows(self, source: Parts, tokens: Sequence[bytes]) -> Composed:
         """Make the embeddings of tokens."""
@@ -316,6 +324,10 @@ class WECHSEL(_Learned):
     ----------
     k, temperature
         Neighbours, and how much the nearest outweigh the others.
+    dim, window
+        Of the vectors that the texts give, see `static_embeddings`.
+    vectors
+        Those vectors, by token; `fitted` fills them in.
     """
 
     k: int = 10
@@ -345,6 +357,10 @@ class OMP(_Learned):
     ----------
     sparsity
         Terms of the sum.
+    dim, window
+        Of the vectors that the texts give, see `static_embeddings`.
+    vectors
+        Those vectors, by token; `fitted` fills them in.
     """
 
     sparsity: int = 8

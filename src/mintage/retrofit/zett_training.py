@@ -117,7 +117,7 @@ class TokenizerSampler:
         self._pre: Any = vocabulary.backend.pre_tokenizer
         self.letters = [vocabulary.letters[byte] for byte in range(256)]
         some = np.random.default_rng(0).permutation(len(texts))[:_COUNTED].tolist()
-        words = Counter(word for place in some for word in self.cut(texts[place]))
+        words = Counter(word for place in some for word in self.cut(texts[int(place)]))
         pieces: Counter[str] = Counter()
         for word, count in words.items():
             for start in range(len(word)):
