@@ -208,16 +208,18 @@ def _arms(methods: Sequence[str], subject: Subject, budgets: Sequence[int]) -> t
     for spec in dict.fromkeys(specs):
         try:
             reducer = catalog.build(spec, "reduce", model=subject.model)
-            made = [Arm(spec, reducer, None)] if reducer.fixed else []
-            for percent in () if made else budgets:
-                made.append(Arm(spec, reducer.at(percent / 100, subject.anatomy), percent))
-            for arm in made:
-                arm.reducer(subject.model)
-            arms += made
+            percents = [None] if reducer.fixed else budgets
         except UserError as error:
-            if methods:
-                raise
-            absent[spec] = str(error)
+            absent[spec], percents = str(error), []
+        for percent in percents:
+            try:
+                arm = Arm(spec, reducer if percent is None else reducer.at(percent / 100, subject.anatomy), percent)
+                arm.reducer(subject.model)
+                arms.append(arm)
+            except UserError as error:
+                absent[spec if percent is None else f"{spec} at {percent}%"] = str(error)
+        if methods and spec not in {arm.name for arm in arms}:
+            raise UserError(f"{spec} cannot be measured: {next(why for name, why in absent.items() if spec in name)}")
     if not arms:
         raise UserError("no method serves this model: " + "; ".join(f"{n}: {why}" for n, why in absent.items()))
     return arms, absent
