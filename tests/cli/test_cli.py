@@ -216,6 +216,11 @@ def light(monkeypatch, tiny_folder):
 
         searched = only_bind(diffrate_training.train_schedules, gives=[])
         monkeypatch.setattr(diffrate_training, "train_schedules", searched)
+    if ("train", "zett") in VERBS:
+        from mintage.retrofit import zett_training
+
+        for name in ("train_zett", "training_texts"):
+            monkeypatch.setattr(zett_training, name, only_bind(getattr(zett_training, name)))
     if ("train", "drafter") in VERBS:
         from mintage.draft import drafter_training, instructions
 
@@ -237,6 +242,13 @@ def test_every_example_of_the_help_runs(mintage, light, monkeypatch, tmp_path, m
         _files_of_segment(tmp_path)
     if " keep " in line:
         monkeypatch.setenv("MINTAGE_DATA", str(_speeches(tmp_path)))
+    if verb == ("train", "zett"):
+        (tmp_path / "corpus").mkdir()
+        (tmp_path / "corpus" / "some.txt").write_text("a line\n")
+    if verb == ("retrofit", "transfer"):
+        _files_of_segment(tmp_path)
+        made = mintage(*"segment train bpe --text german.txt --vocab-size 300 -o german".split())
+        assert made.status == 0
     if verb == ("audit", "data-mixture"):
         _files_of_data_mixture(tmp_path)
     line = line.split(" < ")[0]  # of which the shell makes the input below
