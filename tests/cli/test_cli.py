@@ -247,7 +247,7 @@ def test_every_example_of_the_help_runs(mintage, light, monkeypatch, tmp_path, m
         (tmp_path / "corpus" / "some.txt").write_text("a line\n")
     if verb == ("retrofit", "transfer"):
         _files_of_segment(tmp_path)
-        made = mintage(*"segment train bpe --text german.txt --vocab-size 300 -o german".split())
+        made = mintage("segment", "train", "bpe", "--text", "german.txt", "--vocab-size", 300, "-o", "german")
         assert made.status == 0
     if verb == ("audit", "data-mixture"):
         _files_of_data_mixture(tmp_path)
