@@ -148,3 +148,13 @@ def test_mistakes_are_one_line(source):
         OMP().rows(source, [b"ab"])
     with pytest.raises(UserError, match="none of the tokens"):
         FOCUS(dim=2).fitted(source, [b"ab", b"cd"], [[0, 1] * 9]).rows(source, [b"ab"])
+
+
+def test_omp_mixes_rows_by_direction_however_rare_their_tokens_are(source):
+    """Counted vectors of rare tokens are tiny; their rows must not be blown up for it."""
+    tokens = [b"a", b"b", b"c", b"zq"]
+    vectors = {b"a": [1e-6, 0.0], b"b": [0.0, 3.0], b"c": [2.0, 0.0], b"zq": [5.0, 5.0]}
+    made = OMP(sparsity=2, vectors={t: torch.tensor(v) for t, v in vectors.items()}).rows(source, tokens)
+    known = source.input[[source.vocabulary.ids[token] for token in (b"a", b"b", b"c")]]
+    assert torch.equal(made.input[:3], known)
+    assert made.input[3].norm() <= 2 * known.norm(dim=1).max()

@@ -369,6 +369,8 @@ class OMP(_Learned):
         """Make the embeddings of tokens."""
 
         def mixture(new: Tensor, known: Tensor, rows: Tensor) -> Tensor:
+            # counted vectors are as long as their tokens are frequent, embeddings are not: only directions are matched
+            new, known = functional.normalize(new, dim=-1), functional.normalize(known, dim=-1)
             places, weights = pursuit(new, known, sparsity=self.sparsity)
             return (weights[..., None] * rows[places]).sum(1)
 
