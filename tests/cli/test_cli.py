@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from mintage import catalog
 from mintage.cli import app
+from mintage.measure import Result
 
 Done = namedtuple("Done", "status out err")
 SAID = "Tell me about tides, and again about tides"
@@ -182,7 +183,8 @@ def light(monkeypatch, tiny_folder):
     monkeypatch.setattr(models, "embedded_folder", lambda: Path(tiny_folder))
     from mintage.reduce import bench as reduce_bench
 
-    monkeypatch.setattr(reduce_bench, "run", only_bind(reduce_bench.run, gives=[]))
+    row = Result(method="tome", job="reduce", metric="speed", value=1.0, unit="x", higher_is_better=True)
+    monkeypatch.setattr(reduce_bench, "run", only_bind(reduce_bench.run, gives=[row]))
     if ("train", "ppd") in VERBS:
         from mintage.draft import ppd_training
 
@@ -191,8 +193,8 @@ def light(monkeypatch, tiny_folder):
     if ("train", "decompounder") in VERBS:
         from mintage.segment import decompounder
 
-        bound = only_bind(decompounder.train_decompounder)
-        monkeypatch.setattr(decompounder, "train_decompounder", lambda *a, **k: bound(*a, **k) and _untrained())
+        split = only_bind(decompounder.train_decompounder)
+        monkeypatch.setattr(decompounder, "train_decompounder", lambda *a, **k: split(*a, **k) and _untrained())
     if ("train", "vit") in VERBS:
         from mintage.reduce import vit_training
 
@@ -216,6 +218,12 @@ def light(monkeypatch, tiny_folder):
 
         searched = only_bind(diffrate_training.train_schedules, gives=[])
         monkeypatch.setattr(diffrate_training, "train_schedules", searched)
+    if ("train", "composer") in VERBS:
+        from mintage.retrofit import composer_training
+
+        composed = only_bind(composer_training.train_composer)
+        monkeypatch.setattr(composer_training, "train_composer", lambda *a, **k: composed(*a, **k) and {"mean": 1.0})
+        monkeypatch.setattr(composer_training, "training_texts", only_bind(composer_training.training_texts))
     if ("train", "zett") in VERBS:
         from mintage.retrofit import zett_training
 
@@ -242,6 +250,8 @@ def test_every_example_of_the_help_runs(mintage, light, monkeypatch, tmp_path, m
         _files_of_segment(tmp_path)
     if " keep " in line:
         monkeypatch.setenv("MINTAGE_DATA", str(_speeches(tmp_path)))
+    if verb == ("train", "composer"):
+        (tmp_path / "chemistry.txt").write_text("a line\n")
     if verb == ("train", "zett"):
         (tmp_path / "corpus").mkdir()
         (tmp_path / "corpus" / "some.txt").write_text("a line\n")
