@@ -1,4 +1,6 @@
+import base64
 import dataclasses
+import gzip
 import json
 import re
 import shutil
@@ -186,6 +188,11 @@ def test_an_empty_report_is_the_list_of_papers(tmp_path):
     assert not [e for e in page.all("section") if e.get("class") == "job"]
 
 
+def unpacked(page):
+    lines = gzip.decompress(base64.b64decode(page.all("script", id="rows")[0]["text"])).decode()
+    return [json.loads(line) for line in lines.splitlines()]
+
+
 def test_only_the_newest_row_of_a_key_is_shown(make_result, tmp_path):
     text = write_report([make_result(value=1.75), make_result(value=1.85)], tmp_path / "r.html").read_text()
     assert "1.85\N{MULTIPLICATION SIGN}" in text
@@ -193,8 +200,7 @@ def test_only_the_newest_row_of_a_key_is_shown(make_result, tmp_path):
 
 
 def test_the_rows_can_be_taken_out_of_the_page(page, rows):
-    taken = json.loads(page.all("script", id="rows")[0]["text"])
-    assert [row["value"] for row in taken] == [row.value for row in rows if hasattr(row, "metric")]
+    assert [row["value"] for row in unpacked(page)] == [row.value for row in rows if hasattr(row, "metric")]
 
 
 def test_the_page_asks_the_network_for_nothing(rows, tmp_path):
@@ -266,7 +272,7 @@ def test_no_text_becomes_markup(make_result, tmp_path, text):
     page = harmless(html)
     if text.isprintable():
         assert page.all("article", class_="method")[0]["text"].count(text) >= 8
-        assert json.loads(page.all("script", id="rows")[0]["text"])[0]["note"] == text
+        assert unpacked(page)[0]["note"] == text
     if "{{" in text:
         assert "{{ 7 * 7 }}{% raw %}" in page.all("article", class_="method")[0]["text"]
 
@@ -401,6 +407,27 @@ def test_a_patch_map_tints_shared_tokens_darkens_dropped_patches_and_draws_borde
     assert sorted(re.findall(r"M\d \d[hv]1", drawn)) == ["M1 1h1", "M1 1v1", "M2 0v1", "M2 1h1", "M2 1v1"]
 
 
+def test_a_heat_map_of_many_cells_has_an_element_per_shade():
+    z = [[column / 100 for column in range(100)] for _ in range(50)]
+    data = {"x_label": "x", "y_label": "y", "z": z}
+    page = Page(draw.draw(Figure(job="keep", name="x", title="t", caption="c", kind="heatmap", data=data)))
+    cells = page.all("path", class_="cell")
+    assert 20 < len(cells) < 40
+    assert sum(e["d"].count("M") for e in cells) == 5000
+    tints = [float(e["style"].removeprefix("fill-opacity:")) for e in cells]
+    assert tints == sorted(tints)
+    darkest = [float(x) for x in re.findall(r"M([\d.]+) ", cells[-1]["d"])]
+    assert min(darkest) > max(float(x) for x in re.findall(r"M([\d.]+) ", cells[0]["d"]))
+
+
+def test_many_peers_are_one_element_of_a_gauge(make_result):
+    peers = {f"peer {place}": place / 10 for place in range(40)}
+    page = Page(draw.gauge(make_result(value=2.0, interval=None, peers=peers)))
+    (marks,) = page.all("path", class_="peer")
+    assert 35 < marks["d"].count("M") <= 40
+    assert "peers 0 to 3.900" in page.all("svg")[0]["aria-label"]
+
+
 def test_a_gap_breaks_the_line(page):
     series = {"name": "a", "x": [1, 2, 3, 4, 5], "y": [1, 2, None, 4, 5]}
     data = {"x_label": "x", "y_label": "y", "series": [series]}
@@ -506,6 +533,30 @@ def test_browser_clicks_on_heads_and_keeps_the_state_in_the_address(rows, tmp_pa
     assert seen[3] == "dnabert2"
     assert seen[4] == "#filter=dnabert&sort=method&dir=desc"
     assert seen[5:] == [len(names), ""]
+
+
+@browser
+@pytest.mark.browser
+def test_browser_saves_the_rows(rows, tmp_path):
+    write_report(rows, tmp_path / "report.html")
+    driver = """
+      const frame = document.querySelector("iframe"), out = document.querySelector("pre");
+      frame.onload = () => {
+        frame.contentWindow.URL.createObjectURL = (blob) => {
+          blob.text().then((text) => out.textContent = text);
+          return "#";
+        };
+        frame.contentDocument.getElementById("save").click();
+      };
+      frame.src = "report.html";
+    """
+    (tmp_path / "driver.html").write_text(f"<pre></pre><iframe></iframe><script>{driver}</script>")
+    dom = chromium(
+        tmp_path / "profile", "--allow-file-access-from-files", "--virtual-time-budget=3000", "--dump-dom",
+        (tmp_path / "driver.html").as_uri(),
+    )  # fmt: skip
+    saved = [json.loads(line) for line in Page(dom).all("pre")[0]["text"].splitlines()]
+    assert [row["value"] for row in saved] == [row.value for row in rows if hasattr(row, "metric")]
 
 
 @browser

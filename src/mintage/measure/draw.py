@@ -163,10 +163,10 @@ def gauge(result: Result, width: int = 148, height: int = 22) -> str:
         return width / 2 if high == low else margin + (value - low) / (high - low) * (width - 2 * margin)
 
     svg = _svg(width, height, _gauge_label(result), "gauge")
-    _add(svg, "title", _gauge_label(result))
     _add(svg, "line", class_="rail", x1=1, x2=width - 1, y1=middle, y2=middle)
-    for value in result.peers.values():
-        _add(svg, "line", class_="peer", x1=x(value), x2=x(value), y1=middle - 4, y2=middle + 4)
+    if result.peers:  # one element: rows have dozens of peers, and a page thousands of rows
+        places = sorted({round(x(value)) for value in result.peers.values()})
+        _add(svg, "path", class_="peer", d="".join(f"M{place} {middle - 4:g}v8" for place in places))
     for value in result.baseline.values():
         _add(svg, "line", class_="base", x1=x(value), x2=x(value), y1=2, y2=height - 2)
     side = _side(result)
@@ -192,7 +192,9 @@ def _gauge_label(result: Result) -> str:
     parts = [f"{result.method} {with_unit(number(result.value, places), result.unit)}"]
     if result.interval:
         parts.append(f"interval {number(result.interval[0], places)} to {number(result.interval[1], places)}")
-    parts += [f"{name} {number(value)}" for name, value in {**result.baseline, **result.peers}.items()]
+    parts += [f"{name} {number(value)}" for name, value in result.baseline.items()]
+    if result.peers:  # their names stand beside the drawing
+        parts.append(f"peers {number(min(result.peers.values()))} to {number(max(result.peers.values()))}")
     return "; ".join(parts) + ("; higher is better" if result.higher_is_better else "; lower is better")
 
 
@@ -309,6 +311,10 @@ def _bar(svg: Element, one: dict[str, Any], row: int, place: int, x: _Scale, y: 
     _add(group, "text", number(value, decimals(value, 3)), class_="value", x=reach + 6, y=middle + 4)
 
 
+_SHADES = 32
+"""Steps of a heat map's tint; the cells of a step are one element, since a map of all heads has thousands of cells."""
+
+
 def _heatmap(figure: Figure) -> Element:
     data = figure.data
     rows, columns = len(data["z"]), max((len(row) for row in data["z"]), default=0)
@@ -319,20 +325,25 @@ def _heatmap(figure: Figure) -> Element:
     svg = _svg(max(width, 260), height, figure.title, "chart heatmap")
     known = [z for row in data["z"] for z in row if z is not None]
     low, high = (min(known), max(known)) if known else (0.0, 1.0)
+    legible = cell_width >= 34 and cell_height >= 16
+    shades: dict[int, list[str]] = {}
     for i, row in enumerate(data["z"]):
         for j, z in enumerate(row):
             if z is None:
                 continue
             share = (z - low) / (high - low) if high > low else 0.5
-            place = {"x": left + j * cell_width, "y": top + i * cell_height}
-            cell = _add(svg, "rect", class_="cell", **place, width=cell_width - 1, height=cell_height - 1)
-            cell.set("style", f"fill-opacity:{0.06 + 0.9 * share:.3f}")
-            _add(cell, "title", f"{_tick(data.get('y'), i)}, {_tick(data.get('x'), j)}: {number(z)}")
-            if cell_width >= 34 and cell_height >= 16:
+            x, y = left + j * cell_width, top + i * cell_height
+            box = f"M{x:.1f} {y:.1f}h{cell_width - 1:.1f}v{cell_height - 1:.1f}h{1 - cell_width:.1f}z"
+            shades.setdefault(round(share * _SHADES), []).append(box)
+            if legible:
                 shade = "cell-text on" if share > 0.66 else "cell-text"
                 label = _add(svg, "text", number(z, decimals(z, 3)), class_=f"{shade} mid")
-                label.set("x", f"{place['x'] + cell_width / 2:.1f}")
-                label.set("y", f"{place['y'] + cell_height / 2 + 4:.1f}")
+                label.set("x", f"{x + cell_width / 2:.1f}")
+                label.set("y", f"{y + cell_height / 2 + 4:.1f}")
+    for shade, boxes in sorted(shades.items(), reverse=True):
+        cells = Element("path", {"class": "cell", "d": "".join(boxes)})
+        cells.set("style", f"fill-opacity:{0.06 + 0.9 * shade / _SHADES:.3f}")
+        svg.insert(0, cells)  # below the numbers
     floor = top + cell_height * rows
     for j in range(0, columns, max(1, math.ceil(columns / 12))):
         _add(svg, "text", _tick(data.get("x"), j), class_="tick mid", x=left + (j + 0.5) * cell_width, y=floor + 15)

@@ -21,7 +21,7 @@ from mintage.files import append_line, read_jsonl
 from mintage.measure.environment import device_name
 from mintage.measure.figure import Figure
 
-__all__ = ["SCHEMA", "Result", "Verdict", "append_results", "newest", "read_results"]
+__all__ = ["SCHEMA", "Result", "Verdict", "append_results", "newest", "read_results", "to_line"]
 
 SCHEMA = 1
 """Version of the line format. A reader refuses lines of a newer one by name."""
@@ -141,11 +141,18 @@ def append_results(path: str | Path, rows: Iterable[Result | Figure]) -> None:
     UserError
         A row holds something that JSON cannot.
     """
-    for line in [_to_line(row) for row in rows]:
+    for line in [to_line(row) for row in rows]:
         append_line(path, line)
 
 
-def _to_line(row: Result | Figure) -> str:
+def to_line(row: Result | Figure) -> str:
+    """Return a row as it stands in a results file, without the line's end.
+
+    Raises
+    ------
+    UserError
+        The row holds something that JSON cannot.
+    """
     kind = "result" if isinstance(row, Result) else "figure"
     try:  # ASCII, because a reader that splits lines the Unicode way would split at U+2028 inside a text
         return json.dumps({"row": kind, "schema": SCHEMA, **dataclasses.asdict(row)}, default=_plain, allow_nan=False)

@@ -87,10 +87,11 @@
   window.addEventListener("hashchange", read);
 
   const save = document.getElementById("save");
-  save.addEventListener("click", () => {
-    const lines = JSON.parse(document.getElementById("rows").textContent).map((row) => JSON.stringify(row) + "\n");
+  save.addEventListener("click", async () => {
+    const packed = Uint8Array.from(atob(document.getElementById("rows").textContent), (c) => c.charCodeAt(0));
+    const lines = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
     const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob(lines, { type: "application/jsonl" }));
+    link.href = URL.createObjectURL(new Blob([await new Response(lines).text()], { type: "application/jsonl" }));
     link.download = "mintage-results.jsonl";
     link.click();
     URL.revokeObjectURL(link.href);
