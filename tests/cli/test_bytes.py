@@ -1,3 +1,4 @@
+import io
 import re
 
 import pytest
@@ -25,6 +26,21 @@ def test_bytes_are_written_and_counted(said):
     assert re.search(r"12 bytes in [\d.]+ s; \S+ \d+ forwards", done.err)
     assert said("--raw", "--bytes", "--stream").out == done.out
     assert said("--bytes").status == 0  # as an answer in a chat
+
+
+def test_bytes_that_are_no_text_are_gone_on_from(mintage, tiny_folder):
+    def run(data, *more):
+        stdin = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8")
+        return mintage("generate", "-", "--model", tiny_folder, "-n", "6", "--bytes", *more, stdin=stdin)
+
+    done = run(b"un caf\xe9 au l", "--raw")
+    assert done.status == 0, done.err
+    assert "writes no text with 0xe9: read as single tokens or U+FFFD" in done.err
+    assert re.search(r"6 bytes in", done.err)
+    assert "writes no text" not in run("un caf\u00e9 au l".encode(), "--raw").err
+    refused = run(b"un caf\xe9")  # a chat is text
+    assert refused.status == 2
+    assert "go on from its bytes with --raw --bytes" in refused.err
 
 
 def test_a_model_that_votes_with_itself_says_the_same(said, tiny_folder):

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -255,17 +256,46 @@ def test_what_cannot_be_is_told(wrong):
     assert "\n" not in str(told.value)
 
 
-def test_bytes_that_are_no_text_are_accepted_where_tokens_exist():
-    """0xFF begins no character; over single bytes it can be scored, and what follows it too."""
+def test_bytes_that_are_no_text_are_read_as_fixed_tokens():
+    """0xFF begins no character, so no text holds it; a prompt that does is gone on from nevertheless."""
     vocabulary = ByteVocabulary.of(byte_level())
     lm = ByteLM(law=random_law(257), vocabulary=vocabulary, end=(256,), tolerance=0.0)
     state = lm.start("Kä".encode()[:2])
     assert np.exp(state.logprobs()).sum() == pytest.approx(1)
     assert lm.logprob("Kä".encode()[:2]) < 0
-    with pytest.raises(UserError) as told:
-        lm.start(b"\xff")
-    assert "cannot write" in str(told.value)
-    assert "\n" not in str(told.value)
+    assert lm.logprob(b"\xff") == -np.inf
+    state = lm.start(b"a\xffth")
+    fixed = replace(lm, context=(vocabulary.tokens.index(b"a"), vocabulary.tokens.index(b"\xff")))
+    np.testing.assert_allclose(state.logprobs(), fixed.start(b"th").logprobs())
+    whole = state.advance(ord("e"))
+    np.testing.assert_allclose(whole.logprobs(), lm.start(b"a\xffthe").logprobs())
+
+
+@pytest.mark.parametrize(
+    ("text", "places"),
+    [
+        (b"", []),
+        (b"the \xff sea", [4]),
+        ("K\u00e4".encode()[:2], []),  # a character that may still be completed
+        ("K\u00e4".encode()[2:] + b"th", [0]),
+        (b"\xe9t\xe9", [0]),
+        ("a\u20acq".encode(), [4]),
+    ],
+)
+def test_bytes_that_no_encoding_has(text, places):
+    tokens = [b"" if token == b"q" else token for token in ByteVocabulary.of(byte_level()).tokens]
+    vocabulary = ByteVocabulary(byte_level(), tokens)
+    assert vocabulary.missing == [ord("q")]
+    assert vocabulary.unwritable(text) == places
+
+
+def test_a_byte_without_a_token_is_read_as_the_replacement_character():
+    tokenizer = byte_level([("\u00ef", "\u00bf"), ("\u00ef\u00bf", "\u00bd")])  # the letters of U+FFFD's three bytes
+    tokens = ByteVocabulary.of(tokenizer).tokens
+    mark = tokens.index("\ufffd".encode())
+    vocabulary = ByteVocabulary(tokenizer, [b"" if token == b"\xff" else token for token in tokens])
+    assert vocabulary.forced(b"s\xffe") == ((tokens.index(b"s"), mark), b"e")
+    assert vocabulary.forced(b"se") == ((), b"se")
 
 
 def test_an_empty_prompt_is_the_beginning_of_a_text(lm):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from mintage.cli.input import read_input
 from mintage.errors import UserError
 
 if TYPE_CHECKING:
@@ -95,12 +95,16 @@ def generate(
     from mintage.draft.drafter import load_draft_model
     from mintage.models import load_causal_lm
 
-    text = _text(prompt)
     if raw and system is not None:
         raise UserError("--system is part of the chat, which --raw leaves out; put it into the prompt, or drop --raw")
     if compare and not max_new_tokens:
         raise UserError("--compare needs at least 1 new token; pass --max-new-tokens 1 or more")
-    if by_bytes or ensemble or suffix is not None:
+    by_bytes = by_bytes or bool(ensemble) or suffix is not None
+    given = read_input(prompt)
+    if not given.strip():
+        raise UserError("the prompt is empty; pass some text, or - to read standard input")
+    text = "" if by_bytes and (raw or suffix is not None) else _text(given)
+    if by_bytes:
         others = {
             "--draft": draft not in (None, "none"),
             "--keep": keep is not None,
@@ -110,15 +114,15 @@ def generate(
             "--top-k": top_k > 0,
             "--repetition-penalty": repetition_penalty != 1.0,
         }
-        for option, given in others.items():
-            if given:
+        for option, asked in others.items():
+            if asked:
                 raise UserError(f"{option} is about tokens and does not go with --bytes; drop one of them")
         if suffix is not None and system is not None:
             raise UserError("--system is part of a chat, which --suffix leaves out; drop one of them")
         names = [model, *(ensemble or ())]
         lms = [load_causal_lm(name, dtype=dtype, device=device) for name in names]
         sampling = {"temperature": temperature, "top_p": top_p, "seed": seed}
-        _by_bytes(lms, text, max_new_tokens, sampling, raw=raw, system=system, suffix=suffix, stream=stream)
+        _by_bytes(lms, given, max_new_tokens, sampling, raw=raw, system=system, suffix=suffix, stream=stream)
         return
     if keep is not None:
         policy = _policy(keep, draft=draft, compile=compile, table=table)
@@ -158,15 +162,13 @@ def generate(
         _compare(notes, lm, ids, out, settings)
 
 
-def _text(prompt: str) -> str:
+def _text(prompt: bytes) -> str:
     try:
-        text = sys.stdin.read() if prompt == "-" else prompt
-        text.encode()  # bytes that are not UTF-8 arrive as lone surrogates in some locales
-    except UnicodeError:
-        raise UserError("the prompt is not UTF-8 text; convert it first, e.g. with iconv") from None
-    if not text.strip():
-        raise UserError("the prompt is empty; pass some text, or - to read standard input")
-    return text
+        return prompt.decode()
+    except UnicodeDecodeError:
+        raise UserError(
+            "the prompt is not UTF-8 text; convert it first, e.g. with iconv, or go on from its bytes with --raw --bytes"
+        ) from None
 
 
 def _drafter(spec: str, table: Path | None, **given: Any) -> Any:
@@ -229,7 +231,7 @@ def _sameness(lm: Any, ids: Any, drafted: Any, plain: Any) -> str:
 
 def _by_bytes(
     lms: list[Any],
-    text: str,
+    prompt: bytes,
     number: int,
     sampling: dict[str, Any],
     *,
@@ -245,15 +247,20 @@ def _by_bytes(
     from mintage.retrofit import ByteEnsemble, ByteLM
 
     if suffix is not None:  # the last word of the prompt, which may be cut, is the same for all
-        prompts = [ByteLM.of(lm).infilling(text.encode(), suffix.encode()) for lm in lms]
+        after = suffix.encode("utf-8", "surrogateescape")
+        prompts = [ByteLM.of(lm).infilling(prompt, after) for lm in lms]
         models, prefix = [model for model, _ in prompts], prompts[0][1]
     elif raw:
-        models, prefix = [ByteLM.of(lm) for lm in lms], text.encode()
+        models, prefix = [ByteLM.of(lm) for lm in lms], prompt
     else:  # the chat's control tokens are no text: covers must not cross them
-        chats = [lm.encode(text, system=system)[0].tolist() for lm in lms]
+        chats = [lm.encode(prompt.decode(), system=system)[0].tolist() for lm in lms]
         models, prefix = [ByteLM.of(lm, context=chat) for lm, chat in zip(lms, chats, strict=True)], b""
     sampler = models[0] if len(models) == 1 else ByteEnsemble(models)
     console, notes = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False)
+    for lm, made in zip(lms, models, strict=True):
+        if odd := {prompt[place] for place in made.vocabulary.unwritable(prompt)}:
+            shown = ", ".join(f"0x{byte:02x}" for byte in sorted(odd))
+            notes.print(f"{lm.name} writes no text with {shown}: read as single tokens or U+FFFD", style="yellow")
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     started, written, held = time.perf_counter(), 0, ""
     for byte in sampler.stream(prefix, number, **sampling):

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
+from mintage.cli.input import read_input
 from mintage.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help="Train tokenizers, cut text with them, and compare any.")
@@ -119,7 +120,7 @@ def encode(
     if ids and tokens:
         raise UserError("--ids and --tokens exclude each other; pass one")
     segmenter = open_segmenter(tokenizer)
-    data = _input(text)
+    data = read_input(text)
     console = Console(highlight=False, soft_wrap=True)
     if tokens or (console.is_terminal and not ids):
         pieces = _pieces(segmenter, data)
@@ -134,14 +135,6 @@ def encode(
         )
         return
     typer.echo(" ".join(map(str, segmenter.encode(data))))
-
-
-def _input(text: str) -> bytes:
-    """Return the text's UTF-8, or all of standard input as it is."""
-    if text != "-":
-        return text.encode("utf-8", "surrogateescape")  # bytes of the command line that are no text
-    stream = getattr(sys.stdin, "buffer", None)
-    return stream.read() if stream else sys.stdin.read().encode()
 
 
 def _pieces(segmenter: Any, data: bytes) -> list[tuple[int, bytes]]:
@@ -214,7 +207,7 @@ def decompound(
     """
     from mintage.segment.decompounder import Decompounder
 
-    given = _input("-").decode("utf-8", "replace").splitlines() if words == ["-"] else words
+    given = read_input("-").decode("utf-8", "replace").splitlines() if words == ["-"] else words
     for pieces in Decompounder.load(model).split_all(given):
         typer.echo("|".join(pieces))
 

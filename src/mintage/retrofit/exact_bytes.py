@@ -12,6 +12,9 @@ Use::
     state.logprobs()[ord("p")]
     lm.generate(b"The quick brown fox jum", max_bytes=20)
 
+Bytes that no encoding has (no UTF-8, or without a token) have probability 0, but a prompt may hold them: what comes up
+to the last of them is read as fixed tokens, those bytes as their own token or else as U+FFFD.
+
 Not here: training; models whose tokenizers keep neither bytes nor a byte fallback. Inside a character of several bytes
 what a valid encoding is depends on bytes to come; there a few completions stand for all, and the state is made anew
 when the character is complete. Encodings whose beginning is not itself canonical: with GPT-2's pattern, two spaces and
@@ -21,6 +24,7 @@ then a character that has no token with a space before it.
 from __future__ import annotations
 
 import bisect
+import codecs
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -187,6 +191,46 @@ class ByteVocabulary:
                 except UnicodeDecodeError:
                     continue
         return found
+
+    def unwritable(self, text: bytes) -> list[int]:
+        """Places of the bytes that no encoding has: those that are no UTF-8, and those without a token.
+
+        An unfinished character at the end is none of them.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        letters, missing = decoder.decode(text), set(self.missing)
+        begun = decoder.getstate()[0]
+        found, place = [], 0
+        for letter in [*letters, begun]:
+            held = letter if isinstance(letter, bytes) else letter.encode("utf-8", "surrogateescape")
+            if (isinstance(letter, str) and "\ud800" <= letter <= "\udfff") or not missing.isdisjoint(held):
+                found += range(place, place + len(held))
+            place += len(held)
+        return found
+
+    def forced(self, text: bytes) -> tuple[Tokens, bytes]:
+        """Read a text up to the last unwritable byte as fixed tokens, and return them and the rest.
+
+        Such a byte is its own token, or where there is none U+FFFD, as where bytes are decoded with replacement.
+
+        Raises
+        ------
+        UserError
+            There are no tokens for U+FFFD either.
+        """
+        own = {token[0]: place for place, token in enumerate(self.tokens) if len(token) == 1}
+        tokens: Tokens = ()
+        begin = 0
+        for place in self.unwritable(text):
+            before = self.encode(self.prefix + text[begin:place]) if place > begin else ()
+            byte = (own[text[place]],) if text[place] in own else self.encode(self.prefix + "\ufffd".encode())
+            if before is None or byte is None:
+                raise UserError(
+                    f"the model's tokens cannot write {text[: place + 1][-8:]!r}, nor U+FFFD in its place; bytes "
+                    f"without a token: {', '.join(f'0x{byte:02x}' for byte in self.missing)}"
+                )
+            tokens, begin = (*tokens, *before, *byte), place + 1
+        return tokens, text[begin:]
 
     def starting(self, prefix: bytes) -> NDArray[np.int64]:
         """Return the tokens that begin with `prefix` and are longer."""
@@ -392,14 +436,20 @@ class ByteLM(ByteSampler):
         return cls(law=law, vocabulary=vocabulary, end=tuple(ends), context=tuple(context), tolerance=tolerance)
 
     def start(self, prefix: bytes = b"") -> _State:
-        """Find the covers of a text."""
+        """Find the covers of a text; up to the last byte that no encoding has it is fixed, and covers begin behind it.
+
+        Raises
+        ------
+        UserError
+            The model's tokens cannot write the text.
+        """
         text = self.vocabulary.prefix + prefix
         tokens, weight, groups, _ = self._search(text)
         if tokens is None and not groups:
-            raise UserError(
-                f"the model's tokens cannot write {text[-8:]!r}; bytes without a token: "
-                f"{', '.join(f'0x{byte:02x}' for byte in self.vocabulary.missing) or 'none, so this is no text'}"
-            )
+            fixed, rest = self.vocabulary.forced(prefix)
+            if fixed:
+                return replace(self, context=(*self.context, *fixed)).start(rest)
+            raise UserError(f"the model's tokens cannot write {text[-8:]!r}; shorten the text by a few bytes")
         return _State(self, text, tokens, weight, groups)
 
     def infilling(
@@ -422,7 +472,13 @@ class ByteLM(ByteSampler):
             The model has no such tokens.
         """
         fim = FimTokens.of(self.vocabulary.tokenizer) if fim is None else fim
-        before, last = infill_prompt(self.vocabulary.encode, fim, prefix, suffix, order)
+
+        def encode(text: bytes) -> Tokens | None:
+            fixed, rest = self.vocabulary.forced(text)
+            free = self.vocabulary.encode(rest)
+            return None if free is None else (*fixed, *free)
+
+        before, last = infill_prompt(encode, fim, prefix, suffix, order)
         end = (*self.end, *(token for token in fim.end if token not in self.end))
         return replace(self, context=(*self.context, *before), end=end), last
 
