@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from jaxtyping import Float, Int
@@ -120,7 +121,8 @@ def write_answers(
                 if _metadata(path).get("key") != key:
                     raise UserError(f"{path} holds answers to other prompts; delete it or use another folder")
                 return
-            generator = torch.Generator(lm.model.device).manual_seed((seed << 32) + number)
+            state = np.random.SeedSequence([seed, number]).generate_state(1)  # a CPU generator reads 32 bits
+            generator = torch.Generator(lm.model.device).manual_seed(int(state[0]))
             tensors = answer(lm, asked, new_tokens=new_tokens, generator=generator)
             tensors["prompt"] = torch.tensor(groups[number]).repeat(2)
             with replace_file(path) as temporary:

@@ -13,6 +13,10 @@ from mintage.files import append_line
 __all__ = ["Memo"]
 
 
+_CODE = {".py", ".cpp"}
+"""Suffixes of what measures, in a package."""
+
+
 class Memo:
     """The measurements of one run, by key.
 
@@ -27,7 +31,7 @@ class Memo:
     """
 
     def __init__(self, work: str | Path, definition: dict[str, Any], sources: Sequence[Path] = ()) -> None:
-        files = sorted(f for s in sources for f in (s.rglob("*.py") if s.is_dir() else [s]))
+        files = sorted(f for s in sources for f in (s.rglob("*") if s.is_dir() else [s]) if f.suffix in _CODE)
         code = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
         text = json.dumps({**definition, "source": code}, sort_keys=True)
         self.path = Path(work) / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.jsonl"
