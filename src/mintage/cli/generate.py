@@ -167,7 +167,7 @@ def _text(prompt: bytes) -> str:
         return prompt.decode()
     except UnicodeDecodeError:
         raise UserError(
-            "the prompt is not UTF-8 text; convert it first, e.g. with iconv, or go on from its bytes with --raw --bytes"
+            "the prompt is not UTF-8 text; convert it, e.g. with iconv, or go on from its bytes with --raw --bytes"
         ) from None
 
 
