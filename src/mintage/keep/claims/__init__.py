@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from mintage.keep import bench
 from mintage.keep.contract import Policy
+from mintage.keep.storage import KeptCache
 from mintage.measure import Interval, bootstrap, trial
 from mintage.measure.trial import silent
 from mintage.models import EMBEDDED, CausalLM, load_causal_lm
 
-__all__ = ["Trial", "perplexity", "perplexity_ratio", "silent"]
+__all__ = ["Trial", "perplexity", "perplexity_ratio", "silent", "telling"]
 
 Arms = Mapping[str, Policy]
 
@@ -28,6 +31,26 @@ def perplexity(nll: np.ndarray) -> float:
 def perplexity_ratio(one: np.ndarray, other: np.ndarray) -> Interval:
     """Ratio of two perplexities on the same texts, which are resampled together."""
     return bootstrap(one - other, lambda x, axis: np.exp(x.mean(axis)))
+
+
+def telling(name: str, tell: Callable[[KeptCache], float]) -> Callable[..., dict[str, float]]:
+    """Make a `measure` for `Trial.decoded`: ``nll``, and under `name` what is told of the cache in the end.
+
+    Of the full cache, which keeps no such thing, 0 is told.
+    """
+
+    @torch.inference_mode()
+    def measure(prefix: bench.Prefix, policy: Policy, rest: Tensor) -> dict[str, float]:
+        nll = []
+        with policy(prefix.model) as session:
+            held, logits, _ = prefix.replay(session)
+            for token in rest:
+                nll.append(-logits.float().log_softmax(-1)[token].item())
+                logits = prefix.model(token[None, None], past_key_values=held, use_cache=True).logits[0, -1]
+        return {"nll": float(np.mean(nll)), name: tell(held) if isinstance(held, KeptCache) else 0.0}
+
+    measure.__name__ = name
+    return measure
 
 
 class Trial(trial.Trial):

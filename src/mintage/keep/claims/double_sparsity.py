@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from mintage.keep.baselines import H2O, FullCache, StreamingLLM
-from mintage.keep.claims import Trial, perplexity, perplexity_ratio, silent
+from mintage.keep.claims import Trial, perplexity, perplexity_ratio, silent, telling
 from mintage.keep.contract import Policy
-from mintage.keep.double_sparsity import ChannelOrder, DoubleSparsity
+from mintage.keep.double_sparsity import ChannelOrder, DoubleSparsity, prefetch_rate
 from mintage.measure import Figure, Result, bootstrap
 
 __all__ = ["check"]
@@ -57,7 +57,7 @@ def check(
         seed=seed,
         command=command,
         definition={"length": LENGTH, "decoded": DECODED, "texts": texts},
-        total=texts * (2 * 8 + 1) + 2 * QUESTIONS * 6,
+        total=texts * (2 * 8 + 2) + 2 * QUESTIONS * 6,
         progress=progress,
         model=model,
         work=work,
@@ -140,6 +140,20 @@ def check(
             data="pass-keys and UUIDs in speeches, asked for after the text was read",
         )
     )
+    ahead = replace(arms[16, "r=16"], offload=True, prefetch=True)
+    fetched = trial.decoded({"ahead": ahead}, LENGTH, texts, DECODED, measure=telling("rate", prefetch_rate))["ahead"]
+    if np.isfinite(fetched["rate"]).all():  # the first layers read everything, and a small model may have no others
+        rate = bootstrap(100 * fetched["rate"])
+        results.append(
+            trial.result(
+                **common | {"unit": "%", "higher_is_better": True},
+                metric="rows that had been fetched when their layer read them, 1/16 of the tokens",
+                value=rate.value,
+                interval=rate.bounds,
+                baseline={"without a guess": 0.0},
+                note="of the cache in the host's memory; guessed from what enters the layer before",
+            )
+        )
     trial.memo.delete()
     return results
 

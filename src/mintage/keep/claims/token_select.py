@@ -19,10 +19,8 @@ import torch
 from torch import Tensor
 
 from mintage.keep.baselines import FullCache, StreamingLLM
-from mintage.keep.bench import Prefix
-from mintage.keep.claims import Trial, perplexity, perplexity_ratio, silent
+from mintage.keep.claims import Trial, perplexity, perplexity_ratio, silent, telling
 from mintage.keep.contract import Policy
-from mintage.keep.storage import KeptCache
 from mintage.keep.token_select import TokenSelect, hit_rate
 from mintage.measure import Figure, Result, bootstrap
 
@@ -82,18 +80,6 @@ def _arms() -> dict[str, Policy]:
             f"random choice, {where}": Drawn(reassign=reassign).at(entries),
         }
     return arms
-
-
-@torch.inference_mode()
-def _reuse(prefix: Prefix, policy: Policy, rest: Tensor) -> dict[str, float]:
-    """Negative log-likelihood of what follows, and the share of steps that used a choice again."""
-    nll = []
-    with policy(prefix.model) as session:
-        cache, logits, _ = prefix.replay(session)
-        for token in rest:
-            nll.append(-logits.float().log_softmax(-1)[token].item())
-            logits = prefix.model(token[None, None], past_key_values=cache, use_cache=True).logits[0, -1]
-    return {"nll": float(np.mean(nll)), "hits": hit_rate(cache) if isinstance(cache, KeptCache) else 0.0}
 
 
 def check(
@@ -172,7 +158,7 @@ def _of_reuse(trial: Trial, texts: int, settings: dict[str, Any]) -> list[Result
     arms: dict[str, Policy] = {
         f"theta {theta:g}": replace(TokenSelect().at(LENGTH // PART), theta=theta) for theta in THETAS
     }
-    found = trial.decoded(arms, LENGTH, texts, DECODED, measure=_reuse)
+    found = trial.decoded(arms, LENGTH, texts, DECODED, measure=telling("hits", hit_rate))
     never = found[f"theta {THETAS[-1]:g}"]["nll"]
     results: list[Result | Figure] = []
     for theta in THETAS[:-1]:
