@@ -374,8 +374,8 @@ def diffrate(
         ".mintage/diffrate"
     ),
     shares: Annotated[str, typer.Option(help="Shares of the multiply-adds; each gets a schedule.")] = "0.6",
-    steps: Annotated[int, typer.Option(help="Optimiser steps per schedule.")] = 300,
-    lr: Annotated[float, typer.Option(help="Peak learning rate (cosine).")] = 0.01,
+    steps: Annotated[int, typer.Option(help="Optimiser steps per schedule.")] = 400,
+    lr: Annotated[float, typer.Option(help="Peak learning rate (cosine; the paper: 0.01, ten times the steps).")] = 0.1,
     batch_rows: Annotated[int, typer.Option(help="Images per step.")] = 64,
     granularity: Annotated[int, typer.Option(help="Step between the numbers of tokens that are tried.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",

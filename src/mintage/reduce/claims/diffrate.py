@@ -26,7 +26,7 @@ __all__ = ["run"]
 
 OURS = "diffrate"
 SHARE = 0.6
-STEPS, BATCH = 200, 64
+STEPS, BATCH = 400, 64
 SEARCHES = {OURS: {}, "prunes only": {"merges": False}, "merges only": {"prunes": False}}
 
 
