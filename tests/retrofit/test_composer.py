@@ -50,7 +50,7 @@ def source(lm):
 
 
 def _vocabulary(lm):
-    from mintage.retrofit.merging import TokenBytes
+    from mintage.retrofit.token_bytes import TokenBytes
 
     return TokenBytes(lm.tokenizer)
 

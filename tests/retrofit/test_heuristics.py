@@ -24,7 +24,7 @@ from mintage.retrofit.heuristics import (
     sparsemax,
     static_embeddings,
 )
-from mintage.retrofit.merging import TokenBytes
+from mintage.retrofit.token_bytes import TokenBytes
 from mintage.testing.retrofit import _reader
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "zett" / "heuristics.npz"

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from mintage.errors import UserError
-from mintage.retrofit.merging import DynamicTokenizer, Merging, TokenBytes, _alphabet, dynamic_merge, pair_rule
+from mintage.retrofit.merging import DynamicTokenizer, Merging, dynamic_merge, pair_rule
+from mintage.retrofit.token_bytes import TokenBytes, _alphabet
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "dynamic-tokens"
 LETTERS = {letter: byte for byte, letter in _alphabet().items()}
@@ -329,3 +330,10 @@ def test_tokenizers_that_cannot_be_read_are_refused():
         DynamicTokenizer(words)
     with pytest.raises(UserError, match="fast tokenizer"):
         DynamicTokenizer(object())
+
+
+def test_a_token_that_is_learnt_and_added_is_what_it_was_learnt_as():
+    backend = Tokenizer(models.BPE({"a": 0, "\u2581": 1, "\u2581\u2581": 2}, [("\u2581", "\u2581")], byte_fallback=True))
+    backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    backend.add_tokens(["\u2581\u2581", "<\u2581>"])
+    assert TokenBytes(backend).tokens == [b"a", b" ", b"  ", "<\u2581>".encode()]

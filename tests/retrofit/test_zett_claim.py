@@ -13,7 +13,7 @@ from mintage.models import load_causal_lm
 from mintage.retrofit import zett
 from mintage.retrofit.claims import zett as claim
 from mintage.retrofit.composer import Parts
-from mintage.retrofit.merging import TokenBytes
+from mintage.retrofit.token_bytes import TokenBytes
 from mintage.retrofit.zett import Hypernetwork, HypernetworkShape, save_hypernetwork
 
 SMALL = {

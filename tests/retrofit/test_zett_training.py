@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from mintage.errors import UserError
 from mintage.models import CausalLM, tiny_causal_lm
 from mintage.retrofit.composer import Parts
-from mintage.retrofit.merging import TokenBytes
+from mintage.retrofit.token_bytes import TokenBytes
 from mintage.retrofit.zett import Hypernetwork, HypernetworkShape, Zett, load_hypernetwork
 from mintage.retrofit.zett_training import TokenizerSampler, ZettRecipe, train_zett
 

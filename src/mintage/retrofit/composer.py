@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from mintage.errors import UserError, did_you_mean
 from mintage.files import replace_file
-from mintage.retrofit.merging import TokenBytes
+from mintage.retrofit.token_bytes import TokenBytes
 
 __all__ = [
     "Composed",

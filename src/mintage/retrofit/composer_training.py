@@ -36,7 +36,8 @@ from mintage.retrofit.composer import (
     pad_parts,
     save_composer,
 )
-from mintage.retrofit.merging import DynamicBatch, DynamicTokenizer, TokenBytes
+from mintage.retrofit.merging import DynamicBatch, DynamicTokenizer
+from mintage.retrofit.token_bytes import TokenBytes
 from mintage.train import Settings, train
 
 __all__ = [

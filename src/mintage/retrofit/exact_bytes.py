@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import bisect
 import codecs
-import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -41,6 +40,7 @@ from mintage.errors import UserError
 from mintage.models import CausalLM
 from mintage.retrofit.contract import END, ByteSampler, ByteState
 from mintage.retrofit.infill import FimTokens, Order, infill_prompt
+from mintage.retrofit.token_bytes import TokenBytes
 from mintage.retrofit.validity import ASK, Validity
 
 __all__ = [
@@ -64,13 +64,6 @@ _NO_CONTEXT = "a model needs one token to start from; pass a context, e.g. its e
 
 
 # -- tokens as bytes ---------------------------------------------------------------------------------------------------
-
-
-def _byte_of_letter() -> dict[str, int]:
-    """Byte-level BPE writes printable bytes as themselves and the others as letters from U+0100 on, in order."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in set(plain)]
-    return {chr(b): b for b in plain} | {chr(0x100 + place): b for place, b in enumerate(others)}
 
 
 class ByteVocabulary:
@@ -124,36 +117,13 @@ class ByteVocabulary:
         UserError
             It is neither byte-level nor has a byte fallback.
         """
-        backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
-        if not isinstance(backend, Tokenizer):
-            raise UserError(f"{type(tokenizer).__name__} has no tokenizer.json; pass a fast tokenizer")
-        held = json.loads(backend.to_str())
-        kinds = _types(held.get("decoder"))
-        unknown = held["model"].get("unk_token")
-        special = {t["id"] for t in held.get("added_tokens", []) if t["special"] or t["content"] == unknown}
-        if unknown is not None:
-            special.add(held["model"]["vocab"].get(unknown))
-        names = sorted(backend.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
-        tokens = [b""] * (names[-1][1] + 1)
-        if "ByteLevel" in kinds:
-            letters = _byte_of_letter()
-            for name, place in names:
-                if place not in special:
-                    known = all(c in letters for c in name)
-                    tokens[place] = bytes(letters[c] for c in name) if known else name.encode()
-            prefix = b" " if _prepends(held.get("pre_tokenizer"), "ByteLevel") else b""
-            return cls(backend, tokens, prefix=prefix)
-        if "ByteFallback" in kinds or held["model"].get("byte_fallback"):
-            for name, place in names:
-                if place not in special:
-                    byte = name.startswith("<0x") and name.endswith(">") and len(name) == 6
-                    tokens[place] = bytes([int(name[3:5], 16)]) if byte else name.replace("\u2581", " ").encode()
-            prepends = "Prepend" in _types(held.get("normalizer")) or _prepends(held.get("pre_tokenizer"), "Metaspace")
-            return cls(backend, tokens, prefix=b" " if prepends else b"")
-        raise UserError(
-            "this tokenizer is neither byte-level nor has a byte fallback, so it cannot write every text; "
-            "pass a byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM2) or SentencePiece with byte fallback (Llama 2, Gemma)"
-        )
+        held = TokenBytes(tokenizer)
+        if not held.writes_all:
+            raise UserError(
+                "this tokenizer is neither byte-level nor has a byte fallback, so it cannot write every text; pass a "
+                "byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM2) or SentencePiece with byte fallback (Llama 2, Gemma)"
+            )
+        return cls(held.backend, held.tokens, prefix=held.prefix.encode())
 
     @property
     def missing(self) -> list[int]:
@@ -285,28 +255,6 @@ class ByteVocabulary:
 
     def _text(self, tokens: Tokens) -> bytes:
         return b"".join(self.tokens[t] for t in tokens)
-
-
-def _types(part: Any) -> set[str]:
-    """Types of a decoder, normalizer or pre-tokenizer, those inside it included."""
-    if isinstance(part, list):
-        return set().union(*map(_types, part))
-    if not isinstance(part, dict):
-        return set()
-    own = {part["type"]} if isinstance(part.get("type"), str) else set()
-    return own.union(*(_types(value) for value in part.values()))
-
-
-def _prepends(part: Any, kind: str) -> bool:
-    """Whether a pre-tokenizer of this type puts a space in front of a text."""
-    if isinstance(part, list):
-        return any(_prepends(one, kind) for one in part)
-    if not isinstance(part, dict):
-        return False
-    here = part.get("type") == kind and (
-        part.get("add_prefix_space") or part.get("prepend_scheme") in ("always", "first")
-    )
-    return bool(here) or any(_prepends(value, kind) for value in part.values())
 
 
 # -- a model as a law over tokens --------------------------------------------------------------------------------------

@@ -33,7 +33,8 @@ from mintage.errors import UserError, did_you_mean, missing_extra
 from mintage.models import CausalLM
 from mintage.retrofit.composer import Parts, make_provider
 from mintage.retrofit.dynamic_tokens import table_for
-from mintage.retrofit.merging import DynamicTokenizer, Merging, TokenBytes
+from mintage.retrofit.merging import DynamicTokenizer, Merging
+from mintage.retrofit.token_bytes import TokenBytes
 from mintage.tokenizer_files import PreTokens
 
 __all__ = ["Index", "LargeVocabHead", "LargeVocabulary", "Written", "extended_vocabulary"]

@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerFast
 from mintage import catalog
 from mintage.errors import UserError
 from mintage.retrofit.composer import Composed, Parts
-from mintage.retrofit.merging import TokenBytes
+from mintage.retrofit.token_bytes import TokenBytes
 
 __all__ = ["EmbeddingTransfer", "Transferred", "transfer"]
 

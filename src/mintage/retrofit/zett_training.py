@@ -30,7 +30,7 @@ from mintage.files import read_jsonl
 from mintage.models import CausalLM
 from mintage.retrofit.composer import Composed, Parts
 from mintage.retrofit.composer_training import first_blocks
-from mintage.retrofit.merging import TokenBytes
+from mintage.retrofit.token_bytes import TokenBytes
 from mintage.retrofit.zett import (
     Hypernetwork,
     HypernetworkShape,

@@ -17,7 +17,7 @@ from mintage.models import CausalLM, tiny_causal_lm
 from mintage.retrofit.composer import Parts
 from mintage.retrofit.contract import END, ByteSampler
 from mintage.retrofit.dynamic_tokens import DynamicTokens
-from mintage.retrofit.merging import TokenBytes
+from mintage.retrofit.token_bytes import TokenBytes
 from mintage.retrofit.transfer import EmbeddingTransfer, Transferred, transfer
 
 __all__ = ["LAWS"]
