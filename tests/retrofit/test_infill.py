@@ -81,4 +81,12 @@ def test_what_cannot_be_filled_in_is_told():
         lm.infill(b"a", b"b")
     assert "\n" not in str(told.value)
     with pytest.raises(UserError, match="ends within a character"):
-        lm.infill(b"\xff x", b"b", fim=fim)
+        infill_prompt(lambda text: None, fim, b"a x", b"b", "psm")
+
+
+def test_bytes_that_are_no_text_may_stand_around_the_middle():
+    lm, _, _ = made()
+    own = {token: place for place, token in enumerate(lm.vocabulary.tokens)}
+    model, last = lm.infilling(b"\xff x", b"b\xff")
+    assert (own[b"\xff"] in model.context, last) == (True, b" x")
+    assert model.context.count(own[b"\xff"]) == 2
