@@ -52,17 +52,29 @@ def test_healing_lets_the_last_token_grow(exact):
     longer = sum(w for t, w in grown.items() if vocabulary.tokens[t][len(last)] == ord("r"))
     behind = np.exp(exact.law(tokens))
     short = p[tokens[-1]]
-    alone = [t for t, raw in enumerate(vocabulary.tokens) if raw and vocabulary.encode(last + raw) == (tokens[-1], t)]
+    alone = [t for t, raw in enumerate(vocabulary.tokens) if raw and vocabulary.encode(raw) == (t,)]
     through = short * sum(behind[t] for t in alone if vocabulary.tokens[t][0] == ord("r"))
     end = short * behind[-1]
     assert got[ord("r")] / got[END] == pytest.approx((longer + through) / end)
     assert state.advance(ord("r")).logprobs().shape == (END + 1,)
 
 
-def test_healing_is_exact_where_only_the_last_token_is_open(exact):
-    """With one token, nothing else can part: all covers begin where healing begins."""
-    healed, whole = (np.exp(m.next_byte_logprobs(b"t")) for m in (TokenHealing(exact=exact), exact))
-    assert np.allclose(healed, whole, atol=1e-9)
+def test_healing_takes_its_odds_from_what_was_seen(exact):
+    """The token that stayed as it was, or one that goes on: each byte tells which of them it was."""
+    vocabulary = exact.vocabulary
+    tokens = vocabulary.encode(b"of the")
+    state = TokenHealing(exact=exact).start(b"of the")
+    whole = PlainContinuation(exact=exact).continuation_logprob(b"of the", b"se")
+    p = np.exp(exact.law(tokens[:-1]))
+    last = vocabulary.tokens[tokens[-1]]
+    longer = [(t, raw[len(last) :]) for t, raw in enumerate(vocabulary.tokens) if raw.startswith(last) and raw != last]
+    assert all(not rest.startswith(b"s") for _, rest in longer)  # so only the one that stayed writes "se"
+    total = p[tokens[-1]] + sum(p[t] for t, _ in longer)
+    got = state.logprobs()[ord("s")] + state.advance(ord("s")).logprobs()[ord("e")]
+    assert got == pytest.approx(np.log(p[tokens[-1]] / total) + whole)
+
+
+def test_healing_of_nothing_is_exact(exact):
     nothing = TokenHealing(exact=exact).next_byte_logprobs(b"")
     assert np.allclose(nothing, exact.next_byte_logprobs(b""))
 

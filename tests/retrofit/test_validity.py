@@ -12,6 +12,7 @@ from mintage.retrofit.validity import ASK, Neighbours, Validity
 TEXT = (
     "def area(radius):\n    return radius * radius * 3.14159\n\n        # it isn't the ship's 1,234th, we'll  see \n"
     "The sea and the ships; thé café, naïve — «Ça va?» Привет, мир! I'D GO x2 and 2x, they don't sail.  \n\n"
+    "One.\n\nTwo.\n\nThree.\n\nFour.\n\n\n"
 )
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
@@ -96,9 +97,8 @@ def test_every_answer_is_the_tokenizers(kind):
     draw, unknown, valid = random.Random(1), 0, 0
     for _ in range(16):
         end = draw.randrange(len(TEXT))
-        left = vocabulary.encode(TEXT[max(0, end - 40) : end].encode())
-        assert left is not None
-        known = told.after(vocabulary.last_words(left))[ids]
+        left = vocabulary.encodings(TEXT[max(0, end - 40) : end].encode())[-1]
+        known = vocabulary._after(vocabulary.last_words(left))[ids]
         true = asked(vocabulary, left, ids)
         sure = known != ASK
         assert np.array_equal(known[sure] == 1, true[sure]), TEXT[max(0, end - 40) : end]
@@ -108,6 +108,28 @@ def test_every_answer_is_the_tokenizers(kind):
     assert valid > 500
     if kind != "sentencepiece":  # most of whose tokens here are bytes, which the tokenizer is asked about
         assert unknown < 0.3 * 16 * len(ids)
+
+
+@pytest.mark.parametrize(("kind", "number"), [("gpt2", 2), ("digits", 2), ("qwen", 1), ("none", 1), ("sentencepiece", 1)])
+def test_white_space_that_is_cut_by_what_follows(kind, number):
+    """GPT-2's pattern leaves the last line break to what follows; Qwen's keeps line breaks together."""
+    vocabulary = ByteVocabulary.of(MAKERS[kind]())
+    text = b"The ship.\n\n"
+    found = vocabulary.encodings(text)
+    assert found[0] == vocabulary.encode(text)
+    assert len(found) == number
+    ids = np.flatnonzero(vocabulary.length)
+    for tokens in found:
+        assert b"".join(vocabulary.tokens[t] for t in tokens) == text
+        follows = vocabulary.follows(tokens, ids)
+        assert np.array_equal(follows, asked(vocabulary, tokens, ids))
+        true = [vocabulary.encode(text + vocabulary.tokens[t]) == (*tokens, t) for t in ids]
+        assert follows[np.array(true)].all()
+        assert vocabulary.complete(tokens) == (tokens == found[0])
+    if number == 2:  # each letter goes on from one of them
+        letters = [t for t in ids if vocabulary.tokens[t].isalpha() and vocabulary.encode(vocabulary.tokens[t]) == (t,)]
+        assert vocabulary.follows(found[1], np.array(letters)).all()
+        assert not vocabulary.follows(found[0], np.array(letters)).any()
 
 
 def test_within_a_character_only_its_other_bytes_follow():

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mintage.errors import UserError
 from mintage.models import CausalLM
@@ -71,7 +72,8 @@ class PlainContinuation(ByteSampler):
 class TokenHealing(PlainContinuation):
     """Back up by one token, and let the next one be any that begins with its bytes (as guidance and transformers do).
 
-    Wrong where the likely encoding parts from that of the prompt more than one token before its end.
+    Wrong where the likely encoding parts from that of the prompt more than one token before its end. Where the token
+    stays as it was, what follows is encoded for itself, as in a plain continuation.
 
     Parameters
     ----------
@@ -90,4 +92,31 @@ class TokenHealing(PlainContinuation):
         ids = behind.vocabulary.starting(raw)
         law = behind.next(())
         ids = ids[ids < len(law)]
-        return behind.opened(raw, last, float(law[last]), ids, np.asarray(law[ids]))
+        parts, logw = [self._behind(tokens).start()], [float(law[last])]
+        if np.isfinite(law[ids]).any():
+            parts.append(behind.opened(raw, ids, np.asarray(law[ids])))
+            logw.append(float(np.logaddexp.reduce(law[ids])))
+        return _Either(tuple(parts), np.array(logw))
+
+
+@dataclass(frozen=True, eq=False)
+class _Either(ByteState):
+    """One of several states, of which it is not known which one; logarithms of how likely each is."""
+
+    parts: tuple[ByteState, ...]
+    logw: NDArray[np.float64]
+
+    def logprobs(self) -> NDArray[np.float64]:
+        """Return the log-probabilities of the 256 bytes and of the end of the text, [257]."""
+        laws = np.stack([part.logprobs() for part in self.parts])
+        return np.logaddexp.reduce(laws + self.logw[:, None], axis=0) - np.logaddexp.reduce(self.logw)
+
+    def advance(self, byte: int) -> ByteState:
+        """Return the state after `byte`; parts that cannot go on so are out."""
+        told = [float(w + part.logprobs()[byte]) for part, w in zip(self.parts, self.logw, strict=True)]
+        left = [(part, w) for part, w in zip(self.parts, told, strict=True) if w > -np.inf]
+        if not left:
+            raise UserError(f"the model gives no way to go on with {bytes([byte])!r}")
+        if len(left) == 1:
+            return left[0][0].advance(byte)
+        return _Either(tuple(part.advance(byte) for part, _ in left), np.array([w for _, w in left]))

@@ -17,8 +17,8 @@ to the last of them is read as fixed tokens, those bytes as their own token or e
 
 Not here: training; models whose tokenizers keep neither bytes nor a byte fallback. Inside a character of several bytes
 what a valid encoding is depends on bytes to come; there a few completions stand for all, and the state is made anew
-when the character is complete. Encodings whose beginning is not itself canonical: with GPT-2's pattern, two spaces and
-then a character that has no token with a space before it.
+when the character is complete. Two spaces and then a character that has no token with a space before it, with GPT-2's
+pattern: what such an encoding begins with is nobody's encoding.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ _SEPARATORS = 2  # words of context in which an encoding is checked
 _KEPT = 512  # laws and masks remembered
 _SLACK = 64  # bytes of a long text that are encoded anew, beside the longest token
 _AT_ONCE = 6  # laws taken from one forward
+_FOLLOWERS = (b"a", b"0", b"(")
+"""What may follow white space: a letter, a digit, anything else."""
 _NO_CONTEXT = "a model needs one token to start from; pass a context, e.g. its end-of-text token"
 
 
@@ -99,7 +101,9 @@ class ByteVocabulary:
         self._offset = np.concatenate(([0], self.length.cumsum()[:-1]))
         pairs = sorted((token, i) for i, token in enumerate(tokens) if token)
         self._sorted, self._ids = [token for token, _ in pairs], np.array([i for _, i in pairs])
+        self._blank = np.array([token.isspace() for token in tokens])
         self.longest = int(self.length.max())
+        self._cuts = None if self.tokenizer.normalizer is not None else self.tokenizer.pre_tokenizer
         self._masks: OrderedDict[Tokens, NDArray[np.int8]] = OrderedDict()
 
     @cached_property
@@ -136,13 +140,39 @@ class ByteVocabulary:
         """Return the canonical encoding, or None where none ends at the last byte (within a character)."""
         if not text:
             return ()
-        for whole in self._completions(text):
-            ids = self.tokenizer.encode(whole, add_special_tokens=False).ids
-            ends = self.length[ids].cumsum() if ids else np.zeros(0, int)
-            place = int(np.searchsorted(ends, len(text)))
-            if place < len(ends) and ends[place] == len(text):
-                return tuple(ids[: place + 1])
-        return None
+        found = (self._begin(whole, len(text)) for whole in self._completions(text))
+        return next((tokens for tokens in found if tokens is not None), None)
+
+    def encodings(self, text: bytes) -> list[Tokens]:
+        """Return what encodings of longer texts begin with that end where this one does, the canonical one first.
+
+        There is a second one where white space is cut otherwise when something follows: GPT-2's pattern leaves the last
+        of several line breaks to what comes after them.
+        """
+        tokens = self.encode(text)
+        found = [] if tokens is None else [tokens]
+        for follower in _FOLLOWERS if text[-2:].isspace() and len(text) > 1 else ():
+            parted = self._parted(text, follower)
+            if parted is not None and parted not in found:
+                found.append(parted)
+        return found
+
+    def _parted(self, text: bytes, follower: bytes) -> Tokens | None:
+        """Return the beginning of the encoding of a text that goes on so, where a word ends there."""
+        try:
+            string = self.decode(text.removeprefix(self.prefix))
+        except UnicodeDecodeError:
+            return None
+        whole = string + follower.decode()
+        if not self._cuts or len(string) not in {at for _, (at, _) in self._cuts.pre_tokenize_str(whole)}:
+            return None
+        return self._begin(whole, len(text))
+
+    def _begin(self, whole: str, size: int) -> Tokens | None:
+        ids = self.tokenizer.encode(whole, add_special_tokens=False).ids
+        ends = self.length[ids].cumsum() if ids else np.zeros(0, int)
+        place = int(np.searchsorted(ends, size))
+        return tuple(ids[: place + 1]) if place < len(ends) and ends[place] == size else None
 
     def _completions(self, text: bytes) -> list[str]:
         """Return the text, or, where its last character is cut, texts that complete it."""
@@ -213,18 +243,17 @@ class ByteVocabulary:
         return self._flat[self._offset[ids] + place]
 
     def follows(self, left: Tokens, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Say of each token whether `left` and it together are a valid encoding."""
+        """Say of each token whether `left` and it together are what an encoding can begin with."""
         tail = self.last_words(left)
         mask = self._masks.get(tail)
         if mask is None:
-            told = None if self._validity is None else self._validity.after(tail)
-            mask = self._masks[tail] = np.full(len(self.tokens), ASK, np.int8) if told is None else told
+            mask = self._masks[tail] = self._after(tail)
             if len(self._masks) > _KEPT:
                 self._masks.popitem(last=False)
         self._masks.move_to_end(tail)
         unknown = ids[mask[ids] == ASK]
         if len(unknown):
-            before = b"".join(self.tokens[t] for t in tail)
+            before = self._text(tail)
             texts: list[str] = []
             owners: list[int] = []
             for token in unknown:
@@ -236,11 +265,32 @@ class ByteVocabulary:
             for owner, found in zip(owners, self._batch(texts), strict=True):
                 if found[:number] == [*wanted, owner]:
                     mask[owner] = 1
+            for token in unknown[self._blank[unknown] & (mask[unknown] == 0)] if before[-1:].isspace() else ():
+                text, whole = before + self.tokens[token], (*tail, int(token))
+                mask[token] = any(self._parted(text, follower) == whole for follower in _FOLLOWERS)
         return mask[ids] == 1
+
+    def _after(self, tail: Tokens) -> NDArray[np.int8]:
+        """Say of every token whether it may follow the last words of an encoding: 1, 0 or ASK, [V]."""
+        told, text = np.full(len(self.tokens), ASK, np.int8), self._text(tail)
+        if self._validity is None:
+            return told
+        if text[-2:].isspace() and self.encode(text) != tail:  # only before what does not go on with white space
+            return self._validity.after(tail, cut_before=[self._parted(text, f) == tail for f in _FOLLOWERS])
+        told = self._validity.after(tail)
+        if text[-1:].isspace():
+            told[self._blank & (told == 0)] = ASK
+        return told
 
     def _batch(self, texts: list[str]) -> Iterator[list[int]]:
         for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False):
             yield encoding.ids
+
+    def complete(self, tokens: Tokens) -> bool:
+        """Whether a text may end after an encoding: not where it is one only because of what follows."""
+        tail = self.last_words(tokens)
+        text = self._text(tail)
+        return not text[-2:].isspace() or self.encode(text) == tail
 
     def last_words(self, left: Tokens) -> Tokens:
         """Return the last words of an encoding: what comes before them does not bear on what follows."""
@@ -250,7 +300,7 @@ class ByteVocabulary:
             if token[:1] == b" " and token[1:2].isalnum():
                 words += 1
                 if words == _SEPARATORS:
-                    return left[place:] if self.encode(self._text(left[place:])) == left[place:] else left
+                    return left[place:] if left[place:] in self.encodings(self._text(left[place:])) else left
         return left
 
     def _text(self, tokens: Tokens) -> bytes:
@@ -336,6 +386,10 @@ class _Group:
     used: int  # bytes of the last token that lie within the text
 
 
+Whole = tuple[Tokens, float]
+"""Tokens that end where a text does, and the logarithm of their weight."""
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ByteLM(ByteSampler):
     """A byte-level model with the text probabilities of a model over tokens (Phan et al., ICLR 2025).
@@ -392,13 +446,13 @@ class ByteLM(ByteSampler):
             The model's tokens cannot write the text.
         """
         text = self.vocabulary.prefix + prefix
-        tokens, weight, groups, _ = self._search(text)
-        if tokens is None and not groups:
+        wholes, groups, _ = self._search(text)
+        if not wholes and not groups:
             fixed, rest = self.vocabulary.forced(prefix)
             if fixed:
                 return replace(self, context=(*self.context, *fixed)).start(rest)
             raise UserError(f"the model's tokens cannot write {text[-8:]!r}; shorten the text by a few bytes")
-        return _State(self, text, tokens, weight, groups)
+        return _State(self, text, wholes, groups)
 
     def infilling(
         self, prefix: bytes, suffix: bytes, *, fim: FimTokens | None = None, order: Order = "psm"
@@ -444,18 +498,16 @@ class ByteLM(ByteSampler):
         model, last = self.infilling(prefix, suffix, fim=fim, order=order)
         return model.generate(last, max_bytes, **settings)
 
-    def opened(
-        self, text: bytes, token: int, logp: float, longer: NDArray[np.int64], logw: NDArray[np.float64]
-    ) -> _State:
-        """Return the state after a text that is this token, or the beginning of one of the longer ones."""
+    def opened(self, text: bytes, longer: NDArray[np.int64], logw: NDArray[np.float64]) -> _State:
+        """Return the state within one of these tokens, all of which begin with `text`."""
         kept = logw > -np.inf
-        return _State(self, text, (token,), logp, (_Group((), longer[kept], logw[kept], len(text)),))
+        return _State(self, text, (), (_Group((), longer[kept], logw[kept], len(text)),))
 
     def cover_encodings(self, prefix: bytes) -> list[Cover]:
         """List the cover encodings of a text with their log-probabilities given the context, the likeliest first."""
         text = self.vocabulary.prefix + prefix
-        tokens, weight, groups, shared = self._search(text)
-        found = [] if tokens is None else [Cover(tokens, weight)]
+        wholes, groups, shared = self._search(text)
+        found = [Cover(tokens, weight) for tokens, weight in wholes]
         found += [
             Cover((*group.left, int(v)), float(w))
             for group in groups
@@ -486,8 +538,7 @@ class ByteLM(ByteSampler):
         before, settled = self._settled(text)
         for left in range(1, min(len(text), self.vocabulary.longest) + 1):
             if len(self.vocabulary.starting(text[len(text) - left :])):
-                tokens = self.vocabulary.encode(text[settled : len(text) - left])
-                if tokens is not None:
+                for tokens in self.vocabulary.encodings(text[settled : len(text) - left]):
                     found.append((left, (*before, *tokens)))
         return found
 
@@ -513,12 +564,12 @@ class ByteLM(ByteSampler):
         )
         return least[:same]
 
-    def _search(self, text: bytes) -> tuple[Tokens | None, float, tuple[_Group, ...], Tokens]:
-        """Return the encoding of a text, its weight, its other covers, and what all share, which no weight counts."""
+    def _search(self, text: bytes) -> tuple[tuple[Whole, ...], tuple[_Group, ...], Tokens]:
+        """Return encodings of a text with their weights, its other covers, and what all share, unweighted."""
         if not text:
-            return (), 0.0, (), ()
-        whole, lefts = self.vocabulary.encode(text), self._lefts(text)
-        shared = self._shared([tokens for _, tokens in lefts] + ([] if whole is None else [whole]))
+            return (((), 0.0),), (), ()
+        encodings, lefts = self._wholes(text), self._lefts(text)
+        shared = self._shared([*encodings, *(tokens for _, tokens in lefts)])
         groups = []
         for left, tokens in lefts:
             ids = self.vocabulary.starting(text[len(text) - left :])
@@ -528,8 +579,11 @@ class ByteLM(ByteSampler):
             ids = ids[self.vocabulary.follows(tokens, ids)]
             if len(ids):
                 groups.append(_Group(tokens, ids, self._weight(shared, tokens) + law[ids], left))
-        weight = -np.inf if whole is None else self._weight(shared, whole)
-        return whole, weight, tuple(groups), shared
+        return tuple((tokens, self._weight(shared, tokens)) for tokens in encodings), tuple(groups), shared
+
+    def _wholes(self, text: bytes) -> list[Tokens]:
+        before, settled = self._settled(text)
+        return [(*before, *tokens) for tokens in self.vocabulary.encodings(text[settled:])]
 
     def _weight(self, shared: Tokens, tokens: Tokens) -> float:
         """Log-probability of `tokens` after `shared`, with which they begin."""
@@ -548,34 +602,37 @@ class ByteLM(ByteSampler):
 
 @dataclass(frozen=True, eq=False)
 class _State(ByteState):
-    """Covers of a text: its own encoding, and those whose last token goes on."""
+    """Covers of a text: its own encodings, and those whose last token goes on."""
 
     lm: ByteLM
     text: bytes
-    tokens: Tokens | None
-    weight: float
+    wholes: tuple[Whole, ...]
     groups: tuple[_Group, ...]
     _next: list[Any] = field(default_factory=list, init=False, repr=False)
 
-    def _branch(self) -> tuple[NDArray[np.int64], NDArray[np.float64], float]:
-        """Tokens that may come next, their weights, and the weight of the end; worked out once."""
+    def _branches(self) -> list[tuple[Tokens, NDArray[np.int64], NDArray[np.float64], float]]:
+        """Encodings with the tokens that may come next, their weights, and the weight of the end; worked out once."""
         if not self._next:
-            if self.tokens is None or self.weight == -np.inf:
-                self._next.append((np.zeros(0, np.int64), np.zeros(0), -np.inf))
-            else:
-                law = self.lm.next(self.tokens)
+            made = []
+            for tokens, weight in self.wholes:
+                if weight == -np.inf:
+                    continue
+                law = self.lm.next(tokens)
                 ids = self.lm.likely(law)
-                ids = ids[self.lm.vocabulary.follows(self.tokens, ids)]
-                end = np.logaddexp.reduce([law[e] for e in self.lm.end] or [-np.inf])
-                self._next.append((ids, self.weight + law[ids], float(self.weight + end)))
+                ids = ids[self.lm.vocabulary.follows(tokens, ids)]
+                ends = [law[e] for e in self.lm.end] if self.lm.vocabulary.complete(tokens) else []
+                made.append((tokens, ids, weight + law[ids], float(weight + np.logaddexp.reduce(ends or [-np.inf]))))
+            self._next.append(made)
         return self._next[0]
 
     def logprobs(self) -> NDArray[np.float64]:
         """Return the log-probabilities of the 256 bytes and of the end of the text, [257]."""
         vocabulary = self.lm.vocabulary
-        ids, logw, end = self._branch()
-        firsts = [vocabulary.first[ids], *(vocabulary.byte_at(g.ids, g.used) for g in self.groups), np.array([END])]
-        weights = [logw, *(g.logw for g in self.groups), np.array([end])]
+        branches = self._branches()
+        firsts = [vocabulary.first[ids] for _, ids, _, _ in branches]
+        firsts += [vocabulary.byte_at(g.ids, g.used) for g in self.groups] + [np.full(len(branches), END)]
+        weights = [logw for _, _, logw, _ in branches]
+        weights += [g.logw for g in self.groups] + [np.array([end for *_, end in branches])]
         where, values = np.concatenate(firsts).astype(np.int64), np.concatenate(weights)
         top = values.max()
         if top == -np.inf:
@@ -595,23 +652,25 @@ class _State(ByteState):
         vocabulary, text = self.lm.vocabulary, self.text + bytes([byte])
         if byte >= 0x80 and _complete(text):
             return self.lm.start(text[len(vocabulary.prefix) :])
-        ids, logw, _ = self._branch()
-        mine = vocabulary.first[ids] == byte
-        open_ = [(self.tokens or (), ids[mine], logw[mine], 1)]
+        open_ = []
+        for left, ids, logw, _ in self._branches():
+            mine = vocabulary.first[ids] == byte
+            open_.append((left, ids[mine], logw[mine], 1))
         for group in self.groups:
             mine = vocabulary.byte_at(group.ids, group.used) == byte
             open_.append((group.left, group.ids[mine], group.logw[mine], group.used + 1))
-        groups, tokens, weight = [], None, -np.inf
+        groups: list[_Group] = []
+        wholes: dict[Tokens, float] = {}
         for left, some, weights, used in open_:
             done = vocabulary.length[some] == used
-            for token, w in zip(some[done], weights[done], strict=True):
-                if w > weight:
-                    tokens, weight = (*left, int(token)), float(w)
+            for token, weight in zip(some[done], weights[done], strict=True):
+                tokens = (*left, int(token))
+                wholes[tokens] = max(float(weight), wholes.get(tokens, -np.inf))
             if not done.all():
                 groups.append(_Group(left, some[~done], weights[~done], used))
-        if tokens is None and _complete(text):  # its own encoding begins with one that was not valid alone
+        if not wholes and _complete(text):  # its own encoding begins with one that was not valid alone
             return self.lm.start(text[len(vocabulary.prefix) :])
-        return _State(self.lm, text, tokens, weight, tuple(groups))
+        return _State(self.lm, text, tuple(wholes.items()), tuple(groups))
 
 
 def _complete(text: bytes) -> bool:

@@ -284,6 +284,8 @@ class Validity:
         Bytes of every token.
     added
         Texts that the tokenizer takes out before it encodes.
+    kinds
+        Of each string's first character: 0 a letter, 1 a number, 2 anything else, 3 white space.
     """
 
     def __init__(
@@ -294,7 +296,9 @@ class Validity:
         alone: NDArray[np.bool_],
         tokens: Sequence[bytes],
         added: Sequence[bytes] = (),
+        kinds: NDArray[Any] | None = None,
     ) -> None:
+        self._kinds = np.full(len(owners), 3) if kinds is None else kinds
         self.neighbours, self.cuts, self.owners, self.alone = neighbours, cuts, owners, alone
         self.tokens, self.added = tokens, [text for text in added if text]
         within = re.compile(b"|".join(map(re.escape, self.added)) or b"(?!)")
@@ -353,15 +357,18 @@ class Validity:
             tokenizer.pre_tokenizer if cutting else None, named, exact, strings if cutting else [""] * len(owners)
         )
         added = [t["content"].encode() for t in held.get("added_tokens", []) if not t["special"]]
-        return cls(neighbours, cuts, owners, alone, tokens, added)
+        return cls(neighbours, cuts, owners, alone, tokens, added, np.array([_kind(string) for string in strings], int))
 
-    def after(self, left: Sequence[int]) -> NDArray[np.int8]:
-        """Say of every token whether it may follow a canonical encoding: 1, 0 or ASK, [V].
+    def after(self, left: Sequence[int], *, cut_before: Sequence[bool] | None = None) -> NDArray[np.int8]:
+        """Say of every token whether it may follow an encoding: 1, 0 or ASK, [V].
 
         Parameters
         ----------
         left
-            The encoding, or its last words.
+            The canonical encoding, or its last words.
+        cut_before
+            Given where `left` is an encoding only before certain characters, which start a new word: before letters,
+            numbers, others.
         """
         size = len(self.tokens)
         text = b"".join(self.tokens[t] for t in left)
@@ -372,6 +379,10 @@ class Validity:
         told = np.full(size, ASK, np.int8)
         if left and self._taken[left[-1]]:
             return told
+        if cut_before is not None:
+            return self._told(
+                np.where(np.array([*cut_before, False])[self._kinds], self.alone.astype(np.int8), 0), text
+            )
         starts = self.cuts.starts(string)
         begin = starts[-2] if len(starts) > 1 else 0
         ends = _ends(self.tokens, left, string, begin)
@@ -387,8 +398,13 @@ class Validity:
         else:
             beside, codes = np.zeros(size, np.int8), np.where(codes == _JOINED, np.int8(_CUT), codes)
         joined = np.where(beside[self.owners] == 1, self.alone.astype(np.int8), beside[self.owners])
-        by_string = np.select([codes == _JOINED, codes == _CUT, codes == _SPLIT], [joined, self.alone, 0], ASK)
-        told[:] = 0
+        return self._told(
+            np.select([codes == _JOINED, codes == _CUT, codes == _SPLIT], [joined, self.alone, 0], ASK), text
+        )
+
+    def _told(self, by_string: NDArray[Any], text: bytes) -> NDArray[np.int8]:
+        """Say of tokens what is said of their strings."""
+        told = np.zeros(len(self.tokens), np.int8)
         told[self.owners[self._simple]] = by_string[self._simple]
         for want in (ASK, 1):  # a token is valid if one of its completions keeps it
             told[self.owners[self._several[by_string[self._several] == want]]] = want
@@ -417,6 +433,13 @@ def _ends(tokens: Sequence[bytes], left: Sequence[int], string: str, begin: int)
             ends.add(len(raw[:at].decode()))
         at -= len(tokens[token])
     return ends | {0}
+
+
+def _kind(string: str) -> int:
+    first = string[:1]
+    if not first or (first.isspace() and first not in "\x1c\x1d\x1e\x1f"):  # which Unicode does not call white space
+        return 3
+    return 0 if first.isalpha() else 1 if first.isnumeric() else 2
 
 
 def _whole(raw: bytes) -> bool:
