@@ -1,8 +1,8 @@
 """What does a model lose when its words are read in one token each, and what is won?
 
-- Negative log-likelihood of the first part of every word, in the original vocabulary, after a text read in merged
-  tokens: by share of the possible merges, by who makes the embeddings, and with as many tokens gone by merging at
-  random. Texts that the tokenizer cuts small: four languages, and code.
+- Negative log-likelihood of the first part of every word that starts a token in all arms, in the original vocabulary,
+  after a text read in merged tokens: by share of the possible merges, by who makes the embeddings, and with as many
+  tokens gone by merging at random. Texts that the tokenizer cuts small: four languages, and code.
 - Seconds to read German of 512 to 4,096 tokens, with and without the time to make embeddings.
 - A vocabulary of a million rows: milliseconds per search against the whole product, and how much is found.
 - Sentences read by MiniLM in merged tokens: rank correlation with what people say (STS-B).
@@ -144,21 +144,27 @@ def _of_quality(trial: Trial, readers: _Readers, number: int) -> list[Result | F
     opening = [] if readers.lm.opening is None else [readers.lm.opening]
 
     @cache
-    def read(text: str) -> tuple[list[int], DynamicBatch]:
-        ids = [*opening, *readers.merger.ids([text], special_tokens=False)[0]]
-        return ids, readers.merger.merge_ids([ids], reduction=1.0)
+    def read(text: str) -> tuple[list[int], dict[float, DynamicBatch], list[int]]:
+        """Tokens, random merges by share, and words that start a token in every arm."""
+        merger = readers.merger
+        ids = [*opening, *merger.ids([text], special_tokens=False)[0]]
+        drawn = {
+            share: _random_merges(merger, ids, merger.merge_ids([ids], reduction=share).length, trial.seed)
+            for share in SHARES
+            if share < 1
+        }
+        words = set(merger.merge_ids([ids], reduction=1.0).starts[0][1:])
+        return ids, drawn, sorted(words.intersection(*(batch.starts[0] for batch in drawn.values())))
 
     def measure(arm: Arm, unit: tuple[str, str]) -> dict[str, float]:
         name, share, at_random = arm
-        ids, whole = read(unit[1])
-        batch = readers.merger.merge_ids([ids], reduction=share)
-        if at_random:
-            batch = _random_merges(readers.merger, ids, batch.length, trial.seed)
+        ids, drawn, words = read(unit[1])
+        batch = drawn[share] if at_random else readers.merger.merge_ids([ids], reduction=share)
         embeds = None
         if share:
             embeds = composed_rows(readers.source, readers.providers[name], batch)[batch.tokens[0]]
-        nats, words = word_nll(readers.lm, ids, whole.starts[0][1:], batch.starts[0], embeds)
-        return {"nats": nats, "words": words, "length": batch.length, "base": len(ids)}
+        nats, number = word_nll(readers.lm, ids, words, batch.starts[0], embeds)
+        return {"nats": nats, "words": number, "length": batch.length, "base": len(ids)}
 
     found = trial.each("words", texts, _arms(readers), measure)
     table = {name: _Table(rows) for name, rows in found.items()}
