@@ -8,8 +8,10 @@ import torch
 
 from mintage.errors import UserError
 from mintage.measure import count_flops
+from mintage.reduce import RandomDrop, ToMe
 from mintage.reduce.contract import Scheduled
 from mintage.reduce.measured import Subject, decision_seconds, plain_or, spread
+from mintage.testing import reduce as suite
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,3 +121,22 @@ def test_no_images_are_refused(classifier):
 def test_spread_is_even_and_never_more_than_there_are():
     assert spread(4, 8) == [0, 2, 4, 6]
     assert spread(4, 2) == [0, 1]
+
+
+def test_a_map_is_as_good_as_its_patches():
+    """The head sees a row per patch, whatever was merged; zeros where one was dropped."""
+    torch.manual_seed(0)
+    model = suite.models()["dinov2"].eval()
+
+    class Norms(torch.nn.Module):
+        def forward(self, patches, side):
+            return patches.norm(dim=2).unflatten(1, (4, 4))
+
+    subject = Subject(model, torch.randn(6, 3, 16, 16), head=Norms())
+    assert subject.likeness(ToMe(schedule="ratio=1")) == pytest.approx(1)
+    merged, dropped = ToMe(schedule="ratio=0.7"), RandomDrop(schedule="ratio=0.7")
+    assert subject.likeness(merged).shape == (6,)
+    assert subject.likeness(merged).mean() < 1 - 1e-6
+    assert (subject.maps(dropped) == 0).any()
+    assert not (subject.maps(merged) == 0).any()
+    assert Subject(model, torch.randn(1, 3, 16, 16)).likeness(merged) is None

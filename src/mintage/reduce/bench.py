@@ -28,6 +28,7 @@ from mintage.measure import Figure, Interval, Result, Trial, bootstrap, bootstra
 from mintage.measure.trial import Report, silent
 from mintage.reduce.contract import Reducer
 from mintage.reduce.measured import Quality, Subject, decision_seconds, plain_or, spread
+from mintage.saliency import load_saliency
 from mintage.vision import SHIPPED, Preprocessing, load_image_classifier, load_vit_s14
 
 __all__ = ["run"]
@@ -95,7 +96,7 @@ def run(
     if not budgets or not all(0 < percent < 100 for percent in budgets):
         raise UserError(f"--budgets {','.join(map(str, budgets))}: pass percents of the multiply-adds, e.g. 80,65,50")
     given = _load(model, images, limit=limit, on_error=on_error, device=device)
-    subject = Subject(given.model, given.pixels().to(device), given.labels)
+    subject = Subject(given.model, given.pixels().to(device), given.labels, head=given.head)
     arms, absent = _arms(methods, subject, budgets)
     settings = {"budgets": list(budgets), "batch": subject.batch}
     trial = Trial(
@@ -135,6 +136,7 @@ class _Given:
     images: Images
     labels: np.ndarray | None
     data: str
+    head: Any = None
 
     @property
     def any_size(self) -> bool:
@@ -150,9 +152,11 @@ class _Given:
 def _load(model: str, images: str | None, *, limit: int | None, on_error: OnError, device: str) -> _Given:
     """Load a model and the images that belong to it, or those of a folder."""
     classes: tuple[str, ...] = ()
+    head = None
     if model == VIT_S14:
         network, preprocess = load_vit_s14()
         network.to(device)
+        head = load_saliency().to(device)
     else:
         loaded = load_image_classifier(model, device=device)
         network, preprocess, classes = loaded.model, loaded.preprocess, loaded.labels
@@ -167,7 +171,7 @@ def _load(model: str, images: str | None, *, limit: int | None, on_error: OnErro
         raise UserError(f"no images belong to {model}; pass --images with a folder of them (sub-folders are classes)")
     if held.skipped:
         data += f" ({len(held.skipped)} broken ones skipped)"
-    return _Given(network, preprocess, held, _matched(held, classes), data)
+    return _Given(network, preprocess, held, _matched(held, classes), data, head)
 
 
 def _matched(images: Images, classes: tuple[str, ...]) -> np.ndarray | None:
@@ -234,6 +238,7 @@ class _Held:
         right = None if correct is None else np.array(correct)
         self.quality = Quality(right, np.array(agrees), np.array(divergence))
         self.plain = None if found["plain"] is None else np.array(found["plain"])
+        self.likeness = None if found["likeness"] is None else np.array(found["likeness"])
         self.macs, self.bytes, self.decision = found["macs"], found["bytes"], found["decision"]
         self.seconds: np.ndarray = np.zeros(0)
         self.plain_seconds: np.ndarray = np.zeros(0)
@@ -254,7 +259,9 @@ def _measure(trial: Trial, subject: Subject, arm: Arm) -> _Held:
     def measure() -> dict[str, Any]:
         torch.manual_seed(trial.seed)
         quality, plain = subject.quality(arm.reducer), subject.judged(subject.reference)
+        likeness = subject.likeness(arm.reducer)
         return {
+            "likeness": None if likeness is None else likeness.tolist(),
             "quality": [
                 None if v is None else v.tolist() for v in (quality.correct, quality.agrees, quality.divergence)
             ],
@@ -323,6 +330,8 @@ def _rows(trial: Trial, one: _Held, held: Sequence[_Held]) -> list[Result]:
         0.0,
         images,
     )
+    if one.likeness is not None:
+        add("correlation with the unmodified saliency map", "", True, lambda o: bootstrap(o.likeness), 1.0, images)
     add("multiply-adds", "x", False, lambda o: o.macs, 1.0, 1)
     add("images per second", "x", True, lambda o: o.speedup, 1.0, rounds)
     add("peak memory of activations", "x", False, lambda o: o.bytes, 1.0, 1)
@@ -379,6 +388,8 @@ def _curves(trial: Trial, held: Sequence[_Held]) -> list[Figure]:
     wanted = [("distance", "distance to the unmodified output, nats", lambda o: float(o.quality.divergence.mean()))]
     if held[0].quality.correct is not None:
         wanted.insert(0, ("accuracy", "top-1 accuracy, %", lambda o: 100 * float(o.quality.correct.mean())))
+    if held[0].likeness is not None:
+        wanted.append(("saliency", "correlation with the unmodified saliency map", lambda o: float(o.likeness.mean())))
     wanted.append(("speed", "images per second, unmodified = 1", lambda o: o.speedup.value))
     for slug, label, of in wanted:
         figures.append(

@@ -60,6 +60,8 @@ class Subject:
         Their classes, as the model numbers them, or None.
     batch
         Images per forward.
+    head
+        Makes a map of every image from its patches' last rows; None where there is none.
     """
 
     def __init__(
@@ -69,7 +71,9 @@ class Subject:
         labels: Int[np.ndarray, " images"] | None = None,
         *,
         batch: int = 100,
+        head: nn.Module | None = None,
     ) -> None:
+        self.head = head
         if not len(pixels):
             raise UserError("no images to measure on; pass at least one")
         self.model, self.pixels, self.labels, self.batch = model.eval(), pixels, labels, batch
@@ -98,6 +102,30 @@ class Subject:
     def reference(self) -> Float[Tensor, "images outputs"]:
         """What the unmodified model gives."""
         return torch.cat([self.outputs(part) for part in self.pixels.split(self.batch)])
+
+    def maps(self, reducer: Reducer | None) -> Float[Tensor, "images height width"]:
+        """Maps that the head makes of the patches: each has the row of the token it went into, zeros if dropped."""
+        assert self.head is not None
+        found = []
+        with plain_or(reducer, self.model, trace=True) as session, torch.inference_mode():
+            for part in self.pixels.split(self.batch):
+                rows = self.model(part).last_hidden_state
+                rows = rows if session is None else session.unmerge(rows)
+                found.append(self.head(rows[:, self.anatomy.prefix :], part.shape[-1]).float())
+        return torch.cat(found)
+
+    @cached_property
+    def reference_maps(self) -> Float[Tensor, "images height width"]:
+        """Those of the unmodified model."""
+        return self.maps(None)
+
+    def likeness(self, reducer: Reducer) -> np.ndarray | None:
+        """Correlation of every image's map with the unmodified model's, [images]; None without a head."""
+        if self.head is None:
+            return None
+        one, other = (maps.flatten(1).double() for maps in (self.maps(reducer), self.reference_maps))
+        one, other = one - one.mean(1, keepdim=True), other - other.mean(1, keepdim=True)
+        return functional.cosine_similarity(one, other).numpy()
 
     def quality(self, reducer: Reducer | None) -> Quality:
         """Run every image under `reducer`."""
