@@ -126,7 +126,7 @@ def test_spread_is_even_and_never_more_than_there_are():
 def test_a_map_is_as_good_as_its_patches():
     """The head sees a row per patch, whatever was merged; zeros where one was dropped."""
     torch.manual_seed(0)
-    model = suite.models()["dinov2"].eval()
+    model = suite.models()["dinov2"].model.eval()
 
     class Norms(torch.nn.Module):
         def forward(self, patches, side):

@@ -333,7 +333,8 @@ def test_tokenizers_that_cannot_be_read_are_refused():
 
 
 def test_a_token_that_is_learnt_and_added_is_what_it_was_learnt_as():
-    backend = Tokenizer(models.BPE({"a": 0, "\u2581": 1, "\u2581\u2581": 2}, [("\u2581", "\u2581")], byte_fallback=True))
+    vocabulary = {"a": 0, "\u2581": 1, "\u2581\u2581": 2}
+    backend = Tokenizer(models.BPE(vocabulary, [("\u2581", "\u2581")], byte_fallback=True))
     backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
     backend.add_tokens(["\u2581\u2581", "<\u2581>"])
     assert TokenBytes(backend).tokens == [b"a", b" ", b"  ", "<\u2581>".encode()]

@@ -106,12 +106,12 @@ class Subject:
     def maps(self, reducer: Reducer | None) -> Float[Tensor, "images height width"]:
         """Maps that the head makes of the patches: each has the row of the token it went into, zeros if dropped."""
         assert self.head is not None
-        found = []
+        found, prefix = [], self.anatomy.prefix
         with plain_or(reducer, self.model, trace=True) as session, torch.inference_mode():
             for part in self.pixels.split(self.batch):
                 rows = self.model(part).last_hidden_state
                 rows = rows if session is None else session.unmerge(rows)
-                found.append(self.head(rows[:, self.anatomy.prefix :], part.shape[-1]).float())
+                found.append(self.head(rows[:, prefix:], part.shape[-1]).float())
         return torch.cat(found)
 
     @cached_property
