@@ -443,7 +443,7 @@ def _sizes(trial: Trial, given: _Given, arms: Sequence[Arm]) -> list[Result | Fi
     same = [arm for arm in arms if arm.percent == percent]
     ratios: dict[str, list[float]] = {arm.name: [] for arm in same}
     for size in _SIZES:
-        subject = Subject(given.model, given.pixels(range(8), side=size), batch=4)
+        subject = Subject(given.model, given.pixels(range(min(8, len(given.images))), side=size), batch=4)
         now: dict[str, Reducer | None] = {PLAIN: None}
         for arm in same:
             now[arm.name] = catalog.build(arm.name, "reduce", model=given.model).at(percent / 100, subject.anatomy)
