@@ -17,8 +17,7 @@ to the last of them is read as fixed tokens, those bytes as their own token or e
 
 Not here: training; models whose tokenizers keep neither bytes nor a byte fallback. Inside a character of several bytes
 what a valid encoding is depends on bytes to come; there a few completions stand for all, and the state is made anew
-when the character is complete. Two spaces and then a character that has no token with a space before it, with GPT-2's
-pattern: what such an encoding begins with is nobody's encoding.
+when the character is complete.
 """
 
 from __future__ import annotations
@@ -146,27 +145,31 @@ class ByteVocabulary:
     def encodings(self, text: bytes) -> list[Tokens]:
         """Return what encodings of longer texts begin with that end where this one does, the canonical one first.
 
-        There is a second one where white space is cut otherwise when something follows: GPT-2's pattern leaves the last
-        of several line breaks to what comes after them.
+        There are others where white space is cut otherwise when something follows: GPT-2's pattern leaves the last of
+        several line breaks, and of several spaces, to what comes after them.
         """
         tokens = self.encode(text)
         found = [] if tokens is None else [tokens]
         for follower in _FOLLOWERS if text[-2:].isspace() and len(text) > 1 else ():
-            parted = self._parted(text, follower)
+            parted = self._parted(text, follower)[0]
             if parted is not None and parted not in found:
                 found.append(parted)
         return found
 
-    def _parted(self, text: bytes, follower: bytes) -> Tokens | None:
-        """Return the beginning of the encoding of a text that goes on so, where a word ends there."""
+    def _parted(self, text: bytes, follower: bytes) -> tuple[Tokens | None, bool]:
+        """Encode a text that goes on so, up to where it ends; and whether a word starts there, or did before."""
         try:
             string = self.decode(text.removeprefix(self.prefix))
         except UnicodeDecodeError:
-            return None
+            return None, False
+        if not self._cuts:
+            return None, False
         whole = string + follower.decode()
-        if not self._cuts or len(string) not in {at for _, (at, _) in self._cuts.pre_tokenize_str(whole)}:
-            return None
-        return self._begin(whole, len(text))
+        start = max(at for _, (at, _) in self._cuts.pre_tokenize_str(whole) if at <= len(string))
+        rest = string[start:].encode()
+        head = self._begin(whole, len(text) - len(rest)) if len(text) > len(rest) else ()
+        tail = self.encode(rest)
+        return (None if head is None or tail is None else (*head, *tail)), not rest
 
     def _begin(self, whole: str, size: int) -> Tokens | None:
         ids = self.tokenizer.encode(whole, add_special_tokens=False).ids
@@ -267,7 +270,7 @@ class ByteVocabulary:
                     mask[owner] = 1
             for token in unknown[self._blank[unknown] & (mask[unknown] == 0)] if before[-1:].isspace() else ():
                 text, whole = before + self.tokens[token], (*tail, int(token))
-                mask[token] = any(self._parted(text, follower) == whole for follower in _FOLLOWERS)
+                mask[token] = any(self._parted(text, follower)[0] == whole for follower in _FOLLOWERS)
         return mask[ids] == 1
 
     def _after(self, tail: Tokens) -> NDArray[np.int8]:
@@ -276,7 +279,8 @@ class ByteVocabulary:
         if self._validity is None:
             return told
         if text[-2:].isspace() and self.encode(text) != tail:  # only before what does not go on with white space
-            return self._validity.after(tail, cut_before=[self._parted(text, f) == tail for f in _FOLLOWERS])
+            parted = [self._parted(text, follower) for follower in _FOLLOWERS]
+            return self._validity.after(tail, before=[cut if tokens == tail else None for tokens, cut in parted])
         told = self._validity.after(tail)
         if text[-1:].isspace():
             told[self._blank & (told == 0)] = ASK

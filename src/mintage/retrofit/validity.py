@@ -359,16 +359,16 @@ class Validity:
         added = [t["content"].encode() for t in held.get("added_tokens", []) if not t["special"]]
         return cls(neighbours, cuts, owners, alone, tokens, added, np.array([_kind(string) for string in strings], int))
 
-    def after(self, left: Sequence[int], *, cut_before: Sequence[bool] | None = None) -> NDArray[np.int8]:
+    def after(self, left: Sequence[int], *, before: Sequence[bool | None] | None = None) -> NDArray[np.int8]:
         """Say of every token whether it may follow an encoding: 1, 0 or ASK, [V].
 
         Parameters
         ----------
         left
             The canonical encoding, or its last words.
-        cut_before
-            Given where `left` is an encoding only before certain characters, which start a new word: before letters,
-            numbers, others.
+        before
+            Given where `left` ends in white space and is an encoding only before certain characters: for letters,
+            numbers and others, whether they start a word (or go on with the one that its last token is), or None.
         """
         size = len(self.tokens)
         text = b"".join(self.tokens[t] for t in left)
@@ -379,16 +379,20 @@ class Validity:
         told = np.full(size, ASK, np.int8)
         if left and self._taken[left[-1]]:
             return told
-        if cut_before is not None:
-            return self._told(
-                np.where(np.array([*cut_before, False])[self._kinds], self.alone.astype(np.int8), 0), text
-            )
+        if before is not None:
+            codes = np.array([_SPLIT if cut is None else _CUT if cut else _JOINED for cut in (*before, None)])
+            return self._told(codes[self._kinds], left, text)
         starts = self.cuts.starts(string)
         begin = starts[-2] if len(starts) > 1 else 0
         ends = _ends(self.tokens, left, string, begin)
         if self.cuts.starts(string[begin:]) != [start - begin for start in starts[-2:]]:
             return told
         codes = self.cuts.tell(string[begin:], ends)
+        return self._told(codes, left, text)
+
+    def _told(self, codes: NDArray[Any], left: Sequence[int], text: bytes) -> NDArray[np.int8]:
+        """Say of tokens what follows from how their strings are cut off from `left`."""
+        size = len(self.tokens)
         if left:
             beside = np.zeros(size, np.int8)
             known = self.neighbours.after(left[-1])
@@ -398,12 +402,7 @@ class Validity:
         else:
             beside, codes = np.zeros(size, np.int8), np.where(codes == _JOINED, np.int8(_CUT), codes)
         joined = np.where(beside[self.owners] == 1, self.alone.astype(np.int8), beside[self.owners])
-        return self._told(
-            np.select([codes == _JOINED, codes == _CUT, codes == _SPLIT], [joined, self.alone, 0], ASK), text
-        )
-
-    def _told(self, by_string: NDArray[Any], text: bytes) -> NDArray[np.int8]:
-        """Say of tokens what is said of their strings."""
+        by_string = np.select([codes == _JOINED, codes == _CUT, codes == _SPLIT], [joined, self.alone, 0], ASK)
         told = np.zeros(len(self.tokens), np.int8)
         told[self.owners[self._simple]] = by_string[self._simple]
         for want in (ASK, 1):  # a token is valid if one of its completions keeps it
