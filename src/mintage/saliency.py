@@ -75,10 +75,10 @@ def load_saliency(path: str | Path | None = None) -> SaliencyDecoder:
     UserError
         The file is missing, damaged or another model's.
     """
-    path = files("mintage") / "assets" / _SHIPPED if path is None else Path(path)
+    path = str(files("mintage") / "assets" / _SHIPPED if path is None else path)
     decoder = SaliencyDecoder()
     try:
-        held = load_file(str(path))
+        held = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
     if {n: t.shape for n, t in held.items()} != {n: t.shape for n, t in decoder.state_dict().items()}:
