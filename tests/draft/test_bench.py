@@ -674,7 +674,16 @@ def numbered(lm):
     return read_back
 
 
-@pytest.mark.parametrize("spec", ["token-recycling", "token-recycling:budget=12", "prompt-lookup", UNION, "plain"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "token-recycling",
+        "token-recycling:budget=12",
+        "prompt-lookup",
+        "token-recycling:budget=12+prompt-lookup",
+        "plain",
+    ],
+)
 def test_the_tree_marks_the_path_that_was_accepted(lm, spec):
     prompt = Prompt("a", "chat", (TEXTS["summarise"],))
     figure = tree_figure(numbered(lm), prompt, spec, 64)

@@ -537,30 +537,6 @@ def test_browser_clicks_on_heads_and_keeps_the_state_in_the_address(rows, tmp_pa
 
 @browser
 @pytest.mark.browser
-def test_browser_saves_the_rows(rows, tmp_path):
-    write_report(rows, tmp_path / "report.html")
-    driver = """
-      const frame = document.querySelector("iframe"), out = document.querySelector("pre");
-      frame.onload = () => {
-        frame.contentWindow.URL.createObjectURL = (blob) => {
-          blob.text().then((text) => out.textContent = text);
-          return "#";
-        };
-        frame.contentDocument.getElementById("save").click();
-      };
-      frame.src = "report.html";
-    """
-    (tmp_path / "driver.html").write_text(f"<pre></pre><iframe></iframe><script>{driver}</script>")
-    dom = chromium(
-        tmp_path / "profile", "--allow-file-access-from-files", "--virtual-time-budget=3000", "--dump-dom",
-        (tmp_path / "driver.html").as_uri(),
-    )  # fmt: skip
-    saved = [json.loads(line) for line in Page(dom).all("pre")[0]["text"].splitlines()]
-    assert [row["value"] for row in saved] == [row.value for row in rows if hasattr(row, "metric")]
-
-
-@browser
-@pytest.mark.browser
 def test_browser_runs_nothing_that_came_with_a_result(make_result, tmp_path):
     rows, catalogue = [], []
     for text in HOSTILE:
