@@ -1,31 +1,17 @@
 """``mintage audit`` as a user meets it."""
 
 import json
-import sys
 
 import pytest
 
 from mintage.audit import Report
 from mintage.audit.data_mixture import DataMixture
-from mintage.cli import main
 
 
-@pytest.fixture
-def mintage(monkeypatch, capfd, tmp_path):
+@pytest.fixture(autouse=True)
+def _own_room(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["mintage", *map(str, arguments)])
-        capfd.readouterr()
-        try:
-            main()
-            status = 0
-        except SystemExit as end:
-            status = end.code or 0
-        return status, *capfd.readouterr()
-
-    return run
 
 
 @pytest.fixture

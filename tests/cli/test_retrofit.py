@@ -1,30 +1,15 @@
 """``mintage retrofit`` and ``mintage train zett`` as a user meets them."""
 
-import sys
-
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from mintage.cli import main
 from mintage.models import load_causal_lm
 
 
-@pytest.fixture
-def mintage(monkeypatch, capfd, tmp_path):
+@pytest.fixture(autouse=True)
+def _own_room(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["mintage", *map(str, arguments)])
-        capfd.readouterr()
-        try:
-            main()
-            status = 0
-        except SystemExit as end:
-            status = end.code or 0
-        return status, *capfd.readouterr()
-
-    return run
 
 
 @pytest.fixture
