@@ -116,11 +116,45 @@ void best(const float* score, int64_t n, int64_t k, int64_t* out) {
     }
 }
 
+// Whole lanes that hold `n` numbers: scores are kept in whole lanes, the rest of the last never chosen.
+inline int64_t in_lanes(int64_t n) { return (n + 7) / 8 * 8; }
+
+// e^x for x <= 0, to three units in the last place; 0 below -87, where floats end.
+inline lanes exp_of(lanes x) {
+    constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to a whole number
+    const auto within = x > -87.0f;
+    const lanes shifted = x * 1.44269504f + kRound, power = shifted - kRound;
+    const lanes rest = x - power * 0.693359375f + power * 2.12194440e-4f;  // ln 2 in two parts
+    lanes sum = rest * (1.0f / 720) + 1.0f / 120;
+    for (float factorial : {1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) sum = sum * rest + factorial;
+    wide_bits bits, scale;
+    std::memcpy(&bits, &sum, sizeof bits);
+    std::memcpy(&scale, &shifted, sizeof scale);
+    bits = (bits + (scale << 23)) & reinterpret_cast<wide_bits>(within);
+    std::memcpy(&sum, &bits, sizeof sum);
+    return sum;
+}
+
+// Softmax of `n` scores, a multiple of 8; none above kNever leaves all zero.
 void softmax(float* score, int64_t n) {
-    float most = *std::max_element(score, score + n), sum = 0;
-    if (most == kNever) return std::fill(score, score + n, 0.0f);
-    for (int64_t j = 0; j < n; ++j) sum += score[j] = std::exp(score[j] - most);
-    for (int64_t j = 0; j < n; ++j) score[j] /= sum;
+    lanes most = load(score), sum = {};
+    for (int64_t j = 8; j < n; j += 8) {
+        const lanes next = load(score + j);
+        most = next > most ? next : most;
+    }
+    float highest = most[0];
+    for (int c = 1; c < 8; ++c) highest = std::max(highest, most[c]);
+    if (highest == kNever) return std::fill(score, score + n, 0.0f);
+    for (int64_t j = 0; j < n; j += 8) {
+        const lanes weight = exp_of(load(score + j) - highest);
+        sum += weight;
+        std::memcpy(score + j, &weight, sizeof weight);
+    }
+    const float share = 1 / sum_of(sum);
+    for (int64_t j = 0; j < n; j += 8) {
+        const lanes weight = load(score + j) * share;
+        std::memcpy(score + j, &weight, sizeof weight);
+    }
 }
 
 // Weighted sum of the rows at `index`.
@@ -148,7 +182,8 @@ void choose(const T* query, const T* label, const int64_t* channels, const uint8
         const int64_t set = row % sets, group = row / sets % groups, b = row / sets / groups;
         const T* held = label + b * batch_stride + group * group_stride + set * width;
         const int64_t* own = channels + (group * sets + set) * width;
-        std::vector<float> score(entries), ballots(voters > 1 ? entries : 0), projected(width);
+        const int64_t padded = in_lanes(entries);
+        std::vector<float> score(padded, kNever), ballots(voters > 1 ? padded : 0), projected(width);
         for (int64_t voter = 0; voter < voters; ++voter) {
             const T* full = query + ((b * groups + group) * share + set * voters + voter) * dim;
             for (int64_t c = 0; c < width; ++c) projected[c] = widen(full[own[c]]) * scale;
@@ -158,8 +193,12 @@ void choose(const T* query, const T* label, const int64_t* channels, const uint8
                 for (int64_t j = 0; j < entries; ++j)
                     if (!visible[b * entries + j]) score[j] = kNever;
             if (voters > 1) {
-                softmax(score.data(), entries);
-                for (int64_t j = 0; j < entries; ++j) ballots[j] += score[j];
+                std::fill(score.begin() + entries, score.end(), kNever);
+                softmax(score.data(), padded);
+                for (int64_t j = 0; j < padded; j += 8) {
+                    const lanes sum = load(&ballots[j]) + load(&score[j]);
+                    std::memcpy(&ballots[j], &sum, sizeof sum);
+                }
             }
         }
         best(voters > 1 ? ballots.data() : score.data(), entries, k, out + row * k);
@@ -177,14 +216,15 @@ void read(const T* query, const T* key, const T* value, const int64_t* chosen, c
         const int64_t* index = chosen + ((b * groups + group) * sets + set) * k;
         const T* keys = key + b * key_batch + group * key_group;
         const T* values = value + b * value_batch + group * value_group;
-        std::vector<float> wide(dim), weight(k), sum(dim);
+        const int64_t padded = in_lanes(k);
+        std::vector<float> wide(dim), weight(padded, kNever), sum(dim);
         for (int64_t c = 0; c < dim; ++c) wide[c] = widen(query[head * dim + c]) * scaling;
         MINTAGE_BY_WIDTH(dim, for (int64_t j = 0; j < k; ++j)
             weight[j] = dot<Width>(wide.data(), keys + index[j] * dim, static_cast<int>(dim)))
         if (visible)
             for (int64_t j = 0; j < k; ++j)
                 if (!visible[b * entries + index[j]]) weight[j] = kNever;
-        softmax(weight.data(), k);
+        softmax(weight.data(), padded);
         MINTAGE_BY_WIDTH(dim, weigh<Width>(weight.data(), index, k, values, static_cast<int>(dim), sum.data()))
         for (int64_t c = 0; c < dim; ++c) narrow(sum[c], out + head * dim + c);
     }
