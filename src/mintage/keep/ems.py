@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -28,6 +28,8 @@ from mintage.keep.storage import KeptLayer
 __all__ = ["EMS", "MergedKV", "combine_scores", "evict_then_merge", "global_local_score"]
 
 IRRELEVANT, MERGED, CENTRE = 0, 1, 2
+
+_BLOCK = 512  # members compared at once: a matrix of similarities, entries by centres, is never whole
 
 
 def combine_scores(
@@ -158,16 +160,11 @@ def evict_then_merge(
     category.scatter_(-1, ascending, torch.where(share <= irrelevant_mass, IRRELEVANT, MERGED))
 
     # 2. the most similar centre, or the zero class
-    def similarity(states: Tensor) -> Tensor:
-        unit = functional.normalize(states.float() if states.dtype.itemsize < 4 else states, dim=-1)
-        return (unit @ _rows(unit, centre_index).transpose(-1, -2)).clamp_min(0)
-
-    similar = similarity(key_old) * similarity(value_old)
-    if dead is not None:
-        gone = dead.expand_as(score).gather(-1, centre_index)
-        similar = similar.masked_fill(gone[:, :, None, :], -1)
-    best = similar.max(-1)
-    slot = torch.where(best.values >= tau, best.indices, centres)
+    first = int((share <= irrelevant_mass).sum(-1).min())  # before it all heads drop what they have
+    members = ascending[..., first:]
+    gone = None if dead is None else dead.expand_as(score).gather(-1, centre_index)
+    nearest = _nearest(key_old, value_old, members, centre_index, tau, gone)
+    slot = torch.full_like(order, -1).scatter_(-1, members, nearest)
     slot = torch.where(category == IRRELEVANT, -1, slot)
     own = torch.arange(centres, device=key.device).expand_as(centre_index)
     assignment = slot.scatter(-1, centre_index, own)
@@ -197,6 +194,34 @@ def evict_then_merge(
         category=category,
         assignment=assignment,
     )
+
+
+def _nearest(
+    key: Float[Tensor, "batch groups entries dim"],
+    value: Float[Tensor, "batch groups entries dim"],
+    members: Int[Tensor, "batch groups members"],
+    centres: Int[Tensor, "batch groups centres"],
+    tau: float | int,
+    gone: Bool[Tensor, "batch groups centres"] | None,
+) -> Int[Tensor, "batch groups members"]:
+    """Return the most similar centre of each member; the number of centres where none is as similar as `tau`."""
+
+    def unit(states: Tensor, index: Tensor) -> Tensor:
+        rows = _rows(states, index)
+        return functional.normalize(rows.float() if rows.dtype.itemsize < 4 else rows, dim=-1)
+
+    number = centres.shape[-1]
+    held = [(unit(states, members), unit(states, centres).transpose(-1, -2)) for states in (key, value)]
+    found = torch.empty_like(members)
+    for start in range(0, members.shape[-1], _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        similar, of_value = (mine[:, :, rows] @ theirs for mine, theirs in held)
+        similar.clamp_min_(0).mul_(of_value.clamp_min_(0))
+        if gone is not None:
+            similar.masked_fill_(gone[:, :, None], -1)
+        best = similar.max(-1)
+        found[..., rows] = torch.where(best.values >= tau, best.indices, number)
+    return found
 
 
 def _rows(states: Tensor, index: Tensor) -> Tensor:
