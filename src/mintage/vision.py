@@ -19,14 +19,13 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mintage.data.corpus import data_file
 from mintage.errors import UserError, missing_extra
-from mintage.files import replace_file
 from mintage.models import fetched, quiet
+from mintage.weights import read_weights, write_weights
 
 __all__ = [
     "SHIPPED",
@@ -262,44 +261,31 @@ def save_image_classifier(
     notes
         How it was made and what it does; kept in the file's metadata.
     """
-    tensors = {
-        name: (t.half() if t.is_floating_point() else t).detach().cpu().contiguous()
-        for name, t in model.state_dict().items()
-    }
+    tensors = {name: t.half() if t.is_floating_point() else t for name, t in model.state_dict().items()}
     own = {
-        "format": _FORMAT,
         "sizes": json.dumps(asdict(sizes)),
         "preprocess": json.dumps(asdict(preprocess)),
         "labels": json.dumps(list(labels)),
     }
-    with replace_file(path) as temporary:
-        save_file(tensors, temporary, metadata={**notes, **own})
+    write_weights(path, _FORMAT, tensors, {**notes, **own})
 
 
 def _load_own(path: Path, name: str) -> ImageClassifier:
+    again = f"make it with mintage train vit --out {path}"
+    tensors, notes = read_weights(path, _FORMAT, again)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise UserError(f"{path} is {metadata.get('format')!r}, expected {_FORMAT!r}")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        sizes, preprocess = SmallViT(**_fields(metadata["sizes"])), Preprocessing(**_fields(metadata["preprocess"]))
-        labels = tuple(json.loads(metadata["labels"]))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; make it with mintage train vit --out {path}") from None
-    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        sizes = SmallViT(**_fields(notes.pop("sizes")))
+        preprocess = Preprocessing(**_fields(notes.pop("preprocess")))
+        labels = tuple(json.loads(notes.pop("labels")))
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
         reason = str(error).partition("\n")[0]
-        raise UserError(f"cannot read {path}: {reason}; make it again with mintage train vit") from None
+        raise UserError(f"cannot read {path}: {reason}; {again}") from None
     model = sizes.build(labels=labels)
     own = model.state_dict()
     if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in tensors.items()}:
-        raise UserError(f"{path} holds other tensors than its sizes say; make it again with mintage train vit")
+        raise UserError(f"{path} holds other tensors than its sizes say; {again}")
     for key, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise UserError(f"{path}: {key} is not finite; make it again with mintage train vit")
         own[key].copy_(tensor)
-    described = {"format", "sizes", "preprocess", "labels"}
-    notes = {k: v for k, v in metadata.items() if k not in described}
     return ImageClassifier(model.eval(), preprocess, labels, name, notes)
 
 

@@ -14,24 +14,44 @@ from mintage.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help="Train the methods that have something to train; killed runs go on.")
 
+# Options that several trainings have.
+LanguageModel = Annotated[str, typer.Option(help="smollm2 (embedded), a folder, or a hub id.")]
+Prompts = Annotated[
+    str | None, typer.Option(help="JSON lines with turns or prompt; default: made from the data in $MINTAGE_DATA.")
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Safetensors file to write.")]
+Count = Annotated[int, typer.Option(help="How many prompts to make where no file is given.")]
+Steps = Annotated[int, typer.Option(help="Optimiser steps.")]
+Rate = Annotated[float, typer.Option(help="Peak learning rate (cosine).")]
+Dtype = Annotated[str, typer.Option(help="bfloat16, float32 or float16.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
+Seed = Annotated[int, typer.Option(help="Of everything random.")]
+WarmRate = Annotated[float, typer.Option(help="Peak learning rate (warm-up, then cosine).")]
+Work = Annotated[Path, typer.Option(help="Keeps checkpoint and log; a killed run goes on.")]
+Bfloat16 = Annotated[bool, typer.Option(help="Compute the loss in bfloat16.")]
+Classifier = Annotated[str, typer.Option(help="The shipped classifier, a file, a folder, a hub id, or timm:name.")]
+Images = Annotated[Path | None, typer.Option(help="Folder with a sub-folder per class, or .npz; default: CIFAR-10.")]
+ImagesPerStep = Annotated[int, typer.Option(help="Images per step.")]
+Texts = Annotated[
+    list[str] | None, typer.Argument(help="Text files or folders, a text per line; default: from $MINTAGE_DATA.")
+]
+
 
 @app.command()
 def ppd(
-    model: Annotated[str, typer.Option(help="smollm2 (embedded), a folder, or a hub id.")] = "smollm2",
-    prompts: Annotated[
-        str | None, typer.Option(help="JSON lines with turns or prompt; default: made from the data in $MINTAGE_DATA.")
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Safetensors file to write.")] = Path("ppd.safetensors"),
+    model: LanguageModel = "smollm2",
+    prompts: Prompts = None,
+    out: Out = Path("ppd.safetensors"),
     work: Annotated[Path, typer.Option(help="Keeps continuations, checkpoint and log; a killed run goes on.")] = Path(
         ".mintage/ppd"
     ),
-    count: Annotated[int, typer.Option(help="How many prompts to make where no file is given.")] = 240,
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 400,
-    lr: Annotated[float, typer.Option(help="Peak learning rate (cosine).")] = 1e-2,
+    count: Count = 240,
+    steps: Steps = 400,
+    lr: Rate = 1e-2,
     new_tokens: Annotated[int, typer.Option(help="Tokens of each continuation that the model writes itself.")] = 96,
-    dtype: Annotated[str, typer.Option(help="bfloat16, float32 or float16.")] = "bfloat16",
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    dtype: Dtype = "bfloat16",
+    device: Device = "cpu",
+    seed: Seed = 0,
 ) -> None:
     """Train prompt tokens for parallel prompt decoding: the model teaches a few embeddings to guess ahead.
 
@@ -59,7 +79,7 @@ def ppd(
             steps=steps,
             lr=lr,
             seed=seed,
-            command="mintage " + " ".join(sys.argv[1:]),
+            command=_command(),
             report=stages,
         )
     typer.echo(f"wrote {out}")
@@ -67,25 +87,23 @@ def ppd(
 
 @app.command()
 def drafter(
-    model: Annotated[str, typer.Option(help="smollm2 (embedded), a folder, or a hub id.")] = "smollm2",
-    prompts: Annotated[
-        str | None, typer.Option(help="JSON lines with turns or prompt; default: made from the data in $MINTAGE_DATA.")
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Safetensors file to write.")] = Path("drafter.safetensors"),
+    model: LanguageModel = "smollm2",
+    prompts: Prompts = None,
+    out: Out = Path("drafter.safetensors"),
     work: Annotated[Path, typer.Option(help="Keeps answers, checkpoint and log; a killed run goes on.")] = Path(
         ".mintage/drafter"
     ),
-    count: Annotated[int, typer.Option(help="How many prompts to make where no file is given.")] = 2048,
+    count: Count = 2048,
     layers: Annotated[str, typer.Option(help="Blocks of the model to start from; -1 is the last.")] = "0,1",
     vocabulary: Annotated[int, typer.Option(help="Tokens that the drafter's head knows.")] = 8192,
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 1500,
-    lr: Annotated[float, typer.Option(help="Peak learning rate (warm-up, then cosine).")] = 2e-3,
+    steps: Steps = 1500,
+    lr: WarmRate = 2e-3,
     batch_rows: Annotated[int, typer.Option(help="Answers per step.")] = 16,
     overlap: Annotated[float, typer.Option(help="Share of the loss that is the chance of a rejection, 0 to 1.")] = 0.0,
     new_tokens: Annotated[int, typer.Option(help="Longest answer that the model writes itself, in tokens.")] = 160,
-    dtype: Annotated[str, typer.Option(help="bfloat16, float32 or float16.")] = "bfloat16",
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    dtype: Dtype = "bfloat16",
+    device: Device = "cpu",
+    seed: Seed = 0,
 ) -> None:
     """Train a small draft model: a few of the model's own blocks learn to guess what it would write.
 
@@ -120,7 +138,7 @@ def drafter(
             overlap=overlap,
             seed=seed,
             test_prompts=[p.turns[0] for p in read_prompts()] if lm.tokenizer.chat_template else (),
-            command="mintage " + " ".join(sys.argv[1:]),
+            command=_command(),
             report=stages,
         )
     typer.echo(f"wrote {out}")
@@ -129,21 +147,19 @@ def drafter(
 @app.command()
 def decompounder(
     texts: Annotated[list[str], typer.Argument(help="Text files, folders, .jsonl files, or hub:owner/name.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Safetensors file to write.")] = Path(
-        "decompounder.safetensors"
-    ),
+    out: Out = Path("decompounder.safetensors"),
     gold: Annotated[
         Path | None, typer.Option(help="JSON lines with word and segments: a second stage learns from them.")
     ] = None,
     work: Annotated[Path, typer.Option(help="Keeps counts, checkpoint and log; a killed run goes on.")] = Path(
         ".mintage/decompounder"
     ),
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 1000,
+    steps: Steps = 1000,
     width: Annotated[int, typer.Option(help="Channels of the tagger.")] = 48,
     layers: Annotated[int, typer.Option(help="Blocks of the tagger.")] = 3,
     lexicon: Annotated[int, typer.Option(help="Most frequent words that the tagger knows.")] = 100_000,
     processes: Annotated[int, typer.Option(help="Processes that count words.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Train a splitter of compounds from the hyphens that people write in a text.
 
@@ -177,13 +193,11 @@ def decompounder(
 
 @app.command()
 def vit(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Safetensors file to write.")] = Path(
-        "vit-tiny-cifar10.safetensors"
-    ),
-    work: Annotated[Path, typer.Option(help="Keeps checkpoint and log; a killed run goes on.")] = Path(".mintage/vit"),
+    out: Out = Path("vit-tiny-cifar10.safetensors"),
+    work: Work = Path(".mintage/vit"),
     epochs: Annotated[float, typer.Option(help="Passes over the training images.")] = 18.0,
     batch_rows: Annotated[int, typer.Option(help="Images per step, of all processes together.")] = 128,
-    lr: Annotated[float, typer.Option(help="Peak learning rate (warm-up, then cosine).")] = 3e-3,
+    lr: WarmRate = 3e-3,
     optimiser: Annotated[str, typer.Option(help="adamw or muon.")] = "muon",
     hidden: Annotated[int, typer.Option(help="Width of the transformer.")] = 128,
     layers: Annotated[int, typer.Option(help="Its blocks.")] = 8,
@@ -194,9 +208,9 @@ def vit(
     stem_blocks: Annotated[str, typer.Option(help="Residual blocks after each of them.")] = "0,1,0",
     small: Annotated[int, typer.Option(help="Side of the images in the first part of the run.")] = 24,
     small_share: Annotated[float, typer.Option(help="How much of the run that part is, 0 to 1.")] = 0.5,
-    bf16: Annotated[bool, typer.Option(help="Compute the loss in bfloat16.")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    bf16: Bfloat16 = False,
+    device: Device = "cpu",
+    seed: Seed = 0,
 ) -> None:
     """Train a small vision transformer on CIFAR-10 (from $MINTAGE_DATA, else the hub), and test it once.
 
@@ -232,7 +246,7 @@ def vit(
             bf16=bf16,
             device=device,
             seed=seed,
-            command="mintage " + " ".join(sys.argv[1:]),
+            command=_command(),
             report=stages,
         )
     if made.notes:  # the other processes of a joint run write nothing
@@ -241,27 +255,21 @@ def vit(
 
 @app.command()
 def sit_slim(
-    model: Annotated[str, typer.Option(help="The shipped classifier, a file, a folder, a hub id, or timm:name.")] = (
-        "vit-tiny-cifar10"
-    ),
-    images: Annotated[
-        Path | None, typer.Option(help="Folder with a sub-folder per class, or .npz; default: CIFAR-10.")
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Safetensors file to write.")] = Path("sit-slim.safetensors"),
-    work: Annotated[Path, typer.Option(help="Keeps checkpoint and log; a killed run goes on.")] = Path(
-        ".mintage/sit-slim"
-    ),
+    model: Classifier = ("vit-tiny-cifar10"),
+    images: Images = None,
+    out: Out = Path("sit-slim.safetensors"),
+    work: Work = Path(".mintage/sit-slim"),
     stages: Annotated[str, typer.Option(help="Blocks of each stage; a slimming follows all but the last.")] = "1,1,1,5",
     ratio: Annotated[float, typer.Option(help="Share of the patch tokens that every stage keeps.")] = 0.5,
     counts: Annotated[str, typer.Option(help="Numbers of tokens in the place of --ratio, e.g. 32,16,8.")] = "",
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 1000,
-    lr: Annotated[float, typer.Option(help="Peak learning rate (cosine).")] = 1e-3,
-    batch_rows: Annotated[int, typer.Option(help="Images per step.")] = 64,
+    steps: Steps = 1000,
+    lr: Rate = 1e-3,
+    batch_rows: ImagesPerStep = 64,
     recover: Annotated[bool, typer.Option(help="Learn from the tokens of every block, not from logits only.")] = True,
     recover_ratio: Annotated[float, typer.Option(help="Width of the modules that bring tokens back (paper: 4).")] = 1.0,
     init_std: Annotated[float, typer.Option(help="Of the modules' first weights (paper: 0.02, long training).")] = 0.16,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    device: Device = "cpu",
+    seed: Seed = 0,
 ) -> None:
     """Train a transformer that slims its own tokens, taught by the transformer that it was (SiT).
 
@@ -295,7 +303,7 @@ def sit_slim(
             device=device,
             seed=seed,
             test=test_images() if images is None else None,
-            command="mintage " + " ".join(sys.argv[1:]),
+            command=_command(),
             report=shown,
         )
     typer.echo(f"wrote {out}: accuracy on images held out {made.notes['held out']}")
@@ -303,27 +311,19 @@ def sit_slim(
 
 @app.command()
 def sparsifiner(
-    model: Annotated[str, typer.Option(help="The shipped classifier, a file, a folder, a hub id, or timm:name.")] = (
-        "vit-tiny-cifar10"
-    ),
-    images: Annotated[
-        Path | None, typer.Option(help="Folder with a sub-folder per class, or .npz; default: CIFAR-10.")
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Safetensors file to write.")] = Path(
-        "sparsifiner.safetensors"
-    ),
-    work: Annotated[Path, typer.Option(help="Keeps checkpoints and logs; a killed run goes on.")] = Path(
-        ".mintage/sparsifiner"
-    ),
+    model: Classifier = ("vit-tiny-cifar10"),
+    images: Images = None,
+    out: Out = Path("sparsifiner.safetensors"),
+    work: Work = Path(".mintage/sparsifiner"),
     keep_rate: Annotated[float, typer.Option(help="Share of the keys that a patch reads.")] = 0.25,
     prune: Annotated[float, typer.Option(help="Share of the patches that stay at layers 3, 6 and 9; 1 is all.")] = 1.0,
     steps: Annotated[int, typer.Option(help="Steps of phase 1: predictors learn the attention.")] = 300,
     lr: Annotated[float, typer.Option(help="Peak learning rate of phase 1.")] = 1e-2,
     tuning_steps: Annotated[int, typer.Option(help="Steps of phase 2: the transformer learns under the masks.")] = 200,
     tuning_lr: Annotated[float, typer.Option(help="Peak learning rate of phase 2.")] = 3e-4,
-    batch_rows: Annotated[int, typer.Option(help="Images per step.")] = 64,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    batch_rows: ImagesPerStep = 64,
+    device: Device = "cpu",
+    seed: Seed = 0,
 ) -> None:
     """Train predictors of sparse attention, then the transformer under their masks.
 
@@ -355,7 +355,7 @@ def sparsifiner(
             device=device,
             seed=seed,
             test=test_images() if images is None else None,
-            command="mintage " + " ".join(sys.argv[1:]),
+            command=_command(),
             report=shown,
         )
     typer.echo(f"wrote {out}: accuracy on images held out {made.notes['held out']}")
@@ -363,23 +363,17 @@ def sparsifiner(
 
 @app.command()
 def diffrate(
-    model: Annotated[str, typer.Option(help="The shipped classifier, a file, a folder, a hub id, or timm:name.")] = (
-        "vit-tiny-cifar10"
-    ),
-    images: Annotated[
-        Path | None, typer.Option(help="Folder with a sub-folder per class, or .npz; default: CIFAR-10.")
-    ] = None,
+    model: Classifier = ("vit-tiny-cifar10"),
+    images: Images = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="JSON file to write.")] = Path("diffrate.json"),
-    work: Annotated[Path, typer.Option(help="Keeps checkpoints and logs; a killed run goes on.")] = Path(
-        ".mintage/diffrate"
-    ),
+    work: Work = Path(".mintage/diffrate"),
     shares: Annotated[str, typer.Option(help="Shares of the multiply-adds; each gets a schedule.")] = "0.6",
     steps: Annotated[int, typer.Option(help="Optimiser steps per schedule.")] = 400,
     lr: Annotated[float, typer.Option(help="Peak learning rate (cosine; the paper: 0.01, ten times the steps).")] = 0.1,
-    batch_rows: Annotated[int, typer.Option(help="Images per step.")] = 64,
+    batch_rows: ImagesPerStep = 64,
     granularity: Annotated[int, typer.Option(help="Step between the numbers of tokens that are tried.")] = 1,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    device: Device = "cpu",
+    seed: Seed = 0,
 ) -> None:
     """Search how many tokens each block should prune and merge, for a budget of multiply-adds; the model is frozen.
 
@@ -412,13 +406,18 @@ def diffrate(
             granularity=granularity,
             device=device,
             seed=seed,
-            command="mintage " + " ".join(sys.argv[1:]),
+            command=_command(),
             report=shown,
         )
     for found in made:
         held_out = found.notes.get("held out", "not measured")
         typer.echo(f"{found.share:.3f} of the multiply-adds; accuracy on images held out {held_out}")
     typer.echo(f"wrote {out}")
+
+
+def _command() -> str:
+    """What was typed, for the notes of what it made."""
+    return "mintage " + " ".join(sys.argv[1:])
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:
@@ -430,20 +429,16 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
 
 @app.command()
 def composer(
-    texts: Annotated[
-        list[str] | None, typer.Argument(help="Text files or folders, a text per line; default: from $MINTAGE_DATA.")
-    ] = None,
-    model: Annotated[str, typer.Option(help="smollm2 (embedded), a folder, or a hub id.")] = "smollm2",
-    out: Annotated[Path, typer.Option("--out", "-o", help="Safetensors file to write.")] = Path("composer.safetensors"),
-    work: Annotated[Path, typer.Option(help="Keeps checkpoint and log; a killed run goes on.")] = Path(
-        ".mintage/composer"
-    ),
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 1500,
+    texts: Texts = None,
+    model: LanguageModel = "smollm2",
+    out: Out = Path("composer.safetensors"),
+    work: Work = Path(".mintage/composer"),
+    steps: Steps = 1500,
     warmup: Annotated[int, typer.Option(help="Of these, on the vocabulary alone.")] = 100,
-    lr: Annotated[float, typer.Option(help="Peak learning rate (cosine).")] = 2e-3,
+    lr: Rate = 2e-3,
     layers: Annotated[int, typer.Option(help="Blocks of the model after which states are compared.")] = 6,
     hidden: Annotated[int, typer.Option(help="Width of the network.")] = 256,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Train a composer: what gives words in one token an embedding made from those of their parts.
 
@@ -472,7 +467,7 @@ def composer(
             layers=layers,
             hidden=hidden,
             seed=seed,
-            command="mintage " + " ".join(sys.argv[1:]),
+            command=_command(),
             report=stages,
         )
     told = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
@@ -481,15 +476,13 @@ def composer(
 
 @app.command()
 def zett(
-    texts: Annotated[
-        list[str] | None, typer.Argument(help="Text files or folders, a text per line; default: from $MINTAGE_DATA.")
-    ] = None,
-    model: Annotated[str, typer.Option(help="smollm2 (embedded), a folder, or a hub id.")] = "smollm2",
-    out: Annotated[Path, typer.Option("--out", "-o", help="Safetensors file to write.")] = Path("zett.safetensors"),
-    work: Annotated[Path, typer.Option(help="Keeps checkpoint and log; a killed run goes on.")] = Path(".mintage/zett"),
+    texts: Texts = None,
+    model: LanguageModel = "smollm2",
+    out: Out = Path("zett.safetensors"),
+    work: Work = Path(".mintage/zett"),
     steps: Annotated[int, typer.Option(help="Optimiser steps, a sampled tokenizer each.")] = 160,
     warmup: Annotated[int, typer.Option(help="Of these, on the model's own vocabulary alone.")] = 0,
-    lr: Annotated[float, typer.Option(help="Peak learning rate (warm-up, then cosine).")] = 1e-3,
+    lr: WarmRate = 1e-3,
     rows: Annotated[int, typer.Option(help="Texts per step.")] = 4,
     tokens: Annotated[int, typer.Option(help="New tokens that are read of each.")] = 64,
     size: Annotated[int, typer.Option(help="Tokens of a sampled vocabulary, as often half and twice as many.")] = 4096,
@@ -499,9 +492,9 @@ def zett(
     hidden: Annotated[int, typer.Option(help="Width of the network.")] = 192,
     residual: Annotated[str, typer.Option(help="mean: start from FVT; none: the paper's network.")] = "mean",
     start: Annotated[Path | None, typer.Option(help="A hypernetwork of the same model to go on from.")] = None,
-    bf16: Annotated[bool, typer.Option(help="Compute the loss in bfloat16.")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    bf16: Bfloat16 = False,
+    device: Device = "cpu",
+    seed: Seed = 0,
 ) -> None:
     """Train a hypernetwork: what gives the tokens of any tokenizer embeddings that one model can read.
 
@@ -539,7 +532,7 @@ def zett(
             bf16=bf16,
             device=device,
             seed=seed,
-            command="mintage " + " ".join(sys.argv[1:]),
+            command=_command(),
             report=stages,
         )
     typer.echo(f"wrote {out}")

@@ -18,14 +18,12 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mintage.errors import UserError
-from mintage.files import replace_file
 from mintage.models import EMBEDDED, CausalLM, load_causal_lm, rounded_copy
+from mintage.weights import read_weights, write_weights
 
 __all__ = [
     "DraftModel",
@@ -151,11 +149,10 @@ def save_drafter(drafter: Any, target: CausalLM, path: str | Path, *, notes: Map
     notes
         How it was made and what it does; kept in the file's metadata.
     """
-    tensors = {name: t.detach().to("cpu", torch.bfloat16).contiguous() for name, t in _own_tensors(drafter).items()}
-    tensors["tokens"] = drafter.lm_head.tokens.to("cpu", torch.int32)
-    named = {"format": _FORMAT, "target": target.name, "fingerprint": fingerprint(target.model)}
-    with replace_file(path) as temporary:
-        save_file(tensors, temporary, metadata={**notes, **named})
+    tensors = {name: t.to(torch.bfloat16) for name, t in _own_tensors(drafter).items()}
+    tensors["tokens"] = drafter.lm_head.tokens.to(torch.int32)
+    named = {"target": target.name, "fingerprint": fingerprint(target.model)}
+    write_weights(path, _FORMAT, tensors, {**notes, **named})
 
 
 def _own_tensors(drafter: Any) -> dict[str, Tensor]:
@@ -180,18 +177,19 @@ def load_drafter(target: CausalLM, path: str | Path | None = None) -> PreTrained
     """
     path = shipped_drafter() if path is None else Path(path)
     _check_kind(target.model)
-    metadata, tensors = _read(path)
-    wanted, mine = metadata.get("fingerprint"), fingerprint(target.model)
+    again = f"make it with mintage train drafter --out {path}"
+    tensors, notes = read_weights(path, _FORMAT, again)
+    wanted, mine = notes.get("fingerprint"), fingerprint(target.model)
     if wanted != mine:
         raise UserError(
-            f"{path} drafts for {metadata.get('target')} ({wanted}), not for {target.name} ({mine}); "
+            f"{path} drafts for {notes.get('target')} ({wanted}), not for {target.name} ({mine}); "
             "make another with mintage train drafter"
         )
     tokens = tensors.pop("tokens", torch.zeros(0))
     per_block = len(target.model.model.layers[0].state_dict())
     count = sum(name.startswith("layers.") for name in tensors) // per_block
     if tokens.dtype != torch.int32 or tokens.ndim != 1 or not 1 <= count <= len(target.model.model.layers):
-        raise UserError(f"{path} lacks blocks or the list of its tokens; make it again with mintage train drafter")
+        raise UserError(f"{path} lacks blocks or the list of its tokens; {again}")
     try:
         drafter: Any = cut_drafter(target.model, range(count), tokens)
     except UserError as error:
@@ -200,24 +198,8 @@ def load_drafter(target: CausalLM, path: str | Path | None = None) -> PreTrained
     if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in tensors.items()}:
         raise UserError(f"{path} holds other tensors than a drafter for {target.name}; make it again")
     for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise UserError(f"{path}: {name} is not finite; make it again with mintage train drafter")
         own[name].data.copy_(tensor)
     return drafter
-
-
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise UserError(f"{path} is {metadata.get('format')!r}, expected {_FORMAT!r}; pass a drafter's file")
-            return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; make it with mintage train drafter --out {path}") from None
-    except (OSError, SafetensorError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"cannot read {path}: {reason}; make it again with mintage train drafter") from None
 
 
 # -- which draft model ---------------------------------------------------------------------------------------------

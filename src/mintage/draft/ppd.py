@@ -29,8 +29,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mintage.draft.adapters import Target
@@ -38,7 +36,7 @@ from mintage.draft.contract import Context, Drafter
 from mintage.draft.latency import LatencyCurve, latency_curve
 from mintage.draft.tree import TokenTree, Topology
 from mintage.errors import UserError
-from mintage.files import replace_file
+from mintage.weights import read_weights, write_weights
 
 __all__ = [
     "PPD",
@@ -452,7 +450,6 @@ class PromptTokens(nn.Module):
     def save(self, path: str | Path) -> None:
         """Write everything to `path` as one safetensors file."""
         metadata = {
-            "format": _FORMAT,
             "model": self.model,
             "architecture": self.architecture,
             "width": str(self.width),
@@ -461,9 +458,7 @@ class PromptTokens(nn.Module):
             "copies": str(self.copies),
             "notes": json.dumps(self.notes),
         }
-        tensors = {"embeddings": self.embeddings.detach().cpu().contiguous(), "accuracies": self.accuracies}
-        with replace_file(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+        write_weights(path, _FORMAT, {"embeddings": self.embeddings, "accuracies": self.accuracies}, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> PromptTokens:
@@ -484,20 +479,17 @@ class PromptTokens(nn.Module):
         if not file_path.is_file():
             known = ", ".join(sorted(shipped)) or "none"
             raise UserError(f"no prompt tokens at {str(path)!r}; pass a .safetensors file or one of: {known}")
+        tensors, found = read_weights(file_path, _FORMAT, "train it again")
         try:
-            with safe_open(file_path, framework="pt") as file:
-                found = file.metadata() or {}
-                if found.get("format") != _FORMAT:
-                    raise UserError(f"{file_path} is {found.get('format')!r}, expected {_FORMAT!r}; train it again")
-                tokens = cls(
-                    file.get_tensor("embeddings"),
-                    vocabulary=int(found["vocabulary"]),
-                    model=found["model"],
-                    architecture=found["architecture"],
-                    accuracies=file.get_tensor("accuracies"),
-                    notes=json.loads(found["notes"]),
-                )
-        except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+            tokens = cls(
+                tensors["embeddings"],
+                vocabulary=int(found["vocabulary"]),
+                model=found["model"],
+                architecture=found["architecture"],
+                accuracies=tensors["accuracies"],
+                notes=json.loads(found["notes"]),
+            )
+        except (KeyError, json.JSONDecodeError) as error:
             raise UserError(f"{file_path} holds no prompt tokens ({error}); train it again") from None
         if (tokens.distances, tokens.copies, tokens.width) != tuple(
             int(found[name]) for name in ("distances", "copies", "width")

@@ -230,8 +230,8 @@ class Prefix:
 
 
 @torch.inference_mode()
-def decode(prefix: Prefix, policy: Policy, rest: Tensor) -> dict[str, Any]:
-    """Score the tokens behind a prefix one by one."""
+def decode(prefix: Prefix, policy: Policy, rest: Tensor, **told: Callable[[KeptCache], float]) -> dict[str, Any]:
+    """Score the tokens behind a prefix one by one; `told` is asked of the cache in the end, 0 of an unmodified one."""
     model, nll, steps, reads = prefix.model, [], [], 0
     with policy(model) as session:
         cache, logits, prefill = prefix.replay(session)
@@ -248,6 +248,7 @@ def decode(prefix: Prefix, policy: Policy, rest: Tensor) -> dict[str, Any]:
         "step": float(np.median(steps)),
         "bytes": max(stored, cache.nbytes()),
         "reads": reads / len(steps),
+        **{name: tell(cache) if isinstance(cache, KeptCache) else 0.0 for name, tell in told.items()},
     }
 
 

@@ -14,12 +14,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mintage.errors import UserError
-from mintage.files import replace_file
+from mintage.weights import read_weights, write_weights
 
 __all__ = ["Artefact", "Imprint", "shipped"]
 
@@ -114,13 +112,12 @@ class Artefact:
         """Write a safetensors file, weights in float16, whole or not at all; `form` names format and version."""
         tensors = {_MODULES + name: t for name, t in self.modules.items()}
         tensors |= {_BACKBONE + name: t for name, t in self.backbone.items()}
-        held = {n: t.detach().cpu().half().contiguous() for n, t in tensors.items() if t.is_floating_point()}
-        own = {"format": form, "settings": json.dumps(dict(self.settings))}
+        held = {name: t.half() for name, t in tensors.items() if t.is_floating_point()}
+        own = {"settings": json.dumps(dict(self.settings))}
         if self.imprint is not None:
             held[_IMPRINT] = self.imprint.marks
             own["shapes"] = self.imprint.shapes
-        with replace_file(path) as temporary:
-            save_file(held, temporary, metadata={**self.notes, **own})
+        write_weights(path, form, held, {**self.notes, **own})
 
     @classmethod
     def load(cls, path: str | Path, form: str, again: str) -> Artefact:
@@ -140,29 +137,18 @@ class Artefact:
         UserError
             The file is missing, damaged, of another format, or holds values that are not finite.
         """
-        if not Path(path).is_file():
-            raise UserError(f"{path} does not exist; make it with: {again}")
+        held, notes = read_weights(path, form, f"make it with: {again}")
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = dict(file.metadata() or {})
-                said = metadata.pop("format", "no format")
-                if said != form:
-                    raise UserError(f"{path} is {said!r}, expected {form!r}; make it with: {again}")
-                held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            settings = json.loads(metadata.pop("settings"))
-        except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
-            reason = str(error).partition("\n")[0]
-            raise UserError(f"cannot read {path}: {reason}; make it again with: {again}") from None
-        broken = [name for name, t in held.items() if not t.isfinite().all()]
-        if broken:
-            raise UserError(f"{path}: {broken[0]} is not finite; make it again with: {again}")
+            settings = json.loads(notes.pop("settings"))
+        except (KeyError, json.JSONDecodeError) as error:
+            raise UserError(f"cannot read {path}: {error}; make it with: {again}") from None
         imprint = held.pop(_IMPRINT, None)
         return cls(
             {n.removeprefix(_MODULES): t.float() for n, t in held.items() if n.startswith(_MODULES)},
             settings,
             {n.removeprefix(_BACKBONE): t.float() for n, t in held.items() if n.startswith(_BACKBONE)},
-            None if imprint is None else Imprint(metadata.pop("shapes", ""), imprint),
-            metadata,
+            None if imprint is None else Imprint(notes.pop("shapes", ""), imprint),
+            notes,
         )
 
     def fill(self, module: nn.Module, path: str | Path, again: str) -> None:

@@ -18,13 +18,11 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkab
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mintage.errors import UserError, did_you_mean
-from mintage.files import replace_file
 from mintage.retrofit.token_bytes import TokenBytes
+from mintage.weights import read_weights, write_weights
 
 __all__ = [
     "Composed",
@@ -276,12 +274,11 @@ def save_composer(net: Composer, source: Parts, path: str | Path, *, notes: Mapp
     notes
         How it was made and what it does; kept in the file's metadata.
     """
-    tensors = {f"net.{name}": t.detach().cpu().half().contiguous() for name, t in net.state_dict().items()}
-    tensors |= {f"sample.{name}": t.cpu().half().contiguous() for name, t in sample_rows(source).items()}
-    tensors["net.scale"] = net.scale.detach().cpu().float()  # small, and everything is multiplied by it
+    tensors = {f"net.{name}": t.half() for name, t in net.state_dict().items()}
+    tensors |= {f"sample.{name}": t.half() for name, t in sample_rows(source).items()}
+    tensors["net.scale"] = net.scale.float()  # small, and everything is multiplied by it
     shape = {name: str(int(value)) for name, value in asdict(net.shape).items()}
-    with replace_file(path) as temporary:
-        save_file(tensors, temporary, metadata={**notes, **shape, "format": _FORMAT})
+    write_weights(path, _FORMAT, tensors, {**notes, **shape})
 
 
 def sample_rows(source: Parts) -> dict[str, Tensor]:
@@ -307,22 +304,20 @@ def load_composer(source: Parts, path: str | Path | None = None) -> ComposerTran
         The file is missing, damaged or no composer, or was made for other embeddings.
     """
     path = shipped_composer() if path is None else Path(path)
-    metadata, tensors = _read(path)
+    again = f"make it with mintage train composer --out {path}"
+    tensors, notes = read_weights(path, _FORMAT, again)
     try:
-        sizes: dict[str, Any] = {name: int(metadata[name]) for name in ComposerShape.__dataclass_fields__}
+        sizes: dict[str, Any] = {name: int(notes[name]) for name in ComposerShape.__dataclass_fields__}
         shape = ComposerShape(**{**sizes, "tied": bool(sizes["tied"])})
         net = Composer(shape)
         net.load_state_dict({n.removeprefix("net."): t.float() for n, t in tensors.items() if n.startswith("net.")})
     except (KeyError, ValueError, RuntimeError):
-        raise UserError(f"{path} lacks parts of a composer; make it again with mintage train composer") from None
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise UserError(f"{path}: {name} is not finite; make it again with mintage train composer")
+        raise UserError(f"{path} lacks parts of a composer; {again}") from None
     for name, mine in sample_rows(source).items():
         theirs = tensors.get(f"sample.{name}")
         if theirs is None or theirs.shape != mine.shape or not close(theirs, mine):
             raise UserError(
-                f"{path} was made for the embeddings of {metadata.get('model', 'another model')}, these are others; "
+                f"{path} was made for the embeddings of {notes.get('model', 'another model')}, these are others; "
                 "make one for this model with mintage train composer"
             )
     return ComposerTransfer(net.to(source.input.device).eval().requires_grad_(False))
@@ -332,20 +327,6 @@ def close(theirs: Tensor, mine: Tensor) -> bool:
     """Whether rows agree up to the rounding of a 16-bit type."""
     mine = mine.cpu()
     return bool((theirs.float() - mine).norm() <= 0.02 * mine.norm())
-
-
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise UserError(f"{path} is {metadata.get('format')!r}, expected {_FORMAT!r}; pass a composer's file")
-            return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; make it with mintage train composer --out {path}") from None
-    except (OSError, SafetensorError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"cannot read {path}: {reason}; make it again with mintage train composer") from None
 
 
 # -- by name -----------------------------------------------------------------------------------------------------------

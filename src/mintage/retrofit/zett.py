@@ -23,15 +23,13 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mintage.errors import UserError
-from mintage.files import replace_file
 from mintage.retrofit.composer import Composed, Parts, close, sample_rows
 from mintage.retrofit.transfer import EmbeddingTransfer, mean_row
+from mintage.weights import read_weights, write_weights
 
 __all__ = [
     "Hypernetwork",
@@ -245,11 +243,10 @@ def save_hypernetwork(net: Hypernetwork, source: Parts, path: str | Path, *, not
     notes
         How it was made and what it does, e.g. ``{"model": ..., "command": ...}``; kept in the file's metadata.
     """
-    tensors = {f"net.{name}": t.half().cpu().contiguous() for name, t in net.state_dict().items()}
-    tensors |= {f"sample.{name}": t.half().cpu().contiguous() for name, t in sample_rows(source).items()}
-    own = {"format": _FORMAT, "shape": json.dumps(asdict(net.shape)), "vocabulary": str(net.vocabulary)}
-    with replace_file(path) as temporary:
-        save_file(tensors, temporary, metadata={**notes, **own})
+    tensors = {f"net.{name}": t.half() for name, t in net.state_dict().items()}
+    tensors |= {f"sample.{name}": t.half() for name, t in sample_rows(source).items()}
+    own = {"shape": json.dumps(asdict(net.shape)), "vocabulary": str(net.vocabulary)}
+    write_weights(path, _FORMAT, tensors, {**notes, **own})
 
 
 def load_hypernetwork(path: str | Path | None = None, source: Parts | None = None) -> Hypernetwork:
@@ -269,26 +266,17 @@ def load_hypernetwork(path: str | Path | None = None, source: Parts | None = Non
     """
     path = shipped_hypernetwork() if path is None else Path(path)
     again = "make one with mintage train zett"
+    tensors, notes = read_weights(path, _FORMAT, again)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise UserError(f"{path} is {metadata.get('format')!r}, expected {_FORMAT!r}; {again}")
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-        net = Hypernetwork(HypernetworkShape(**json.loads(metadata["shape"])), int(metadata["vocabulary"]))
-        net.load_state_dict({n.removeprefix("net."): t for n, t in tensors.items() if n.startswith("net.")})
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; {again}") from None
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        net = Hypernetwork(HypernetworkShape(**json.loads(notes["shape"])), int(notes["vocabulary"]))
+        net.load_state_dict({n.removeprefix("net."): t.float() for n, t in tensors.items() if n.startswith("net.")})
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}; {again}") from None
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise UserError(f"{path}: {name} is not finite; {again}")
     if source is not None:
         for name, mine in sample_rows(source).items():
             theirs = tensors.get(f"sample.{name}")
             if theirs is None or theirs.shape != mine.shape or not close(theirs, mine):
-                model = metadata.get("model", "another model")
+                model = notes.get("model", "another model")
                 raise UserError(f"{path} was made for the embeddings of {model}, these are others; {again}")
     return net.eval().requires_grad_(False)
 

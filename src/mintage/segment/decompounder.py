@@ -26,16 +26,15 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mintage.errors import UserError
-from mintage.files import read_jsonl, replace_file
+from mintage.files import read_jsonl
 from mintage.segment.compoundpiece import counted, hyphen_pairs, split_by_constituents, web_words
 from mintage.segment.contract import Progress, silent
 from mintage.train import Settings, train
+from mintage.weights import read_weights, write_weights
 
 __all__ = ["Decompounder", "Tagger", "TaggerRecipe", "decompound", "train_decompounder"]
 
@@ -273,12 +272,10 @@ class Decompounder:
         tagger = self.tagger
         sizes = {"width": tagger.last.in_features, "layers": len(tagger.blocks), "kernel": tagger.kernel}
         text = np.frombuffer("\n".join(self.lexicon).encode(), dtype=np.uint8).copy()
-        tensors = {f"tagger.{name}": t.detach().contiguous() for name, t in tagger.state_dict().items()}
+        tensors = {f"tagger.{name}": t for name, t in tagger.state_dict().items()}
         tensors["lexicon.words"] = torch.from_numpy(text)
         tensors["lexicon.counts"] = torch.tensor(list(self.lexicon.values()), dtype=torch.uint8)
-        metadata = {"format": _FORMAT, "letters": self.letters, "sizes": json.dumps(sizes)}
-        with replace_file(target) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+        write_weights(target, _FORMAT, tensors, {"letters": self.letters, "sizes": json.dumps(sizes)})
         return target
 
     @classmethod
@@ -291,17 +288,10 @@ class Decompounder:
             There is none, it is damaged, or it is something else.
         """
         source = _file(path)
-        if not source.is_file():
-            raise UserError(f"{source} does not exist; train one with: mintage train decompounder TEXT --out {path}")
+        again = f"train one with: mintage train decompounder TEXT --out {path}"
+        tensors, notes = read_weights(source, _FORMAT, again)
         try:
-            with safe_open(source, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != _FORMAT:
-                    raise UserError(
-                        f"{source} is {metadata.get('format')!r}, expected {_FORMAT!r}; pass a decompounder"
-                    )
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            sizes, letters = json.loads(metadata["sizes"]), metadata["letters"]
+            sizes, letters = json.loads(notes["sizes"]), notes["letters"]
             width, layers, kernel = (int(sizes[name]) for name in ("width", "layers", "kernel"))
             if not (0 < width <= _WIDEST and 0 < layers <= _DEEPEST and 0 < kernel <= LONGEST and kernel % 2):
                 raise ValueError(f"sizes {sizes}")
@@ -310,12 +300,8 @@ class Decompounder:
             lexicon = dict(zip(words.split("\n") if words else [], counts, strict=True))
             tagger = Tagger(len(letters) + 2, width, layers, kernel)
             tagger.load_state_dict({name.removeprefix("tagger."): t for name, t in tensors.items()})
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(
-                f"{source} is damaged or no decompounder ({str(error).splitlines()[0]}); train again"
-            ) from None
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"cannot read {source}: {str(error).splitlines()[0]}; {again}") from None
         tagger.eval()
         return cls(letters, lexicon, tagger)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from mintage.keep import bench
@@ -34,20 +33,10 @@ def perplexity_ratio(one: np.ndarray, other: np.ndarray) -> Interval:
 
 
 def telling(name: str, tell: Callable[[KeptCache], float]) -> Callable[..., dict[str, float]]:
-    """Make a `measure` for `Trial.decoded`: ``nll``, and under `name` what is told of the cache in the end.
+    """Make a `measure` for `Trial.decoded`: `bench.decode`, and under `name` what is told of the cache in the end."""
 
-    Of the full cache, which keeps no such thing, 0 is told.
-    """
-
-    @torch.inference_mode()
     def measure(prefix: bench.Prefix, policy: Policy, rest: Tensor) -> dict[str, float]:
-        nll = []
-        with policy(prefix.model) as session:
-            held, logits, _ = prefix.replay(session)
-            for token in rest:
-                nll.append(-logits.float().log_softmax(-1)[token].item())
-                logits = prefix.model(token[None, None], past_key_values=held, use_cache=True).logits[0, -1]
-        return {"nll": float(np.mean(nll)), name: tell(held) if isinstance(held, KeptCache) else 0.0}
+        return bench.decode(prefix, policy, rest, **{name: tell})
 
     measure.__name__ = name
     return measure
