@@ -273,3 +273,14 @@ def test_training_beats_the_mean_and_goes_on_after_a_kill(lm, texts, tmp_path):
     assert again == pytest.approx(found, rel=1e-5)
     with pytest.raises(UserError, match="warmup=70"):
         train_composer(lm, texts, out, folder=tmp_path / "y", **{**settings, "warmup": 70})
+
+
+def test_training_goes_on_from_a_file(lm, source, texts, tmp_path):
+    settings = {"rows": 2, "tokens": 40, "warmup": 0}
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    found = train_composer(lm, texts, first, folder=tmp_path / "1", steps=8, layers=2, hidden=32, lr=1e-2, **settings)
+    again = train_composer(
+        lm, texts, second, folder=tmp_path / "2", steps=1, layers=1, start=first, lr=1e-9, **settings
+    )
+    assert again == pytest.approx(found, rel=1e-3)  # it was rounded to 16 bits
+    assert load_composer(source, second).net.shape == load_composer(source, first).net.shape

@@ -436,8 +436,11 @@ def composer(
     steps: Steps = 1500,
     warmup: Annotated[int, typer.Option(help="Of these, on the vocabulary alone.")] = 100,
     lr: Rate = 2e-3,
-    layers: Annotated[int, typer.Option(help="Blocks of the model after which states are compared.")] = 6,
+    layers: Annotated[
+        int, typer.Option(help="Blocks of the model after which states are compared; all of them: predictions.")
+    ] = 6,
     hidden: Annotated[int, typer.Option(help="Width of the network.")] = 256,
+    start: Annotated[Path | None, typer.Option(help="A composer of the same model to go on from.")] = None,
     seed: Seed = 0,
 ) -> None:
     """Train a composer: what gives words in one token an embedding made from those of their parts.
@@ -466,6 +469,7 @@ def composer(
             lr=lr,
             layers=layers,
             hidden=hidden,
+            start=start,
             seed=seed,
             command=_command(),
             report=stages,

@@ -99,11 +99,12 @@ def weights_by_column(
     scaling: float,
     visible: Callable[[int, int], Tensor | None],
     bias: Float[Tensor, "batch groups entries"] | None = None,
-    chunk: int = 256,
+    chunk: int = 64,
 ) -> Float[Tensor, "batch groups entries"]:
     """Attention that each entry receives, summed over all queries and averaged over the query heads of its group.
 
-    Computed `chunk` queries at a time, so that no matrix of queries x entries is ever held.
+    Computed `chunk` queries at a time, so that no matrix of queries x entries is ever held, and on a CPU the part that
+    is held stays in its caches.
 
     Parameters
     ----------

@@ -3,7 +3,8 @@
 Two lessons. First the model's own vocabulary: tokens are cut at random places, and the embedding of the whole is to be
 found from those of the pieces (the warm-up of zett). Then texts: the model reads a text as it is and merged, and behind
 every merged token its states shall be those behind the last part. States are compared after the first few blocks,
-where a model puts words together; that costs a fifth of comparing its predictions.
+where a model puts words together; after the last one the predictions are, which costs five times as much and is what
+counts: for the end of a training.
 
 Not here: the loop (`mintage.train`), the network (`mintage.retrofit.composer`).
 """
@@ -33,6 +34,7 @@ from mintage.retrofit.composer import (
     Parts,
     PartsTransfer,
     Provider,
+    load_composer,
     pad_parts,
     save_composer,
 )
@@ -175,7 +177,7 @@ class ComposerRecipe:
     cut
         Tokens of the vocabulary that are cut per batch of the warm-up.
     layers
-        Blocks after which states are compared.
+        Blocks after which states are compared; all of them: predictions.
     """
 
     def __init__(
@@ -194,6 +196,7 @@ class ComposerRecipe:
         self.merger = DynamicTokenizer(lm.tokenizer)
         self.source = Parts(lm.model, self.merger.vocabulary)
         self._model, self._pieces = first_blocks(lm.model, layers), pieces
+        self._head: Any = lm.model.get_output_embeddings() if self._model is lm.model.base_model else None
         self._warmup, self._rows, self._cut, self._seed = warmup, rows, cut, seed
         whole, parts = _cut_vocabulary(self.merger.vocabulary, net.shape.parts, seed)
         self._whole = torch.tensor(whole)
@@ -243,7 +246,7 @@ class ComposerRecipe:
         }
 
     def loss(self, module: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        """Squared distance to the vocabulary's embeddings and to the states, each as a part of what there is."""
+        """Distance to the vocabulary's embeddings, and to the states or predictions behind words."""
         made = self._compose(module, batch["cut"], batch["cut_mask"])
         scale = self.module.scale
         distances = [((made.input - self.source.input[batch["whole"]].float()) / scale).square().mean()]
@@ -259,9 +262,17 @@ class ComposerRecipe:
             wanted = wanted.gather(1, batch["ends"][..., None].expand(-1, -1, wanted.shape[-1]))
         got = self._states(inputs_embeds=rows[batch["places"].clamp(min=0)].to(self.source.input.dtype))
         read = batch["places"] >= 0
-        states = ((got - wanted)[read].square().sum(-1) / wanted[read].square().sum(-1)).mean()
-        told = {"vocabulary": vocabulary.item(), "states": states.item()}
-        return states + 0.1 * vocabulary, told
+        name, lost = "states", _apart
+        if self._head is not None:
+            name, lost = "predictions", self._divergence
+        found = lost(got[read], wanted[read])
+        return found + 0.1 * vocabulary, {"vocabulary": vocabulary.item(), name: found.item()}
+
+    def _divergence(self, got: Float[Tensor, "tokens width"], wanted: Float[Tensor, "tokens width"]) -> Tensor:
+        """Divergence of what is predicted from what was, in nats."""
+        told, right = (self._head(states.to(self._head.weight.dtype)).float() for states in (got, wanted))
+        law = nn.functional.kl_div
+        return law(told.log_softmax(-1), right.log_softmax(-1), reduction="batchmean", log_target=True)
 
     def _compose(self, module: nn.Module, ids: Int[Tensor, "tokens parts"], mask: Tensor) -> Composed:
         return module(self.source.input[ids].float(), self.source.output[ids].float(), mask)
@@ -269,6 +280,11 @@ class ComposerRecipe:
     def _states(self, **given: Tensor) -> Float[Tensor, "texts tokens width"]:
         """States after the first blocks; padding stands behind, where causal attention does not see it."""
         return self._model(**given, use_cache=False).last_hidden_state.float()
+
+
+def _apart(got: Float[Tensor, "tokens width"], wanted: Float[Tensor, "tokens width"]) -> Tensor:
+    """Squared distance of states, as a part of their squared norm."""
+    return ((got - wanted).square().sum(-1) / wanted.square().sum(-1)).mean()
 
 
 # -- what it is worth --------------------------------------------------------------------------------------------------
@@ -330,6 +346,7 @@ def train_composer(
     tokens: int = 96,
     layers: int = 6,
     hidden: int = 256,
+    start: str | Path | None = None,
     seed: int = 0,
     command: str = "",
     report: Report = _silent,
@@ -349,9 +366,11 @@ def train_composer(
     rows, tokens
         Texts per step, and original tokens of each.
     layers
-        Blocks of the model after which states are compared.
+        Blocks of the model after which states are compared; with all of them its predictions are.
     hidden
         Width of the network.
+    start
+        A composer of the same model to go on from, whose sizes are taken; default: a new one.
     seed
         Of everything random.
     report
@@ -366,7 +385,7 @@ def train_composer(
     Raises
     ------
     UserError
-        Too few texts, an unknown kind of model, or a checkpoint of another run.
+        Too few texts, an unknown kind of model, a composer of another model, or a checkpoint of another run.
     """
     if not 0 <= warmup <= steps:
         raise UserError(f"warmup={warmup} is outside 0..{steps}, the steps in all")
@@ -375,10 +394,13 @@ def train_composer(
     pieces = pieces_of_texts(lm, texts, tokens)
     held, learnt = pieces[::_HELD_OUT], [piece for place, piece in enumerate(pieces) if place % _HELD_OUT]
     source = Parts(lm.model, TokenBytes(lm.tokenizer))
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        shape = ComposerShape(width=source.input.shape[1], tied=source.tied, hidden=hidden, inner=2 * hidden)
-        net = Composer(shape, float(source.input.float().std()))
+    if start is not None:
+        net = load_composer(source, start).net.train().requires_grad_(True)
+    else:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            shape = ComposerShape(width=source.input.shape[1], tied=source.tied, hidden=hidden, inner=2 * hidden)
+            net = Composer(shape, float(source.input.float().std()))
     recipe = ComposerRecipe(net, lm, learnt, warmup=warmup, rows=rows, layers=layers, seed=seed)
     settings = Settings(steps=steps, lr=lr, warmup=min(20, steps), weight_decay=0.01, seed=seed, save_every=20)
     train(recipe, folder, settings, device="cpu", on_step=lambda done, of: report("training", done, of))
