@@ -9,8 +9,8 @@ import torch
 from mintage.errors import UserError
 from mintage.measure import count_flops
 from mintage.reduce import RandomDrop, ToMe
-from mintage.reduce.contract import Scheduled
 from mintage.reduce.measured import Subject, decision_seconds, plain_or, spread
+from mintage.reduce.scheduled import Scheduled
 from mintage.testing import reduce as suite
 
 

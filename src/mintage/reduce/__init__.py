@@ -146,7 +146,7 @@ METHODS = (
 __getattr__, __dir__ = lazy_attributes(
     __name__,
     Reducer="mintage.reduce.contract:Reducer",
-    Scheduled="mintage.reduce.contract:Scheduled",
+    Scheduled="mintage.reduce.scheduled:Scheduled",
     Schedule="mintage.reduce.schedule:Schedule",
     Anatomy="mintage.reduce.schedule:Anatomy",
     TokenState="mintage.reduce.state:TokenState",

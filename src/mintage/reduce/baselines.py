@@ -14,7 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from mintage.reduce.contract import Evidence, Schedule, Scheduled, TokenState
+from mintage.reduce.contract import Evidence, TokenState
+from mintage.reduce.schedule import Schedule
+from mintage.reduce.scheduled import Scheduled
 
 __all__ = ["AveragePool", "ClassAttention", "RandomDrop", "ToMe", "bipartite_matching", "received_attention"]
 

@@ -17,14 +17,15 @@ Laws (run by `mintage.testing` over every method and every supported model):
 - under autocast and in training, gradients reach the weights;
 - leaving the context restores the model, also after an exception.
 
-A method is a frozen dataclass that extends `Reducer`. Most have a `Schedule` and one function, `Reducer.reduce`.
+A method is a frozen dataclass that extends `Reducer`. Most extend `mintage.reduce.scheduled.Scheduled`, whose strength
+is a `Schedule`, and have one function, `Reducer.reduce`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
@@ -32,10 +33,10 @@ from torch import Tensor, nn
 
 from mintage.errors import UserError
 from mintage.reduce.attach import Attachment
-from mintage.reduce.schedule import Anatomy, Schedule
+from mintage.reduce.schedule import Anatomy
 from mintage.reduce.state import Evidence, TokenState
 
-__all__ = ["Anatomy", "Evidence", "Reducer", "Schedule", "Scheduled", "TokenState"]
+__all__ = ["Anatomy", "Evidence", "Reducer", "TokenState"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -146,47 +147,3 @@ class Reducer(ABC):
     @abstractmethod
     def tiny(cls) -> Any:
         """Make an instance for the laws, whose models have 4 layers, 2 heads of dimension 8, and 16 patches."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Scheduled(Reducer):
-    """A method whose strength is a `Schedule`.
-
-    Parameters
-    ----------
-    schedule
-        E.g. ``"ratio=0.9"``, ``"r=8"``, ``"counts=196x140x98"``, ``"macs=0.65"``; see `mintage.reduce.schedule`.
-    """
-
-    pairs: ClassVar[bool] = False
-    """Whether tokens merge in pairs, so that a layer can halve them at most."""
-
-    schedule: Schedule | str = "ratio=0.9"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "schedule", Schedule.of(self.schedule))
-
-    def kept(self, anatomy: Anatomy) -> tuple[int, ...]:
-        """Return what the schedule says.
-
-        Raises
-        ------
-        UserError
-            The schedule does not fit the model, or more than halves tokens that merge in pairs.
-        """
-        kept = Schedule.of(self.schedule).kept(anatomy, hook=self.hook)
-        for layer, (before, after) in enumerate(zip((anatomy.patches, *kept), kept, strict=False)):
-            if self.pairs and before - after > before // 2:
-                raise UserError(
-                    f"{self.schedule}: layer {layer} merges {before} tokens into {after}; pairs can halve them at most"
-                )
-        return kept
-
-    def at(self, share: float, anatomy: Anatomy) -> Reducer:
-        """Return this method with the ratio, in the layers of its schedule, that leaves `share` of the MACs."""
-        at = Schedule.of(self.schedule).at
-        return replace(self, schedule=Schedule(kind="macs", value=share, at=at))
-
-    def unreduced(self) -> Reducer:
-        """Return this method with everything kept."""
-        return replace(self, schedule="ratio=1")

@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from mintage.errors import UserError
-from mintage.reduce.contract import Evidence, Scheduled, TokenState
+from mintage.reduce.contract import Evidence, TokenState
+from mintage.reduce.scheduled import Scheduled
 
 __all__ = ["MARGINS", "PiToMe", "energy", "plan"]
 
