@@ -11,6 +11,7 @@ from mintage.errors import UserError
 from mintage.measure import Figure, Result
 from mintage.models import load_causal_lm
 from mintage.retrofit import zett
+from mintage.retrofit.claims import bits_of
 from mintage.retrofit.claims import zett as claim
 from mintage.retrofit.composer import Parts
 from mintage.retrofit.token_bytes import TokenBytes
@@ -127,3 +128,18 @@ def test_missing_data_are_named(small, tiny_folder, monkeypatch):
     (small / "xquad.jsonl.gz").unlink()
     with pytest.raises(UserError, match="xquad"):
         claim.run(model=tiny_folder, work=small / "work")
+
+
+def test_the_joint_run_moves_the_model_to_one_tokenizer(trained, tiny_folder, monkeypatch):
+    texts = [f"{n} the river runs; der Fluss läuft; def river(n): return n" for n in range(40)]
+    monkeypatch.setattr(claim, "training_texts", lambda seed: texts)
+    monkeypatch.setattr(claim, "JOINT_SIZE", 400)
+    lm = load_causal_lm(tiny_folder, dtype="float32")
+    arms = claim.arms(lm, 0)
+    assert list(arms) == ["zett", "fvt", "focus"]
+    found = {name: arm("der Fluss läuft") for name, arm in arms.items()}
+    assert {bits.tokens for bits in found.values()} == {found["fvt"].tokens}
+    assert found["fvt"].tokens < bits_of(lm, "der Fluss läuft").tokens
+    assert all(0 < bits.bits < 1000 and bits.bytes == 16 for bits in found.values())
+    (trained / "net.safetensors").unlink()
+    assert list(claim.arms(lm, 0)) == ["fvt", "focus"]  # none was trained for this model

@@ -3,6 +3,7 @@
 - Bits per byte of held-out texts in four tokenizers that no hypernetwork was trained with: English of 4,000 and of
   16,000 tokens, German, code. Every method makes the embeddings; the model as it is reads the same texts.
 - The model's own tokenizer through the hypernetwork: what it makes of tokens that it could have copied.
+- In the joint run, all its kinds of text in one tokenizer, learnt from many languages and code.
 - How fast a few dozen steps of training on the embeddings close the gap, from FVT's and from the hypernetwork's.
 
 The texts that tokenizers, static embeddings and the tuning learn from are none of those that are measured.
@@ -28,7 +29,11 @@ from mintage.measure import Figure, Result
 from mintage.measure.trial import Report, silent
 from mintage.models import CausalLM
 from mintage.retrofit.claims import Arm, Bits, Document, Trial, bits_of, difference, documents
+from mintage.retrofit.composer import Parts
+from mintage.retrofit.composer_training import training_texts
+from mintage.retrofit.token_bytes import TokenBytes
 from mintage.retrofit.transfer import EmbeddingTransfer, transfer
+from mintage.retrofit.zett import Zett
 
 __all__ = ["run"]
 
@@ -41,6 +46,9 @@ TARGETS: dict[str, tuple[str, int]] = {
     "code 8k": ("humaneval", 8000),
 }
 """Held-out tokenizers: the kind of text that is measured, and how many tokens."""
+
+JOINT, JOINT_SIZE = ("zett", "fvt", "focus"), 16_000
+"""In the joint run: who embeds one tokenizer for all its kinds of text, and how many tokens that has."""
 
 TEXTS, SIZE = 6, 512
 LEARNT = 300_000  # characters that static embeddings are learnt from
@@ -73,6 +81,29 @@ def run(
     rows = [*_of_quality(trial, held), *_of_identity(trial, held), *_of_tuning(trial, held)]
     trial.memo.delete()
     return rows
+
+
+def arms(lm: CausalLM, seed: int) -> dict[str, Arm]:
+    """Return the arms of the joint run: the model in a tokenizer of many languages and code, by who embeds it."""
+    texts = training_texts(seed)
+    tokenizer = cache(lambda: _bpe(texts, JOINT_SIZE))
+
+    def arm(made: EmbeddingTransfer) -> Arm:
+        read = _some(texts) if made.reads_texts else ()
+        moved = cache(lambda: _moved(lm, tokenizer(), made, read))
+        return lambda text: bits_of(moved(), text)
+
+    methods = list(JOINT)
+    try:
+        Zett().fitted(Parts(lm.model, TokenBytes(lm.tokenizer)), [], [])
+    except UserError:  # none was trained for this model
+        methods.remove("zett")
+    return {name: arm(catalog.build(name, "retrofit")) for name in methods}
+
+
+def _moved(lm: CausalLM, tokenizer: Any, made: EmbeddingTransfer, texts: Iterable[str]) -> CausalLM:
+    found = transfer(lm.model, lm.tokenizer, tokenizer, made, texts=texts, share=True)
+    return CausalLM(found.model, found.tokenizer, lm.name)
 
 
 class _Held:
