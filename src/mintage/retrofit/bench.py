@@ -1,8 +1,8 @@
 """Measure what gives a model other tokens: every paper's own claim check, and one table of what is ready.
 
 One method (``mintage bench exact-bytes``) runs its claim check, `mintage.retrofit.claims`. The job alone
-(``mintage bench retrofit``) reads the same texts with every ready method: bits per byte, positions read per byte,
-seconds per kilobyte, beside the model as it is.
+(``mintage bench retrofit``) reads the same texts with every method that gives a text's probability: bits per byte,
+positions read per byte, seconds per kilobyte, beside the model as it is.
 """
 
 from __future__ import annotations
