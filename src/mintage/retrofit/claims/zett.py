@@ -86,12 +86,13 @@ def run(
 def arms(lm: CausalLM, seed: int) -> dict[str, Arm]:
     """Return the arms of the joint run: the model in a tokenizer of many languages and code, by who embeds it."""
     texts = training_texts(seed)
-    tokenizer = cache(lambda: _bpe(texts, JOINT_SIZE))
+    tokenizer = _bpe(texts, JOINT_SIZE)
 
     def arm(made: EmbeddingTransfer) -> Arm:
         read = _some(texts) if made.reads_texts else ()
-        moved = cache(lambda: _moved(lm, tokenizer(), made, read))
-        return lambda text: bits_of(moved(), text)
+        found = transfer(lm.model, lm.tokenizer, tokenizer, made, texts=read, share=True)
+        moved = CausalLM(found.model, found.tokenizer, lm.name)
+        return lambda text: bits_of(moved, text)
 
     methods = list(JOINT)
     try:
@@ -99,11 +100,6 @@ def arms(lm: CausalLM, seed: int) -> dict[str, Arm]:
     except UserError:  # none was trained for this model
         methods.remove("zett")
     return {name: arm(catalog.build(name, "retrofit")) for name in methods}
-
-
-def _moved(lm: CausalLM, tokenizer: Any, made: EmbeddingTransfer, texts: Iterable[str]) -> CausalLM:
-    found = transfer(lm.model, lm.tokenizer, tokenizer, made, texts=texts, share=True)
-    return CausalLM(found.model, found.tokenizer, lm.name)
 
 
 class _Held:
