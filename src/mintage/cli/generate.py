@@ -129,12 +129,13 @@ def generate(
         draft = draft or "none"
     draft = draft or DRAFT
     spec = "plain" if draft == "none" else draft
-    drafting = draft_model is not None or needs_draft_model(spec)
+    drafting, models = draft_model is not None or needs_draft_model(spec), {}
     if not drafting:
         drafter = _drafter(spec, table)  # a bad spec is told before the model loads
     lm = load_causal_lm(model, dtype=dtype, device=device)
     if drafting:
-        drafter = _drafter(spec, table, draft_model=load_draft_model(draft_model, lm).model)
+        models = {"draft_model": load_draft_model(draft_model, lm).model}
+        drafter = _drafter(spec, table, **models)
     ids = lm.encode(text, chat=not raw, system=system)
     settings: dict[str, Any] = {
         "temperature": temperature,
@@ -150,6 +151,8 @@ def generate(
     if keep is not None and spec == "plain":
         _keeping(console, notes, lm, ids, keep, policy, settings, streamer, compare=compare)
         return
+    if compare:  # what is done once per machine or model, as measuring how long a tree takes, is not compared
+        generate(lm.model, ids, _drafter(spec, table, **models), **{**settings, "max_new_tokens": 2})
     out = generate(lm.model, ids, drafter, streamer=streamer, **settings)
     if streamer is None:
         text = lm.tokenizer.decode(out.sequences[0, ids.shape[1] :], skip_special_tokens=True)
