@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import sys
 from types import SimpleNamespace
 
@@ -62,6 +63,22 @@ def test_the_fused_encoder_layer_is_counted_and_its_switch_put_back():
 def test_a_matrix_product_is_two_per_multiply_add():
     a, b = torch.randn(3, 4), torch.randn(4, 5)
     assert count_flops(lambda: a @ b) == 2 * 3 * 4 * 5
+
+
+def test_peak_memory_is_not_hidden_by_older_garbage():
+    held: list = [np.ones(60 * 2**20 // 8)]
+    held.append(held)  # a cycle, freed when the collector comes by
+    gc.disable()
+    try:
+        del held
+        with peak_memory() as peak:
+            gc.collect()
+            block = np.ones(40 * 2**20 // 8)
+            del block
+    finally:
+        gc.enable()
+    if peak.exact:
+        assert 38 * 2**20 <= peak.bytes <= 60 * 2**20
 
 
 def test_peak_memory_sees_what_the_body_freed():

@@ -5,6 +5,7 @@ Not here: FLOPs inside custom CUDA or Triton kernels, which torch's counter does
 
 from __future__ import annotations
 
+import gc
 import resource
 import sys
 import time
@@ -85,6 +86,7 @@ def peak_memory() -> Iterator[Peak]:
     >>> peak.device
     'cpu'
     """
+    gc.collect()  # garbage of before, freed within, would hide as much of the peak
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         peak = Peak(device="cuda")
