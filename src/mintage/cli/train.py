@@ -440,7 +440,9 @@ def composer(
         int, typer.Option(help="Blocks of the model after which states are compared; all of them: predictions.")
     ] = 6,
     hidden: Annotated[int, typer.Option(help="Width of the network.")] = 256,
-    start: Annotated[Path | None, typer.Option(help="A composer of the same model to go on from.")] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="A composer of the same model to go on from; give its --seed, too.")
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Train a composer: what gives words in one token an embedding made from those of their parts.

@@ -370,7 +370,8 @@ def train_composer(
     hidden
         Width of the network.
     start
-        A composer of the same model to go on from, whose sizes are taken; default: a new one.
+        A composer of the same model to go on from, whose sizes are taken; default: a new one. `texts` must come in the
+        order of its own training, else it has learnt from some of those that are held out.
     seed
         Of everything random.
     report
