@@ -5,12 +5,13 @@ Not here: FLOPs inside custom CUDA or Triton kernels, which torch's counter does
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -86,7 +87,7 @@ def peak_memory() -> Iterator[Peak]:
     >>> peak.device
     'cpu'
     """
-    gc.collect()  # garbage of before, freed within, would hide as much of the peak
+    _give_back()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         peak = Peak(device="cuda")
@@ -103,6 +104,13 @@ def peak_memory() -> Iterator[Peak]:
         peak.bytes = _high_water() - before
 
 
+def _give_back() -> None:
+    """Return to the system what the process holds and does not need: taken again within, it would hide the peak."""
+    gc.collect()
+    with suppress(AttributeError, OSError, TypeError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _reset_high_water() -> bool:
     """Set the process's high-water mark of resident memory to its present level (Linux, see proc(5), clear_refs)."""
     try:
@@ -117,7 +125,7 @@ def _high_water() -> int:
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:", 1)[1].split(maxsplit=1)[0]) * 1024
     except (OSError, IndexError):
-        pass
+        ctypes.CDLL(None).malloc_trim(0)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
