@@ -32,7 +32,10 @@ CLASSES = ["[0-9]", r"\p{Nd}", r"\p{N}"]
 DIGITS = st.text("0123456789", max_size=40)
 SIZES = st.integers(1, 5)
 SIDES = st.sampled_from(["l2r", "r2l"])
-TEXTS = st.text(st.sampled_from("0123456789.,- a_é²Ⅷ٣४\n") | st.characters(exclude_categories=["Cs"]), max_size=60)
+# Without unassigned characters: Python, regex and tokenizers know the Unicode of different years.
+TEXTS = st.text(
+    st.sampled_from("0123456789.,- a_é²Ⅷ٣४\n") | st.characters(exclude_categories=["Cs", "Cn"]), max_size=60
+)
 DIGIT_FREE = st.text(st.characters(exclude_categories=["Cs", "Nd", "Nl", "No"]), max_size=60)
 
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
