@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from mintage import catalog
-from mintage.audit import bench
-from mintage.audit.claims import data_mixture, needle_threading, number_tokens
+from mintage.bench.audit import joint as bench
 from mintage.errors import UserError
 from mintage.measure import Figure, Result
+from mintage.studies import data_mixture, needle_threading, number_tokens
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from mintage.audit.core.merge_replay import replay
 from mintage.audit.data_mixture import DataMixture, infer_mixture, merge_pair_counts
-from mintage.audit.merge_replay import replay
 from mintage.data import Corpus
 from mintage.errors import UserError
 
@@ -136,7 +136,7 @@ def test_chunks_and_long_words_change_little(monkeypatch):
     samples = {"x": {"abcab" * n: n for n in range(1, 9)}}
     merges = [("a", "b"), ("ab", "c"), ("abc", "ab")]
     whole = merge_pair_counts(samples, merges)
-    monkeypatch.setattr("mintage.audit.merge_replay._CHUNK", 7)
+    monkeypatch.setattr("mintage.audit.core.merge_replay._CHUNK", 7)
     parts = merge_pair_counts(samples, merges)
     assert [parts.at(t) for t in range(3)] == [whole.at(t) for t in range(3)]
 

@@ -8,10 +8,10 @@ import torch
 
 from mintage import catalog
 from mintage.audit import needle_threading
-from mintage.audit.claims import needle_threading as claims
 from mintage.audit.needle_threading import NeedleThreading, examples, tokenizer_report
 from mintage.data.haystack import TASKS
 from mintage.errors import UserError
+from mintage.studies import needle_threading as claims
 
 
 class Scripted(NeedleThreading):

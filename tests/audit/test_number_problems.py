@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mintage.audit.number_problems import (
+from mintage.audit.core.number_problems import (
     Evaluation,
     Outcome,
     Problem,
@@ -229,7 +229,7 @@ def test_a_transformers_model_is_asked(tiny_folder):
 
 
 def test_arms_see_the_same_problems_and_differ_in_the_cut_alone():
-    from mintage.audit.claims.number_tokens import ARMS, END, TOKENS, Adder, Additions, problem_sets
+    from mintage.studies.number_tokens import ARMS, END, TOKENS, Adder, Additions, problem_sets
 
     match, mismatch = problem_sets()
     assert (len(match), len(mismatch)) == (900, 400)
@@ -258,7 +258,7 @@ def test_arms_see_the_same_problems_and_differ_in_the_cut_alone():
 def test_greedy_answers_are_what_the_full_forward_says():
     import torch
 
-    from mintage.audit.claims.number_tokens import END, TOKENS, Adder, question
+    from mintage.studies.number_tokens import END, TOKENS, Adder, question
 
     module = Adder(1)
     problems = length_problems(match=True, count=6, lengths=(3, 6))
@@ -276,8 +276,8 @@ def test_greedy_answers_are_what_the_full_forward_says():
 
 
 def test_the_check_runs_small_resumes_and_tells_its_verdicts(tmp_path):
-    from mintage.audit.claims.number_tokens import check
     from mintage.measure import Result
+    from mintage.studies.number_tokens import check
 
     steps = []
     settings = {"limit": 2, "work": tmp_path, "progress": lambda done, of, label: steps.append((done, of, label))}

@@ -150,7 +150,7 @@ def test_the_next_command_exists(verb):
 def light(monkeypatch, tiny_folder):
     """Put the tiny model in the place of every other one, and two prompts in the place of all."""
     from mintage import models
-    from mintage.draft import bench
+    from mintage.bench.draft import joint as bench
 
     load, run = models.load_causal_lm, bench.run
 
@@ -169,7 +169,7 @@ def light(monkeypatch, tiny_folder):
     monkeypatch.setattr(models, "load_causal_lm", lambda name, **settings: load(tiny_folder, **settings))
     monkeypatch.setattr(bench, "load_causal_lm", lambda name, **settings: load(tiny_folder, **settings))
     monkeypatch.setattr(bench, "run", short_run)
-    from mintage.keep import bench as keep_bench
+    from mintage.bench.keep import joint as keep_bench
 
     run_keep = keep_bench.run
 
@@ -181,12 +181,12 @@ def light(monkeypatch, tiny_folder):
     monkeypatch.setattr(keep_bench, "run", short_keep)
     monkeypatch.setattr(keep_bench, "load_causal_lm", lambda name, **settings: load(tiny_folder, **settings))
     monkeypatch.setattr(models, "embedded_folder", lambda: Path(tiny_folder))
-    from mintage.reduce import bench as reduce_bench
+    from mintage.bench.reduce import joint as reduce_bench
 
     row = Result(method="tome", job="reduce", metric="speed", value=1.0, unit="x", higher_is_better=True)
     monkeypatch.setattr(reduce_bench, "run", only_bind(reduce_bench.run, gives=[row]))
     if ("train", "ppd") in VERBS:
-        from mintage.draft import ppd_training
+        from mintage.draft.training import ppd as ppd_training
 
         for name in ("train_prompt_tokens", "training_prompts"):
             monkeypatch.setattr(ppd_training, name, only_bind(getattr(ppd_training, name)))
@@ -196,13 +196,15 @@ def light(monkeypatch, tiny_folder):
         split = only_bind(decompounder.train_decompounder)
         monkeypatch.setattr(decompounder, "train_decompounder", lambda *a, **k: split(*a, **k) and _untrained())
     if ("train", "vit") in VERBS:
-        from mintage.reduce import vit_training
+        from mintage.reduce.training import vit as vit_training
 
         trained, tested = only_bind(vit_training.train_vit), SimpleNamespace(notes={"test": "{}"})
         monkeypatch.setattr(vit_training, "train_vit", lambda *a, **k: trained(*a, **k) and tested)
     if ("train", "sit-slim") in VERBS:
         from mintage import vision
-        from mintage.reduce import lessons, sit_slim_training, sparsifiner_training
+        from mintage.reduce.training import images as lessons
+        from mintage.reduce.training import sit_slim as sit_slim_training
+        from mintage.reduce.training import sparsifiner as sparsifiner_training
 
         told = SimpleNamespace(notes={"held out": "{}"})
         for module, name in (
@@ -214,23 +216,24 @@ def light(monkeypatch, tiny_folder):
         for module, name in ((lessons, "read_lessons"), (lessons, "test_images"), (vision, "load_image_classifier")):
             monkeypatch.setattr(module, name, only_bind(getattr(module, name)))
     if ("train", "diffrate") in VERBS:
-        from mintage.reduce import diffrate_training
+        from mintage.reduce.training import diffrate as diffrate_training
 
         searched = only_bind(diffrate_training.train_schedules, gives=[])
         monkeypatch.setattr(diffrate_training, "train_schedules", searched)
     if ("train", "composer") in VERBS:
-        from mintage.retrofit import composer_training
+        from mintage.retrofit.training import composer as composer_training
 
         composed = only_bind(composer_training.train_composer)
         monkeypatch.setattr(composer_training, "train_composer", lambda *a, **k: composed(*a, **k) and {"mean": 1.0})
         monkeypatch.setattr(composer_training, "training_texts", only_bind(composer_training.training_texts))
     if ("train", "zett") in VERBS:
-        from mintage.retrofit import zett_training
+        from mintage.retrofit.training import zett as zett_training
 
         for name in ("train_zett", "training_texts"):
             monkeypatch.setattr(zett_training, name, only_bind(getattr(zett_training, name)))
     if ("train", "drafter") in VERBS:
-        from mintage.draft import drafter_training, instructions
+        from mintage.draft.training import distilled as drafter_training
+        from mintage.draft.training import instructions
 
         monkeypatch.setattr(drafter_training, "train_drafter", only_bind(drafter_training.train_drafter))
         monkeypatch.setattr(instructions, "instructions", only_bind(instructions.instructions))
@@ -753,7 +756,9 @@ def test_a_table_of_another_kind(tiny, save_tiny_model, tmp_path):
     ],
 )
 def test_mistakes_in_a_bench_are_told_before_the_model_loads(mintage, monkeypatch, tmp_path, arguments, line):
-    monkeypatch.setattr("mintage.draft.bench.load_causal_lm", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(
+        "mintage.bench.draft.joint.load_causal_lm", lambda *_, **__: pytest.fail("the model was loaded")
+    )
     (tmp_path / "broken.jsonl").write_text('{"prompt": "fine"}\n{"prompt": \n')
     (tmp_path / "odd.jsonl").write_text('{"text": "no prompt"}\n')
     assert line in told(mintage("bench", *arguments))

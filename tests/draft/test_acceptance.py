@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mintage.draft.acceptance import RULES, acceptance_table, exact_acceptance, random_pairs
+from mintage.draft.core.acceptance import RULES, acceptance_table, exact_acceptance, random_pairs
 from mintage.errors import UserError
 
 REFERENCE = {

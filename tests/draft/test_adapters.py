@@ -5,8 +5,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, LlamaConfig, LlamaForCausalLM
 
 from mintage.draft import TokenRecycling, generate
-from mintage.draft.adapters import TESTED, Target
-from mintage.draft.tree import TokenTree, Topology
+from mintage.draft.core.target import TESTED, Target
+from mintage.draft.core.tree import TokenTree, Topology
 from mintage.errors import UserError
 from mintage.models import tiny_causal_lm
 from mintage.testing.toys import TableLM

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mintage.draft import arms as room
-from mintage.draft.arms import (
+from mintage.bench.draft import arms as room
+from mintage.bench.draft.arms import (
     ASSISTED,
     ASSISTED_SAME,
     DEFAULT,
@@ -211,7 +211,7 @@ def test_llama_cpp_is_for_the_embedded_model_alone(lm):
 
 
 def test_words_behind_a_spec_say_how_it_is_run():
-    from mintage.draft.arms import bare, is_cold
+    from mintage.bench.draft.arms import bare, is_cold
 
     assert bare("plain compiled") == bare("plain cold compiled") == "plain"
     assert is_cold("plain cold compiled")

@@ -10,11 +10,11 @@ from transformers import LogitsProcessorList
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
 from mintage.draft import RSD, Chain, Plain, PromptLookup, SpecInfer, TokenTree, Topology, generate
-from mintage.draft.adapters import Target
 from mintage.draft.baselines import _PRIOR, independent_draws
 from mintage.draft.contract import Context
-from mintage.draft.verify import TargetLaws, after_rejection, recursive_rejection
-from mintage.draft.warp import Warp
+from mintage.draft.core.target import Target
+from mintage.draft.core.verify import TargetLaws, after_rejection, recursive_rejection
+from mintage.draft.core.warp import Warp
 from mintage.errors import UserError
 from mintage.models import tiny_causal_lm
 from mintage.testing.toys import TableLM

@@ -11,11 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mintage.data import Prompt
-from mintage.draft import bench, ppd
-from mintage.draft import rows as row_room
-from mintage.draft.adapters import Target
-from mintage.draft.arms import (
+from mintage.bench.draft import joint as bench
+from mintage.bench.draft import rows as row_room
+from mintage.bench.draft.arms import (
     ASSISTED,
     ASSISTED_SAME,
     AUTO,
@@ -31,18 +29,21 @@ from mintage.draft.arms import (
     default_arms,
     default_specs,
 )
-from mintage.draft.bench import run
-from mintage.draft.claims import CLAIMS, EXACT_CLAIMS, MANY, _is_distilled
-from mintage.draft.drafter import cut_drafter, load_drafter, save_drafter
-from mintage.draft.figures import tree_figure
-from mintage.draft.loop import Stats
-from mintage.draft.measured import Answer, Run
+from mintage.bench.draft.figures import tree_figure
+from mintage.bench.draft.joint import run
+from mintage.bench.draft.rows import result_rows
+from mintage.bench.draft.run import Answer, Run
+from mintage.data import Prompt
+from mintage.draft import ppd
+from mintage.draft.core.distilled import cut_drafter, load_drafter, save_drafter
+from mintage.draft.core.loop import Stats
+from mintage.draft.core.target import Target
 from mintage.draft.ppd import PromptTokens
-from mintage.draft.ppd_training import Continuation, guess_accuracy, text_initialised
-from mintage.draft.rows import result_rows
+from mintage.draft.training.ppd import Continuation, guess_accuracy, text_initialised
 from mintage.errors import UserError
 from mintage.measure import Figure, Result, append_results, read_results
 from mintage.models import CausalLM, load_causal_lm
+from mintage.studies.draft import CLAIMS, EXACT_CLAIMS, MANY, _is_distilled
 
 RSD = "rsd:width=2,depth=2"
 SPECS = [RECYCLING, COLD, "prompt-lookup", UNION, RSD]

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mintage.draft.cache import TreeCache
+from mintage.draft.core.cache import TreeCache
 
 LAYERS, HEADS, WIDTH = 2, 2, 3
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from mintage.draft import Plain, TokenRecycling, generate
-from mintage.draft.adapters import Target
-from mintage.draft.compiled import CompiledTarget, step_path
-from mintage.draft.latency import latency_curve
-from mintage.draft.tree import TokenTree, Topology
+from mintage.draft.core.compiled import CompiledTarget, step_path
+from mintage.draft.core.latency import latency_curve
+from mintage.draft.core.target import Target
+from mintage.draft.core.tree import TokenTree, Topology
 from mintage.errors import UserError
 from mintage.models import tiny_causal_lm
 
@@ -73,7 +73,7 @@ def test_the_package_is_kept_for_its_owner_and_found_again(model, target, monkey
     path = step_path(target, 6)
     assert path.exists()
     assert path.stat().st_mode & 0o077 == 0
-    monkeypatch.setattr("mintage.draft.compiled._compile", lambda *_: pytest.fail("compiled again"))
+    monkeypatch.setattr("mintage.draft.core.compiled._compile", lambda *_: pytest.fail("compiled again"))
     again = tiny_causal_lm()  # another object with the same weights
     generate(again, IDS, Plain(), max_new_tokens=2, compile=6)
 
@@ -89,7 +89,7 @@ def test_changed_weights_are_another_package(model, target):
 
 @needs_compiler
 def test_a_damaged_package_is_told(target, tmp_path):
-    from mintage.draft.compiled import _load
+    from mintage.draft.core.compiled import _load
 
     broken = tmp_path / "step.pt2"
     broken.write_bytes(step_path(target, 6).read_bytes()[:1000])

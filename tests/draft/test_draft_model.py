@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mintage.draft import RSD, Chain, DySpec, SpecInfer, SpecTr, generate
-from mintage.draft.draft_model import ModelDrafter
+from mintage.draft.core.model_drafter import ModelDrafter
 from mintage.errors import UserError
 from mintage.models import tiny_causal_lm
 

@@ -13,16 +13,16 @@ from safetensors.torch import load_file, save_file
 
 from mintage.data import read_prompts
 from mintage.draft import RSD, Chain, DySpec, SpecInfer, SpecTr, generate
-from mintage.draft import drafter as module
-from mintage.draft.adapters import Target
-from mintage.draft.drafter import (
+from mintage.draft.core import distilled as module
+from mintage.draft.core.distilled import (
     cut_drafter,
     fingerprint,
     load_draft_model,
     load_drafter,
     save_drafter,
 )
-from mintage.draft.drafter_training import (
+from mintage.draft.core.target import Target
+from mintage.draft.training.distilled import (
     DrafterRecipe,
     Lessons,
     answer,
@@ -32,7 +32,7 @@ from mintage.draft.drafter_training import (
     train_drafter,
     write_answers,
 )
-from mintage.draft.instructions import instructions
+from mintage.draft.training.instructions import instructions
 from mintage.errors import UserError
 from mintage.models import TINY_VOCABULARY, CausalLM, load_causal_lm, tiny_causal_lm
 from mintage.train import Settings, train
@@ -393,7 +393,7 @@ def test_training_lowers_the_divergence_and_leaves_the_target_alone(tiny, answer
 
 _KILLED = """
 import os, sys
-from mintage.draft.drafter_training import train_drafter
+from mintage.draft.training.distilled import train_drafter
 from mintage.models import load_causal_lm
 model, output, folder, *prompts = sys.argv[1:]
 def report(stage, done, of):

@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 
 from mintage.draft import DySpec, Topology, Union, generate
 from mintage.draft.baselines import PromptLookup
+from mintage.draft.core.tree import TokenTree
+from mintage.draft.core.verify import RecursiveRejection, TargetLaws, recursive_rejection
+from mintage.draft.core.warp import Warp
 from mintage.draft.dyspec import (
     Growth,
     calibration,
@@ -20,9 +23,6 @@ from mintage.draft.dyspec import (
     grow_threshold,
     tried,
 )
-from mintage.draft.tree import TokenTree
-from mintage.draft.verify import RecursiveRejection, TargetLaws, recursive_rejection
-from mintage.draft.warp import Warp
 from mintage.errors import UserError
 from mintage.models import tiny_causal_lm
 from mintage.testing.toys import TableLM
@@ -140,8 +140,8 @@ def test_verification_vectors(name, run, reorder, monkeypatch):
         mass = law.cumsum(-1)
         return int(torch.searchsorted(mass, float(data[f"u_bonus{run}_f64"]) * mass[-1], right=True))
 
-    monkeypatch.setattr("mintage.draft.verify.recursive_rejection", rejection)
-    monkeypatch.setattr("mintage.draft.verify.draw", draw)
+    monkeypatch.setattr("mintage.draft.core.verify.recursive_rejection", rejection)
+    monkeypatch.setattr("mintage.draft.core.verify.draw", draw)
     logits = torch.as_tensor(data["target_f64"]).log()[tree.tokens]
     target = TargetLaws(logits, logits.argmax(-1), Warp(temperature=1.0))
     verdict = RecursiveRejection().verify(tree, target, None)

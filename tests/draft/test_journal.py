@@ -5,12 +5,12 @@ import json
 
 import pytest
 
+from mintage.bench.draft.arms import COLD, GENERATE, default_arms
+from mintage.bench.draft.joint import run
+from mintage.bench.draft.journal import Journal
+from mintage.bench.draft.run import Run
 from mintage.data import Prompt
-from mintage.draft.arms import COLD, GENERATE, default_arms
-from mintage.draft.bench import run
-from mintage.draft.journal import Journal
-from mintage.draft.loop import Stats
-from mintage.draft.measured import Run
+from mintage.draft.core.loop import Stats
 from mintage.models import load_causal_lm
 
 HOT = "token-recycling"

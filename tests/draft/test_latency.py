@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mintage.draft import latency
-from mintage.draft.adapters import Target
-from mintage.draft.latency import LatencyCurve, latency_curve
+from mintage.draft.core import latency
+from mintage.draft.core.latency import LatencyCurve, latency_curve
+from mintage.draft.core.target import Target
 from mintage.models import tiny_causal_lm
 
 CURVE = LatencyCurve((1, 2, 4, 8), (1.0, 1.0, 1.5, 3.5))

@@ -26,11 +26,11 @@ from transformers.generation import logits_process as hf
 from transformers.generation.streamers import BaseStreamer
 
 from mintage.draft import Chain, Plain, PromptLookup, Stats, TokenRecycling, Union, generate
-from mintage.draft.adapters import Target
 from mintage.draft.contract import Context
-from mintage.draft.loop import _Run
-from mintage.draft.tree import TokenTree, Topology
-from mintage.draft.warp import Warp
+from mintage.draft.core.loop import _Run
+from mintage.draft.core.target import Target
+from mintage.draft.core.tree import TokenTree, Topology
+from mintage.draft.core.warp import Warp
 from mintage.errors import UserError
 from mintage.models import TINY_VOCABULARY, tiny_causal_lm
 from mintage.testing.toys import TableLM

@@ -2,10 +2,10 @@
 
 import pytest
 
-from mintage.draft.latency import LatencyCurve
-from mintage.draft.loop import Stats
-from mintage.draft.measured import Answer, Measurement
-from mintage.draft.modelled import drafting_seconds, modelled_speed_up, offloaded, on_this_machine, streamed_bytes
+from mintage.bench.draft.modelled import drafting_seconds, modelled_speed_up, offloaded, on_this_machine, streamed_bytes
+from mintage.bench.draft.run import Answer, Measurement
+from mintage.draft.core.latency import LatencyCurve
+from mintage.draft.core.loop import Stats
 from mintage.models import tiny_causal_lm
 
 CURVE = on_this_machine(LatencyCurve((1, 11), (1.0, 2.0)))

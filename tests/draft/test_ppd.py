@@ -13,9 +13,12 @@ from safetensors.torch import save_file
 
 from mintage.draft import PPD, TokenTree, Union, generate
 from mintage.draft import ppd as module
-from mintage.draft.adapters import Target
 from mintage.draft.contract import Context
-from mintage.draft.latency import LatencyCurve
+from mintage.draft.core.latency import LatencyCurve
+from mintage.draft.core.target import Target
+from mintage.draft.core.tree import Topology
+from mintage.draft.core.verify import GreedyMatch, TargetLaws
+from mintage.draft.core.warp import Warp
 from mintage.draft.ppd import (
     PromptTokens,
     best_paths,
@@ -24,7 +27,7 @@ from mintage.draft.ppd import (
     distill_loss,
     optimise_dynamic_tree,
 )
-from mintage.draft.ppd_training import (
+from mintage.draft.training.ppd import (
     Continuation,
     PromptTokenRecipe,
     frequency_accuracy,
@@ -34,9 +37,6 @@ from mintage.draft.ppd_training import (
     train_prompt_tokens,
     training_prompts,
 )
-from mintage.draft.tree import Topology
-from mintage.draft.verify import GreedyMatch, TargetLaws
-from mintage.draft.warp import Warp
 from mintage.errors import UserError
 from mintage.models import TINY_VOCABULARY, CausalLM, load_causal_lm, tiny_causal_lm
 from mintage.testing.toys import TableLM

@@ -13,8 +13,8 @@ from scipy.stats import chisquare
 
 from mintage import catalog
 from mintage.draft import RSD, PromptLookup, Union, Warp, generate
-from mintage.draft.adapters import Target
 from mintage.draft.contract import Context
+from mintage.draft.core.target import Target
 from mintage.draft.rsd import beam_step, check_branching, gumbel_noise, gumbel_top_k, stochastic_beam_step
 from mintage.errors import UserError
 from mintage.models import TINY_VOCABULARY, tiny_causal_lm

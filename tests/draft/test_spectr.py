@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from mintage.draft import PromptLookup, SpecTr, TokenTree, Topology, Union, Warp, generate, spectr
-from mintage.draft.adapters import Target
 from mintage.draft.contract import Context
+from mintage.draft.core.target import Target
+from mintage.draft.core.verify import TargetLaws
 from mintage.draft.spectr import KSEQ, kseq_residual, kseq_rho, kseq_select
-from mintage.draft.verify import TargetLaws
 from mintage.errors import UserError
 from mintage.models import TINY_VOCABULARY, tiny_causal_lm
 from mintage.testing.toys import TableLM

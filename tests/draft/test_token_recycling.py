@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from mintage.draft import TokenRecycling, generate
 from mintage.draft import token_recycling as module
-from mintage.draft.adapters import Target
 from mintage.draft.contract import Context
-from mintage.draft.latency import LatencyCurve
-from mintage.draft.tree import TokenTree, Topology
-from mintage.draft.verify import GreedyMatch, TargetLaws
-from mintage.draft.warp import Warp
+from mintage.draft.core.latency import LatencyCurve
+from mintage.draft.core.target import Target
+from mintage.draft.core.tree import TokenTree, Topology
+from mintage.draft.core.verify import GreedyMatch, TargetLaws
+from mintage.draft.core.warp import Warp
 from mintage.errors import UserError
 from mintage.models import tiny_causal_lm
 from mintage.testing.toys import TableLM

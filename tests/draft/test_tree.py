@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mintage.draft.tree import TokenTree, Topology
+from mintage.draft.core.tree import TokenTree, Topology
 
 CPU = torch.device("cpu")
 

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from mintage.draft import Drafter, Plain, PromptLookup, TokenRecycling, TokenTree, Topology, Union, generate
 from mintage.draft import union as module
-from mintage.draft.adapters import Target
 from mintage.draft.contract import Context
-from mintage.draft.latency import LatencyCurve
-from mintage.draft.warp import Warp
+from mintage.draft.core.latency import LatencyCurve
+from mintage.draft.core.target import Target
+from mintage.draft.core.warp import Warp
 from mintage.errors import UserError
 from mintage.models import tiny_causal_lm
 from mintage.testing.toys import TableLM

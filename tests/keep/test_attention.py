@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from mintage.errors import UserError
-from mintage.keep.attention import attend, attention_weights, group, ungroup, weights_by_column
-from mintage.keep.step import Geometry
+from mintage.keep.core.attention import attend, attention_weights, group, ungroup, weights_by_column
+from mintage.keep.core.step import Geometry
 from mintage.models import tiny_causal_lm
 
 

@@ -7,9 +7,9 @@ import torch
 
 from mintage.errors import UserError
 from mintage.keep import H2O, TOVA, ExpectedAttention, Knorm, RandomEviction, SnapKV, StreamingLLM
-from mintage.keep.budget import Budget
-from mintage.keep.step import Geometry, Rotary, Step
-from mintage.keep.storage import KeptLayer
+from mintage.keep.core.budget import Budget
+from mintage.keep.core.step import Geometry, Rotary, Step
+from mintage.keep.core.storage import KeptLayer
 
 HEADS, GROUPS, TOKENS, DIM = 4, 2, 30, 8
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from mintage import catalog
+from mintage.bench.keep import joint as bench
 from mintage.errors import UserError
-from mintage.keep import FullCache, bench
+from mintage.keep import FullCache
 from mintage.measure import Figure, Result
 from mintage.models import load_causal_lm
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mintage.keep import bench, double_sparsity
-from mintage.keep.claims import Trial, perplexity, perplexity_ratio
+from mintage.bench.keep import joint as bench
+from mintage.bench.keep.measures import Trial, perplexity, perplexity_ratio
+from mintage.keep import double_sparsity
 from mintage.keep.double_sparsity import ChannelOrder
 from mintage.measure import Result
 from mintage.models import tiny_causal_lm
@@ -55,7 +56,7 @@ def small(tmp_path, monkeypatch):
     ],
 )
 def test_every_claim_is_asked_once(name, settings, claims, folder, small, monkeypatch):
-    module = importlib.import_module(f"mintage.keep.claims.{name}")
+    module = importlib.import_module(f"mintage.bench.keep.measures.{name}")
     for key, value in {**SMALL, **settings}.items():
         if hasattr(module, key):
             monkeypatch.setattr(module, key, value)
@@ -99,8 +100,8 @@ def test_a_killed_check_goes_on(folder, small, monkeypatch):
 
 
 def test_the_length_is_the_one_from_which_it_stays_faster():
-    from mintage.keep.claims.full_cache import breakeven
     from mintage.measure import Interval
+    from mintage.studies.full_cache import breakeven
 
     def ratios(*highs):
         return {512 * 2**i: Interval(high - 0.1, high - 0.05, high) for i, high in enumerate(highs)}
@@ -111,6 +112,6 @@ def test_the_length_is_the_one_from_which_it_stays_faster():
 
 
 def test_the_ring_is_exact_and_its_claims_hold():
-    module = importlib.import_module("mintage.keep.claims.token_ring")
+    module = importlib.import_module("mintage.studies.token_ring")
     rows = [row for row in module.check() if isinstance(row, Result)]
     assert [row.verdict for row in rows if row.claim] == ["holds"] * 4

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mintage.errors import UserError
-from mintage.keep.ahead import Ahead
-from mintage.keep.attention import attend
+from mintage.keep.core.attention import attend
+from mintage.keep.core.prefetch import Ahead
+from mintage.keep.core.step import Geometry, Step
+from mintage.keep.core.storage import KeptLayer
 from mintage.keep.double_sparsity import (
     ChannelOrder,
     DoubleSparsity,
@@ -21,8 +23,6 @@ from mintage.keep.double_sparsity import (
     prefetch_rate,
     quantise,
 )
-from mintage.keep.step import Geometry, Step
-from mintage.keep.storage import KeptLayer
 from mintage.models import load_causal_lm, tiny_causal_lm
 from mintage.testing.keep import models
 

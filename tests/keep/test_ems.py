@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from mintage.errors import UserError
-from mintage.keep.attention import attend
+from mintage.keep.core.attention import attend
 from mintage.keep.ems import EMS, combine_scores, evict_then_merge, global_local_score
 from mintage.models import tiny_causal_lm
 

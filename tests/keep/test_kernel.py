@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mintage.errors import UserError
-from mintage.keep import kernel
-from mintage.keep.attention import attend
+from mintage.keep.core import kernel
+from mintage.keep.core.attention import attend
 from mintage.keep.double_sparsity import ChannelOrder, DoubleSparsity
 from mintage.models import tiny_causal_lm
 

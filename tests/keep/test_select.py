@@ -3,8 +3,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from mintage.keep.attach import Attachment
-from mintage.keep.select import Selector, gather_rows
+from mintage.keep.core.attach import Attachment
+from mintage.keep.core.select import Selector, gather_rows
 from mintage.models import tiny_causal_lm
 
 

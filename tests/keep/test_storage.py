@@ -5,7 +5,7 @@ import torch
 
 from mintage.errors import UserError
 from mintage.keep.baselines import FullCache
-from mintage.keep.storage import KeptCache, KeptLayer
+from mintage.keep.core.storage import KeptCache, KeptLayer
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mintage.errors import UserError
-from mintage.keep.attention import attend
-from mintage.keep.step import Geometry, Rotary, Step
-from mintage.keep.storage import KeptLayer
+from mintage.keep.core.attention import attend
+from mintage.keep.core.step import Geometry, Rotary, Step
+from mintage.keep.core.storage import KeptLayer
 from mintage.keep.token_select import TokenSelect, hit_rate, mean_query, select_tokens, votes
 from mintage.models import load_causal_lm
 from mintage.testing.keep import models, padding_changes_nothing, the_same_twice

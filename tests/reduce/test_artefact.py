@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mintage.errors import UserError
-from mintage.reduce.artefact import Artefact, Imprint, shipped
+from mintage.reduce.core.artefact import Artefact, Imprint, shipped
 
 FORM, AGAIN = "mintage test 1", "mintage train test"
 

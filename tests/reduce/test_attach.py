@@ -12,7 +12,7 @@ from transformers import CLIPModel, ViTForImageClassification
 
 from mintage.errors import UserError
 from mintage.reduce import AveragePool, ClassAttention, RandomDrop, ToMe
-from mintage.reduce.adapters import FAMILIES
+from mintage.reduce.core.adapters import FAMILIES
 from mintage.testing.reduce import models
 
 PIXELS = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -123,7 +123,7 @@ def test_entering_half_way_leaves_nothing_behind(vit, monkeypatch):
         raise RuntimeError("no pooling")
 
     before = {name: (type(m), sorted(vars(m))) for name, m in vit.named_modules()}
-    monkeypatch.setattr("mintage.reduce.adapters.Adapter.pool_by_size", fail)
+    monkeypatch.setattr("mintage.reduce.core.adapters.Adapter.pool_by_size", fail)
     with pytest.raises(RuntimeError, match="no pooling"), QUARTERS(vit):
         pass
     monkeypatch.undo()

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from mintage.bench.reduce import joint as bench
 from mintage.errors import UserError
 from mintage.measure import Figure, Result
-from mintage.reduce import bench
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from mintage.bench.reduce import measures as at_equal_macs
+from mintage.bench.reduce.quality import Subject
 from mintage.data.images import Images
 from mintage.errors import UserError
 from mintage.measure import Figure, Result
-from mintage.reduce.claims import at_equal_macs, diffrate, pitome, zero_tprune
-from mintage.reduce.lessons import Lessons
-from mintage.reduce.measured import Subject
+from mintage.reduce.training.images import Lessons
+from mintage.studies import diffrate, pitome, zero_tprune
 from mintage.vision import ImageClassifier, Preprocessing
 
 CLASSES = tuple("abcde")

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from mintage.data.images import Images
 from mintage.errors import UserError
-from mintage.reduce.adapters import adapter_for
 from mintage.reduce.contract import Anatomy
+from mintage.reduce.core.adapters import adapter_for
 from mintage.reduce.diffrate import DiffRate, RateSchedule, read_schedules
-from mintage.reduce.diffrate_training import (
+from mintage.reduce.training.diffrate import (
     MaskedDiffRate,
     Rate,
     RateProxy,
@@ -27,7 +27,7 @@ from mintage.reduce.diffrate_training import (
     search_schedule,
     train_schedules,
 )
-from mintage.reduce.lessons import Lessons
+from mintage.reduce.training.images import Lessons
 from mintage.vision import ImageClassifier, Preprocessing
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "diffrate"
@@ -265,7 +265,7 @@ def test_a_search_comes_to_its_budget_and_is_kept_as_json(lessons, tmp_path):
 
 
 def test_a_killed_search_goes_on(lessons, tmp_path, monkeypatch):
-    from mintage.reduce import diffrate_training
+    from mintage.reduce.training import diffrate as diffrate_training
 
     whole = search_schedule(lessons, tmp_path / "whole", 0.7, steps=6, batch_rows=4)
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from mintage.bench.reduce.quality import Subject, decision_seconds, plain_or, spread
 from mintage.errors import UserError
 from mintage.measure import count_flops
 from mintage.reduce import RandomDrop, ToMe
-from mintage.reduce.measured import Subject, decision_seconds, plain_or, spread
-from mintage.reduce.scheduled import Scheduled
+from mintage.reduce.core.scheduled import Scheduled
 from mintage.testing import reduce as suite
 
 

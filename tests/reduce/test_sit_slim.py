@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mintage.errors import UserError
-from mintage.reduce.artefact import Imprint
-from mintage.reduce.schedule import Anatomy
+from mintage.reduce.core.artefact import Imprint
+from mintage.reduce.core.schedule import Anatomy
 from mintage.reduce.sit_slim import SelfSlimmed, Slimming, TokenSlimming, stage_counts
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "sit-slim"

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from mintage.data.images import Images
 from mintage.errors import UserError
-from mintage.reduce.adapters import adapter_for
-from mintage.reduce.lessons import read_lessons
+from mintage.reduce.core.adapters import adapter_for
 from mintage.reduce.sit_slim import SelfSlimmed, Slimming
-from mintage.reduce.sit_slim_training import (
+from mintage.reduce.training.images import read_lessons
+from mintage.reduce.training.sit_slim import (
     Distillation,
     ReverseTokenSlimming,
     Student,
@@ -49,7 +49,7 @@ def classifier():
 
 @pytest.fixture
 def lessons(classifier, monkeypatch):
-    monkeypatch.setattr("mintage.reduce.lessons.read_cifar10", lambda: (toy(), toy(20, 1)))
+    monkeypatch.setattr("mintage.reduce.training.images.read_cifar10", lambda: (toy(), toy(20, 1)))
     return read_lessons(classifier)
 
 
@@ -219,7 +219,7 @@ def test_the_saved_student_is_the_trained_one(classifier, lessons, tmp_path):
 
 
 def test_a_killed_run_takes_the_steps_it_would_have_taken(classifier, lessons, tmp_path, monkeypatch):
-    monkeypatch.setattr("mintage.reduce.sit_slim_training._SAVE_EVERY", 2)
+    monkeypatch.setattr("mintage.reduce.training.sit_slim._SAVE_EVERY", 2)
 
     def run(folder, report):
         slimming = Slimming.new(classifier.model, (1, 3), counts=(4,))

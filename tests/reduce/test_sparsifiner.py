@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from mintage.errors import UserError
-from mintage.reduce.adapters import adapter_for
-from mintage.reduce.artefact import Imprint
-from mintage.reduce.schedule import Anatomy
+from mintage.reduce.core.adapters import adapter_for
+from mintage.reduce.core.artefact import Imprint
+from mintage.reduce.core.schedule import Anatomy
 from mintage.reduce.sparsifiner import (
     Connectivity,
     ConnectivityPredictor,

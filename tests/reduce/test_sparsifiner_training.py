@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from mintage.data.images import Images
 from mintage.errors import UserError
-from mintage.reduce.adapters import adapter_for
-from mintage.reduce.lessons import read_lessons
+from mintage.reduce.core.adapters import adapter_for
 from mintage.reduce.sparsifiner import Connectivity, Sparsifiner
-from mintage.reduce.sparsifiner_training import (
+from mintage.reduce.training.images import read_lessons
+from mintage.reduce.training.sparsifiner import (
     Predictors,
     Reconstruction,
     SparseStudent,
@@ -54,7 +54,7 @@ def classifier():
 
 @pytest.fixture
 def lessons(classifier, monkeypatch):
-    monkeypatch.setattr("mintage.reduce.lessons.read_cifar10", lambda: (toy(), toy(20, 1)))
+    monkeypatch.setattr("mintage.reduce.training.images.read_cifar10", lambda: (toy(), toy(20, 1)))
     return read_lessons(classifier)
 
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from mintage.bench.reduce.quality import Subject
 from mintage.data.images import Images
 from mintage.measure import Figure
-from mintage.reduce.adapters import adapter_for
-from mintage.reduce.artefact import Imprint
-from mintage.reduce.claims import sit_slim, sparsifiner
-from mintage.reduce.measured import Subject
+from mintage.reduce.core.adapters import adapter_for
+from mintage.reduce.core.artefact import Imprint
 from mintage.reduce.sit_slim import SelfSlimmed, Slimming
 from mintage.reduce.sparsifiner import Connectivity, Sparsifiner
+from mintage.studies import sit_slim, sparsifiner
 from mintage.vision import ImageClassifier, Preprocessing, SmallViT
 
 CLASSES = ("above", "below")
@@ -42,7 +42,7 @@ def classifier(monkeypatch):
     made = ImageClassifier(model, preprocess, CLASSES, "toy")
     for module in (sit_slim, sparsifiner):
         monkeypatch.setattr(module, "load_image_classifier", lambda name: made)
-    monkeypatch.setattr("mintage.reduce.lessons.read_cifar10", lambda: (toy(), toy(20, 1)))
+    monkeypatch.setattr("mintage.reduce.training.images.read_cifar10", lambda: (toy(), toy(20, 1)))
     return made
 
 

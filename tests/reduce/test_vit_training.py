@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from mintage.data.images import Images
 from mintage.errors import UserError
-from mintage.reduce import vit_training
-from mintage.reduce.vit_training import CIFAR_PREPROCESSING, ViTRecipe, augmented, top1, train_vit
+from mintage.reduce.training import vit as vit_training
+from mintage.reduce.training.vit import CIFAR_PREPROCESSING, ViTRecipe, augmented, top1, train_vit
 from mintage.vision import SmallViT, load_image_classifier
 
 SIZES = SmallViT(image_size=16, stem=(4, 8), stem_blocks=(0, 1), hidden=16, layers=2, heads=2, classes=2)
@@ -142,7 +142,7 @@ WORKER = """
 import sys
 import numpy as np
 from mintage.data.images import Images
-from mintage.reduce.vit_training import train_vit
+from mintage.reduce.training.vit import train_vit
 from mintage.vision import SmallViT
 
 pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)

@@ -3,14 +3,14 @@ import types
 
 import pytest
 
+from mintage.bench.retrofit import joint as bench
+from mintage.bench.retrofit.measures import Bits, Document
 from mintage.errors import UserError
 from mintage.measure import Result
-from mintage.retrofit import bench
-from mintage.retrofit.claims import Bits, Document
 
 
 def check(name, **functions):
-    module = types.ModuleType(f"mintage.retrofit.claims.{name}")
+    module = types.ModuleType(f"mintage.bench.retrofit.measures.{name}")
     for key, function in functions.items():
         setattr(module, key, function)
     return module

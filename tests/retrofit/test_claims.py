@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mintage.bench.retrofit.measures import Bits, Document, Trial, bits_of, difference, documents, windows
 from mintage.errors import UserError
 from mintage.models import load_causal_lm
-from mintage.retrofit.claims import Bits, Document, Trial, bits_of, difference, documents, windows
 
 
 @given(st.text(st.sampled_from("ab \nä字😀"), max_size=60), st.integers(4, 20))

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mintage.errors import UserError
 from mintage.models import CausalLM, tiny_causal_lm
-from mintage.retrofit.composer import (
+from mintage.retrofit.core.composer import (
     Composer,
     ComposerShape,
     ComposerTransfer,
@@ -20,7 +20,7 @@ from mintage.retrofit.composer import (
     pad_parts,
     save_composer,
 )
-from mintage.retrofit.composer_training import (
+from mintage.retrofit.training.composer import (
     ComposerRecipe,
     composed_rows,
     first_blocks,
@@ -50,7 +50,7 @@ def source(lm):
 
 
 def _vocabulary(lm):
-    from mintage.retrofit.token_bytes import TokenBytes
+    from mintage.retrofit.core.token_bytes import TokenBytes
 
     return TokenBytes(lm.tokenizer)
 

@@ -11,7 +11,7 @@ from transformers import BertConfig, BertModel
 
 from mintage.errors import UserError
 from mintage.measure import Figure, Result
-from mintage.retrofit.claims import dynamic_tokens as claim
+from mintage.studies import dynamic_tokens as claim
 
 pytestmark = pytest.mark.skipif(find_spec("faiss") is None, reason="faiss is not installed")
 

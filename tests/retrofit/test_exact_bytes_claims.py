@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerFast
 
 from mintage.measure import Result
 from mintage.models import load_causal_lm, tiny_causal_lm
-from mintage.retrofit.claims import exact_bytes as check
 from mintage.retrofit.contract import END
 from mintage.retrofit.exact_bytes import ByteLM
+from mintage.studies import exact_bytes as check
 
 MERGES = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("s", "e"), ("se", "a"), ("Ġ", "sea"), ("Ġ", "Ġ"), ("a", "n")]
 

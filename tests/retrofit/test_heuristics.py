@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mintage.errors import UserError
-from mintage.retrofit.composer import Parts
+from mintage.retrofit.core.composer import Parts
+from mintage.retrofit.core.token_bytes import TokenBytes
 from mintage.retrofit.heuristics import (
     FOCUS,
     FVT,
@@ -24,7 +25,6 @@ from mintage.retrofit.heuristics import (
     sparsemax,
     static_embeddings,
 )
-from mintage.retrofit.token_bytes import TokenBytes
 from mintage.testing.retrofit import _reader
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "zett" / "heuristics.npz"

@@ -3,8 +3,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from mintage.errors import UserError
+from mintage.retrofit.core.infill import FimTokens, infill_prompt
 from mintage.retrofit.exact_bytes import ByteLM, ByteVocabulary
-from mintage.retrofit.infill import FimTokens, infill_prompt
 
 CONTROLS = ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"]
 

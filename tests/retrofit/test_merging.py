@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from mintage.errors import UserError
-from mintage.retrofit.merging import DynamicTokenizer, Merging, dynamic_merge, pair_rule
-from mintage.retrofit.token_bytes import TokenBytes, _alphabet
+from mintage.retrofit.core.merging import DynamicTokenizer, Merging, dynamic_merge, pair_rule
+from mintage.retrofit.core.token_bytes import TokenBytes, _alphabet
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "dynamic-tokens"
 LETTERS = {letter: byte for byte, letter in _alphabet().items()}

@@ -7,8 +7,8 @@ from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from mintage.errors import UserError
 from mintage.retrofit.contract import ByteSampler
+from mintage.retrofit.core.transfer import transfer
 from mintage.retrofit.heuristics import FVT
-from mintage.retrofit.transfer import transfer
 from mintage.retrofit.zett import Hypernetwork, HypernetworkShape, Zett
 from mintage.testing.retrofit import _PAIRS, _reader, _tokenizer
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from mintage.retrofit.core.validity import ASK, Neighbours, Validity
 from mintage.retrofit.exact_bytes import ByteVocabulary
-from mintage.retrofit.validity import ASK, Neighbours, Validity
 
 TEXT = (
     "def area(radius):\n    return radius * radius * 3.14159\n\n        # it isn't the ship's 1,234th, we'll  see \n"

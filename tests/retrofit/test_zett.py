@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from mintage.errors import UserError
 from mintage.models import tiny_causal_lm
-from mintage.retrofit.composer import Parts, PartsTransfer
-from mintage.retrofit.token_bytes import TokenBytes
+from mintage.retrofit.core.composer import Parts, PartsTransfer
+from mintage.retrofit.core.token_bytes import TokenBytes
 from mintage.retrofit.zett import (
     Hypernetwork,
     HypernetworkShape,

@@ -7,15 +7,15 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from mintage.bench.retrofit.measures import bits_of
 from mintage.errors import UserError
 from mintage.measure import Figure, Result
 from mintage.models import load_causal_lm
 from mintage.retrofit import zett
-from mintage.retrofit.claims import bits_of
-from mintage.retrofit.claims import zett as claim
-from mintage.retrofit.composer import Parts
-from mintage.retrofit.token_bytes import TokenBytes
+from mintage.retrofit.core.composer import Parts
+from mintage.retrofit.core.token_bytes import TokenBytes
 from mintage.retrofit.zett import Hypernetwork, HypernetworkShape, save_hypernetwork
+from mintage.studies import zett as claim
 
 SMALL = {
     "TARGETS": {"english": ("prose", 400), "german": ("de", 400)},

@@ -10,10 +10,10 @@ from transformers import PreTrainedTokenizerFast
 
 from mintage.errors import UserError
 from mintage.models import CausalLM, tiny_causal_lm
-from mintage.retrofit.composer import Parts
-from mintage.retrofit.token_bytes import TokenBytes
+from mintage.retrofit.core.composer import Parts
+from mintage.retrofit.core.token_bytes import TokenBytes
+from mintage.retrofit.training.zett import TokenizerSampler, ZettRecipe, train_zett
 from mintage.retrofit.zett import Hypernetwork, HypernetworkShape, Zett, load_hypernetwork
-from mintage.retrofit.zett_training import TokenizerSampler, ZettRecipe, train_zett
 
 PAIRS = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("a", "n"), ("Ġ", "an"), ("Ġan", "d"), ("i", "n")]
 TEXTS = {

@@ -10,7 +10,8 @@ import tiktoken
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from mintage.errors import UserError
-from mintage.segment.adapters import (
+from mintage.segment.baselines import BPE
+from mintage.segment.core.adapters import (
     CL100K_PATTERN,
     GPT2_PATTERN,
     PROBES,
@@ -19,8 +20,7 @@ from mintage.segment.adapters import (
     Tiktoken,
     open_segmenter,
 )
-from mintage.segment.baselines import BPE
-from mintage.segment.metrics import encode_corpus
+from mintage.segment.core.metrics import encode_corpus
 from mintage.testing.segment import CORPUS, TEXTS
 
 

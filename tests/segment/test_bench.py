@@ -6,11 +6,11 @@ import json
 import pytest
 
 from mintage import catalog
+from mintage.bench.segment import joint as bench
+from mintage.bench.segment.joint import compare, open_mix, run, train_arms
 from mintage.errors import UserError
 from mintage.measure import Figure, Result, append_results, read_results
-from mintage.segment import bench
 from mintage.segment.baselines import BPE, ByteLevel
-from mintage.segment.bench import compare, open_mix, run, train_arms
 from mintage.testing.segment import CORPUS
 
 HELD = [*CORPUS[:5], "A new moon, a new sea.\n"]
@@ -104,7 +104,7 @@ def test_figures_show_what_the_rows_say(segmenters, tmp_path):
 def test_a_lossy_tokenizer_is_measured_and_named_lossy(segmenters):
     from tokenizers import Tokenizer, normalizers
 
-    from mintage.segment.adapters import HFTokenizer
+    from mintage.segment.core.adapters import HFTokenizer
 
     inner = Tokenizer.from_str(segmenters["bpe"].tokenizer.to_str())
     inner.normalizer = normalizers.Lowercase()
@@ -199,10 +199,10 @@ def test_a_paper_by_itself_is_its_claim_check(monkeypatch):
         )  # fmt: skip
         return [row]
 
-    module = types.ModuleType("mintage.segment.claims.lib")
+    module = types.ModuleType("mintage.studies.less_is_better")
     module.check = check
     monkeypatch.setitem(sys.modules, "mintage.segment.claims", types.ModuleType("mintage.segment.claims"))
-    monkeypatch.setitem(sys.modules, "mintage.segment.claims.lib", module)
+    monkeypatch.setitem(sys.modules, "mintage.studies.less_is_better", module)
     (row,) = run(["lib"], seed=3, limit=5, command="c")
     assert (row.seed, row.settings, row.command) == (3, {"limit": 5}, "c")
     with pytest.raises(UserError, match="a claim check has its own sizes"):

@@ -11,9 +11,9 @@ from tokenizers import models
 
 from mintage.errors import UserError
 from mintage.measure import Figure, Result
-from mintage.segment.claims import compoundpiece as claim
 from mintage.segment.compoundpiece import CompoundPieceTokenizer
-from mintage.segment.hf import BYTE_CHARS, byte_level, to_byte_chars
+from mintage.segment.core.hf import BYTE_CHARS, byte_level, to_byte_chars
+from mintage.studies import compoundpiece as claim
 
 # -- texts --------------------------------------------------------------------------------------------------------
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mintage.errors import UserError
-from mintage.segment.byte_models import ByteGRU, ByteModel, ByteNGram, accumulate, bits_needed, quantise
 from mintage.segment.contract import load
+from mintage.segment.core.byte_models import ByteGRU, ByteModel, ByteNGram, accumulate, bits_needed, quantise
 from mintage.segment.equal_info import (
     ArithmeticCodec,
     EqualInfo,
@@ -229,7 +229,7 @@ def test_ngram_counts_are_witten_bells():
 
 @pytest.mark.parametrize("order", [0, 1, 3, 6])
 def test_ngram_statistics_do_not_depend_on_how_text_arrives(order, monkeypatch):
-    import mintage.segment.byte_models as module
+    import mintage.segment.core.byte_models as module
 
     whole = ByteNGram.train([TEXT], order=order)
     data = TEXT.encode()
@@ -249,7 +249,7 @@ def test_ngram_statistics_do_not_depend_on_how_text_arrives(order, monkeypatch):
 
 
 def test_bounded_tables_keep_the_counts_of_shorter_strings(monkeypatch):
-    import mintage.segment.byte_models as module
+    import mintage.segment.core.byte_models as module
 
     original = module.blocks
     monkeypatch.setattr(module, "blocks", lambda texts: original(texts, 64))
@@ -261,7 +261,7 @@ def test_bounded_tables_keep_the_counts_of_shorter_strings(monkeypatch):
 
 
 def test_a_killed_count_goes_on(tmp_path, monkeypatch):
-    import mintage.segment.byte_models as module
+    import mintage.segment.core.byte_models as module
 
     original = module.blocks
     monkeypatch.setattr(module, "blocks", lambda texts: original(texts, 50))
@@ -491,7 +491,7 @@ def test_bad_use_is_told(ngram):
 
 def test_the_claim_check_runs_small_and_goes_on(tmp_path, monkeypatch):
     from mintage.measure import Figure, Result
-    from mintage.segment.claims import equal_info as claims
+    from mintage.studies import equal_info as claims
 
     text = (TEXT * 5).encode()
     corpus = claims._Corpus("Python, small", text[:3000], text[3000:6000], text[-1100:])

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from mintage.errors import UserError
 from mintage.segment import LiB, LiBSegmenter
-from mintage.segment.lib import Lexicon
+from mintage.segment.less_is_better import Lexicon
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "lib"
 
@@ -184,7 +184,7 @@ def test_reading_is_what_plain_lists_give(articles, memorize, life, max_len, for
 
 
 def test_moves_over_many_blocks_are_those_of_a_list():
-    from mintage.segment.lib import _moved
+    from mintage.segment.less_is_better import _moved
 
     rng = random.Random(3)
     units = [f"u{k}" for k in range(1500)]
@@ -203,7 +203,7 @@ def test_moves_over_many_blocks_are_those_of_a_list():
 
 
 def test_promotion_lowers_the_rank_and_the_best_unit_stays():
-    from mintage.segment.lib import _moved
+    from mintage.segment.less_is_better import _moved
 
     units = [f"u{k}" for k in range(300)]
     for rank in (1, 2, 150, 299):
@@ -391,7 +391,7 @@ def test_the_cut_is_the_longest_match_at_every_place(units, text, noise):
 @settings(max_examples=40, deadline=None)
 @given(LEXICONS, st.lists(st.text("ab é月👩x潮\n\0", max_size=40), max_size=4))
 def test_hugging_face_gives_the_same_ids(units, samples):
-    from mintage.segment.hf import HFSegmenter
+    from mintage.segment.core.hf import HFSegmenter
 
     segmenter = LiBSegmenter(units, ["é", "x"])
     theirs = HFSegmenter(segmenter.to_hf().backend_tokenizer)
@@ -483,7 +483,7 @@ def test_lexicons_that_are_none_are_refused(units):
 
 
 def test_the_claims_measures_are_what_they_say():
-    from mintage.segment.claims.lib import Arm, Cut, _ends, _f1
+    from mintage.studies.less_is_better import Arm, Cut, _ends, _f1
 
     segmenter = LiBSegmenter(["of the", "of ", "the"])
     tokens = segmenter.tokens()

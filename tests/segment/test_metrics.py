@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mintage.errors import UserError
 from mintage.measure import Interval
 from mintage.segment.baselines import BPE, ByteLevel, SuperwordBPE
-from mintage.segment.metrics import (
+from mintage.segment.core.metrics import (
     Parity,
     boundary_scores,
     continued_share,

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mintage.segment.unigram import learn_unigram, seed_pieces
+from mintage.segment.core.unigram import learn_unigram, seed_pieces
 
 WORDS = st.dictionaries(st.text("abcĠ漢", min_size=0, max_size=7), st.integers(1, 3), max_size=6)
 

@@ -26,7 +26,7 @@ from jaxtyping import Float, Integer
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from mintage.audit.contract import Audit, Progress, Report, silent
-from mintage.audit.merge_replay import Transcript, merge_pair_counts, replay
+from mintage.audit.core.merge_replay import Transcript, merge_pair_counts, replay
 from mintage.data import Texts, as_corpus, count_words
 from mintage.errors import UserError, missing_extra
 from mintage.measure.figure import Figure

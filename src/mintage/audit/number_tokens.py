@@ -9,7 +9,7 @@ long the number is. The usual pattern ``\p{N}{1,3}`` groups from the left (106|4
   that needs no new tokens;
 - `NumberTokens`: the report about a tokenizer.
 
-The paper's prompts, its problems and its analysis of errors are in `mintage.audit.number_problems`.
+The paper's prompts, its problems and its analysis of errors are in `mintage.audit.core.number_problems`.
 
 Not here: number embeddings, and models. Deviations: decimal fractions (``fraction="l2r"``), `only_if_longer_than` and
 the choice of the digit class are ours; the paper has integers of ASCII digits only.

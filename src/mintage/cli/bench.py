@@ -87,9 +87,9 @@ def bench(
     """
     job, methods = _resolve(names)
     try:
-        module = importlib.import_module(f"mintage.{job}.bench")
+        module = importlib.import_module(f"mintage.bench.{job}.joint")
     except ModuleNotFoundError as error:
-        if error.name != f"mintage.{job}.bench":
+        if error.name != f"mintage.bench.{job}.joint":
             raise
         raise UserError(f"the {job} job has no bench yet; ready: draft") from None
     given = {

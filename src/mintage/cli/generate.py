@@ -90,9 +90,9 @@ def generate(
 
     Next: [bold]mintage bench draft[/bold]
     """
+    from mintage.bench.draft.arms import needs_draft_model
     from mintage.draft import generate
-    from mintage.draft.arms import needs_draft_model
-    from mintage.draft.drafter import load_draft_model
+    from mintage.draft.core.distilled import load_draft_model
     from mintage.models import load_causal_lm
 
     if raw and system is not None:

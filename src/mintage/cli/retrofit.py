@@ -47,7 +47,7 @@ def transfer(
     from mintage.data import Corpus
     from mintage.files import replace_folder
     from mintage.models import load_causal_lm, quiet
-    from mintage.retrofit.transfer import transfer as give
+    from mintage.retrofit.core.transfer import transfer as give
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not empty; pass a folder that does not exist yet")

@@ -56,7 +56,7 @@ def train(
     Next: [bold]mintage segment compare my-tokenizer --text held-out.txt[/bold]
     """
     from mintage import catalog
-    from mintage.segment.artefact import check_target
+    from mintage.segment.core.artefact import check_target
 
     settings: dict[str, Any] = {} if vocab_size is None else {"vocab_size": vocab_size}
     name, written = catalog.parse_spec(method)
@@ -115,7 +115,7 @@ def encode(
 
     Next: [bold]mintage segment decode my-tokenizer 84 104 101[/bold]
     """
-    from mintage.segment.adapters import open_segmenter
+    from mintage.segment.core.adapters import open_segmenter
 
     if ids and tokens:
         raise UserError("--ids and --tokens exclude each other; pass one")
@@ -177,7 +177,7 @@ def decode(
 
     Next: [bold]mintage segment compare my-tokenizer --text held-out.txt[/bold]
     """
-    from mintage.segment.adapters import open_segmenter
+    from mintage.segment.core.adapters import open_segmenter
 
     segmenter = open_segmenter(tokenizer)
     words = ids if ids and ids != ["-"] else sys.stdin.read().split()
@@ -243,10 +243,10 @@ def compare(
 
     Next: [bold]mintage bench segment[/bold]
     """
+    from mintage.bench.segment.joint import compare as measure
     from mintage.data import Corpus
-    from mintage.segment.adapters import Foreign, open_segmenter
-    from mintage.segment.bench import compare as measure
-    from mintage.segment.metrics import read_morphology, read_parallel
+    from mintage.segment.core.adapters import Foreign, open_segmenter
+    from mintage.segment.core.metrics import read_morphology, read_parallel
 
     if repeats < 0:
         raise UserError(f"--repeats {repeats}; pass rounds of timing, or 0 for none")

@@ -64,7 +64,7 @@ def ppd(
     Next: [bold]mintage generate "Hello" --draft ppd:prompt_tokens=ppd.safetensors[/bold]
     """
     from mintage.data import read_prompts
-    from mintage.draft.ppd_training import train_prompt_tokens, training_prompts
+    from mintage.draft.training.ppd import train_prompt_tokens, training_prompts
     from mintage.models import load_causal_lm
 
     texts = [p.turns[0] for p in read_prompts(prompts)] if prompts else training_prompts(count, seed=seed)
@@ -116,8 +116,8 @@ def drafter(
     Next: [bold]mintage generate "Hello" --draft rsd --draft-model drafter.safetensors[/bold]
     """
     from mintage.data import read_prompts
-    from mintage.draft.drafter_training import train_drafter
-    from mintage.draft.instructions import instructions
+    from mintage.draft.training.distilled import train_drafter
+    from mintage.draft.training.instructions import instructions
     from mintage.models import load_causal_lm
 
     blocks = _numbers("--layers", layers)
@@ -222,7 +222,7 @@ def vit(
 
     Next: [bold]mintage bench pitome[/bold]
     """
-    from mintage.reduce.vit_training import train_vit
+    from mintage.reduce.training.vit import train_vit
     from mintage.vision import SmallViT
 
     sizes = SmallViT(
@@ -281,8 +281,8 @@ def sit_slim(
 
     Next: [bold]mintage bench sit-slim:weights=slim.safetensors[/bold]
     """
-    from mintage.reduce.lessons import read_lessons, test_images
-    from mintage.reduce.sit_slim_training import train_self_slimmed
+    from mintage.reduce.training.images import read_lessons, test_images
+    from mintage.reduce.training.sit_slim import train_self_slimmed
     from mintage.vision import load_image_classifier
 
     lessons = read_lessons(load_image_classifier(model), images)
@@ -335,8 +335,8 @@ def sparsifiner(
 
     Next: [bold]mintage bench sparsifiner:weights=sparse.safetensors[/bold]
     """
-    from mintage.reduce.lessons import read_lessons, test_images
-    from mintage.reduce.sparsifiner_training import train_sparsifiner
+    from mintage.reduce.training.images import read_lessons, test_images
+    from mintage.reduce.training.sparsifiner import train_sparsifiner
     from mintage.vision import load_image_classifier
 
     lessons = read_lessons(load_image_classifier(model), images)
@@ -385,8 +385,8 @@ def diffrate(
 
     Next: [bold]mintage bench diffrate:schedule=rates.json[/bold]
     """
-    from mintage.reduce.diffrate_training import train_schedules
-    from mintage.reduce.lessons import read_lessons
+    from mintage.reduce.training.diffrate import train_schedules
+    from mintage.reduce.training.images import read_lessons
     from mintage.vision import load_image_classifier
 
     try:
@@ -457,7 +457,7 @@ def composer(
     """
     from mintage.data import Corpus
     from mintage.models import load_causal_lm
-    from mintage.retrofit.composer_training import train_composer, training_texts
+    from mintage.retrofit.training.composer import train_composer, training_texts
 
     read = Corpus(*texts) if texts else training_texts(seed)
     with _Stages() as stages:
@@ -514,7 +514,7 @@ def zett(
     """
     from mintage.data import Corpus
     from mintage.models import load_causal_lm
-    from mintage.retrofit.zett_training import train_zett, training_texts
+    from mintage.retrofit.training.zett import train_zett, training_texts
 
     read = {"text": list(Corpus(*texts))} if texts else training_texts()
     with _Stages() as stages:

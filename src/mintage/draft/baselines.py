@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mintage.draft.adapters import Target
 from mintage.draft.contract import Context, Drafter
-from mintage.draft.draft_model import ModelDrafter
+from mintage.draft.core.model_drafter import ModelDrafter
+from mintage.draft.core.target import Target
+from mintage.draft.core.tree import TokenTree, Topology
+from mintage.draft.core.verify import RecursiveRejection, Verifier
 from mintage.draft.rsd import Growth, check_branching, gumbel_noise, gumbel_top_k
-from mintage.draft.tree import TokenTree, Topology
-from mintage.draft.verify import RecursiveRejection, Verifier
 from mintage.errors import UserError
 
 __all__ = ["Chain", "Plain", "PromptLookup", "SpecInfer", "independent_draws"]
@@ -150,7 +150,7 @@ class Chain(ModelDrafter):
 def independent_draws(
     law: Float[Tensor, "nodes vocabulary"], counts: Sequence[int], generator: torch.Generator | None
 ) -> tuple[Int[Tensor, " draws"], Int[Tensor, " draws"]]:
-    """Draw ``counts[n]`` tokens from every row n, with replacement, by inverse CDF as `mintage.draft.warp.draw` does.
+    """Draw ``counts[n]`` tokens from every row n, with replacement, by inverse CDF as `core.warp.draw` does.
 
     Returns
     -------

@@ -21,10 +21,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-from mintage.draft.adapters import Target
-from mintage.draft.tree import TokenTree
-from mintage.draft.verify import SampleAndDescend, Verifier
-from mintage.draft.warp import Warp
+from mintage.draft.core.target import Target
+from mintage.draft.core.tree import TokenTree
+from mintage.draft.core.verify import SampleAndDescend, Verifier
+from mintage.draft.core.warp import Warp
 
 __all__ = ["Context", "Drafter"]
 
@@ -110,7 +110,7 @@ class Drafter(ABC):
         transformers 5.23 hands a function neither the `streamer` nor the tokenizer of `stop_strings`: stream with
         `mintage.draft.generate`, and put ``StopStringCriteria(tokenizer, strings)`` among the `stopping_criteria`.
         """
-        from mintage.draft.loop import generate_inside_transformers
+        from mintage.draft.core.loop import generate_inside_transformers
 
         return generate_inside_transformers(
             self, model, input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs

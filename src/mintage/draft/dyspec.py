@@ -14,7 +14,7 @@ Two builders fill slots: the most valuable one first (`grow_best_first`), or lay
 recursive rejection keeps the target's law. (Dropping nodes by the value of their *drawn* token would not.)
 
 Deviations: the best-first builder asks the draft model about several open nodes in one forward, which changes no draw;
-`max_depth` is ours. Not here: the verifier (`mintage.draft.verify`), a block-sparse attention kernel (`block_order`
+`max_depth` is ours. Not here: the verifier (`core.verify`), a block-sparse attention kernel (`block_order`
 only arranges the nodes for one), the choice of the tree size by latency.
 """
 
@@ -31,12 +31,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mintage.draft.adapters import Target
 from mintage.draft.contract import Context
-from mintage.draft.draft_model import DraftSession, ModelDrafter
-from mintage.draft.tree import TokenTree, Topology
-from mintage.draft.verify import RecursiveRejection, Verifier
-from mintage.draft.warp import Warp
+from mintage.draft.core.model_drafter import DraftSession, ModelDrafter
+from mintage.draft.core.target import Target
+from mintage.draft.core.tree import TokenTree, Topology
+from mintage.draft.core.verify import RecursiveRejection, Verifier
+from mintage.draft.core.warp import Warp
 from mintage.errors import UserError
 
 __all__ = ["Bin", "DySpec", "Growth", "calibration", "depth_first", "grow_best_first", "grow_threshold", "tried"]

@@ -10,7 +10,7 @@ tree of its own, optimised from calibrated accuracies, and the total size is cho
 
 Deviations: `optimise_dynamic_tree` counts a round that accepts nothing as one step (the authors' solver as two, see
 `empty_step`), serves trees of any size (theirs fail below 20), and needs no ranks beyond those calibrated. Several
-copies of a prompt token (EPT) work in drafting too. Not here: training (`mintage.draft.ppd_training`), the authors'
+copies of a prompt token (EPT) work in drafting too. Not here: training (`mintage.draft.training.ppd`), the authors'
 typical acceptance (not lossless), and a place in a `Union` (prompt tokens are no candidates of a shared budget).
 """
 
@@ -31,10 +31,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mintage.draft.adapters import Target
 from mintage.draft.contract import Context, Drafter
-from mintage.draft.latency import LatencyCurve, latency_curve
-from mintage.draft.tree import TokenTree, Topology
+from mintage.draft.core.latency import LatencyCurve, latency_curve
+from mintage.draft.core.target import Target
+from mintage.draft.core.tree import TokenTree, Topology
 from mintage.errors import UserError
 from mintage.weights import read_weights, write_weights
 
@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 _FORMAT = "mintage ppd prompt tokens 1"
-_ASSETS = Path(__file__).parent.parent / "assets"
+_ASSETS = Path(__file__).parents[1] / "assets"
 _FIRST_STATE_NODES = 10  # the paper's n_1
 _LIMITS = (2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64)
 

@@ -5,8 +5,7 @@ workshop on LLM agents, arXiv 2402.14160. Independent siblings repeat each other
 replacement, by the Gumbel-Top-k trick with a fixed number of children (RSD-C), or by stochastic beam search (Kool et
 al., ICML 2019, arXiv 1903.06059) with a fixed number of nodes per level (RSD-S).
 
-The verification rule is `mintage.draft.verify.recursive_rejection`; whether it pays is `mintage.draft.acceptance`'s
-question. Not here: stopping below an end token (the loop drops what follows one), and training of draft models.
+The verification rule is `core.verify.recursive_rejection`; whether it pays is a question for `core.acceptance`. Not here: stopping below an end token (the loop drops what follows one), and training of draft models.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from mintage.draft.contract import Context
-from mintage.draft.draft_model import DraftSession, ModelDrafter
-from mintage.draft.tree import TokenTree, Topology
-from mintage.draft.verify import RecursiveRejection, Verifier
+from mintage.draft.core.model_drafter import DraftSession, ModelDrafter
+from mintage.draft.core.tree import TokenTree, Topology
+from mintage.draft.core.verify import RecursiveRejection, Verifier
 from mintage.errors import UserError
 
 __all__ = ["RSD", "Growth", "beam_step", "check_branching", "gumbel_noise", "gumbel_top_k", "stochastic_beam_step"]

@@ -25,10 +25,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mintage.draft.contract import Context
-from mintage.draft.draft_model import ModelDrafter
-from mintage.draft.tree import TokenTree, Topology
-from mintage.draft.verify import TargetLaws, Verdict, Verifier
-from mintage.draft.warp import draw
+from mintage.draft.core.model_drafter import ModelDrafter
+from mintage.draft.core.tree import TokenTree, Topology
+from mintage.draft.core.verify import TargetLaws, Verdict, Verifier
+from mintage.draft.core.warp import draw
 from mintage.errors import UserError
 
 __all__ = ["KSEQ", "KSeqRate", "SpecTr", "kseq_residual", "kseq_rho", "kseq_select"]
@@ -373,7 +373,7 @@ class SpecTr(ModelDrafter):
 def _draw_each(
     laws: Float[Tensor, "laws vocabulary"], rows: Int[Tensor, " sequences"], generator: torch.Generator | None
 ) -> Int[Tensor, " sequences"]:
-    """Draw one token per sequence from its row of `laws`, independently, as `mintage.draft.warp.draw` does for one."""
+    """Draw one token per sequence from its row of `laws`, independently, as `core.warp.draw` does for one."""
     mass = laws.double().cumsum(-1)[rows]
     total = mass[:, -1:].contiguous()
     uniform = torch.rand(len(rows), 1, dtype=torch.float64, device=laws.device, generator=generator)

@@ -26,10 +26,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mintage.draft.adapters import Target
 from mintage.draft.contract import Context, Drafter
-from mintage.draft.latency import LatencyCurve, latency_curve
-from mintage.draft.tree import TokenTree, Topology
+from mintage.draft.core.latency import LatencyCurve, latency_curve
+from mintage.draft.core.target import Target
+from mintage.draft.core.tree import TokenTree, Topology
 from mintage.errors import UserError
 from mintage.files import replace_file
 

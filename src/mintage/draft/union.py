@@ -16,10 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mintage import catalog
-from mintage.draft.adapters import Target
 from mintage.draft.contract import Context, Drafter
-from mintage.draft.latency import LatencyCurve, latency_curve
-from mintage.draft.tree import TokenTree, Topology
+from mintage.draft.core.latency import LatencyCurve, latency_curve
+from mintage.draft.core.target import Target
+from mintage.draft.core.tree import TokenTree, Topology
 from mintage.errors import UserError
 
 __all__ = ["Union"]

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from mintage.errors import UserError
-from mintage.keep.attention import attention_weights, weights_by_column
 from mintage.keep.contract import Geometry, Policy, Step
-from mintage.keep.evict import Evictor, highest, padding, protect
-from mintage.keep.storage import KeptLayer
+from mintage.keep.core.attention import attention_weights, weights_by_column
+from mintage.keep.core.evict import Evictor, highest, padding, protect
+from mintage.keep.core.storage import KeptLayer
 
 __all__ = ["H2O", "TOVA", "ExpectedAttention", "FullCache", "Knorm", "RandomEviction", "SnapKV", "StreamingLLM"]
 
@@ -43,7 +43,7 @@ class StreamingLLM(Evictor):
     sinks
         First tokens that are always kept.
     budget, window, every
-        As of `mintage.keep.evict.Evictor`.
+        As of `mintage.keep.core.evict.Evictor`.
     """
 
     sinks: int = 4
@@ -89,7 +89,7 @@ class SnapKV(_Scored):
     kernel
         Odd width of the average pooling over positions, so that whole passages survive.
     budget, every
-        As of `mintage.keep.evict.Evictor`.
+        As of `mintage.keep.core.evict.Evictor`.
     """
 
     kernel: int = 5
@@ -127,7 +127,7 @@ class H2O(_Scored):
     recent_share
         Part of the budget that the newest tokens take.
     budget, window, every
-        As of `mintage.keep.evict.Evictor`.
+        As of `mintage.keep.core.evict.Evictor`.
     """
 
     window: int = 1
@@ -164,7 +164,7 @@ class TOVA(_Scored):
     Parameters
     ----------
     budget, window, every
-        As of `mintage.keep.evict.Evictor`.
+        As of `mintage.keep.core.evict.Evictor`.
     """
 
     window: int = 1
@@ -190,7 +190,7 @@ class Knorm(Evictor):
     Parameters
     ----------
     budget, window, every
-        As of `mintage.keep.evict.Evictor`.
+        As of `mintage.keep.core.evict.Evictor`.
     """
 
     window: int = 1
@@ -220,7 +220,7 @@ class ExpectedAttention(Evictor):
     sinks
         First tokens, which are always kept and whose queries are left out of the statistics.
     budget, window, every
-        As of `mintage.keep.evict.Evictor`.
+        As of `mintage.keep.core.evict.Evictor`.
     """
 
     window: int = 1
@@ -297,7 +297,7 @@ class RandomEviction(Evictor):
     seed
         Of the choice; a token has the same luck at every step.
     budget, window, every
-        As of `mintage.keep.evict.Evictor`.
+        As of `mintage.keep.core.evict.Evictor`.
     """
 
     seed: int = 0

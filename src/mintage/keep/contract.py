@@ -14,8 +14,8 @@ Laws (run by `mintage.testing` over every policy):
 - rows of a batch equal the same prompts alone; heads may be grouped;
 - leaving the context restores the model, also after an exception.
 
-A method is a subclass of `Policy`, of `mintage.keep.evict.Evictor` (holds fewer entries) or of
-`mintage.keep.select.Selector` (holds all, reads fewer).
+A method is a subclass of `Policy`, of `mintage.keep.core.evict.Evictor` (holds fewer entries) or of
+`mintage.keep.core.select.Selector` (holds all, reads fewer).
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from mintage.keep.attach import Attachment
-from mintage.keep.attention import attend
-from mintage.keep.step import Geometry, Step
-from mintage.keep.storage import KeptLayer
+from mintage.keep.core.attach import Attachment
+from mintage.keep.core.attention import attend
+from mintage.keep.core.step import Geometry, Step
+from mintage.keep.core.storage import KeptLayer
 
 __all__ = ["Geometry", "KeptLayer", "Policy", "Step"]
 

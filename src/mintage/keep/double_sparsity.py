@@ -28,13 +28,13 @@ from torch import Tensor
 
 from mintage.errors import UserError
 from mintage.files import replace_file
-from mintage.keep import kernel
-from mintage.keep.attention import attend
 from mintage.keep.baselines import FullCache
 from mintage.keep.contract import Geometry, Policy, Step
-from mintage.keep.kernel import Kernel
-from mintage.keep.select import Selector, attend_to, gather_rows
-from mintage.keep.storage import KeptCache, KeptLayer
+from mintage.keep.core import kernel
+from mintage.keep.core.attention import attend
+from mintage.keep.core.kernel import Kernel
+from mintage.keep.core.select import Selector, attend_to, gather_rows
+from mintage.keep.core.storage import KeptCache, KeptLayer
 
 __all__ = ["ChannelOrder", "DoubleSparsity", "calibrate_channels", "channel_scores", "prefetch_rate", "quantise"]
 
@@ -254,7 +254,7 @@ class DoubleSparsity(Selector):
     sparse_prefill
         Let every token of a prompt read `top_k` tokens, too, as the authors' accuracy code does; slow.
     kernel
-        What computes a decoding step on a CPU: ``"compiled"`` (`mintage.keep.kernel`; labels of 16 bits), ``"torch"``
+        What computes a decoding step on a CPU: ``"compiled"`` (`core.kernel`; labels of 16 bits), ``"torch"``
         operations, or ``"auto"``: compiled where there is a compiler.
     """
 

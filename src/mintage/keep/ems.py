@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from mintage.errors import UserError
-from mintage.keep.attention import attention_weights, weights_by_column
 from mintage.keep.contract import Step
-from mintage.keep.evict import Evictor, padding
-from mintage.keep.storage import KeptLayer
+from mintage.keep.core.attention import attention_weights, weights_by_column
+from mintage.keep.core.evict import Evictor, padding
+from mintage.keep.core.storage import KeptLayer
 
 __all__ = ["EMS", "MergedKV", "combine_scores", "evict_then_merge", "global_local_score"]
 
@@ -250,7 +250,7 @@ class EMS(Evictor):
     correct_mass
         Add the logarithm of an entry's number of tokens to its attention score.
     budget, window, every
-        As of `mintage.keep.evict.Evictor`.
+        As of `mintage.keep.core.evict.Evictor`.
     """
 
     irrelevant_mass: float | int = 0.05

@@ -33,9 +33,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mintage.errors import UserError
-from mintage.keep.attention import group, ungroup
 from mintage.keep.contract import Policy, Step
-from mintage.keep.storage import KeptCache, KeptLayer
+from mintage.keep.core.attention import group, ungroup
+from mintage.keep.core.storage import KeptCache, KeptLayer
 
 __all__ = [
     "Message",

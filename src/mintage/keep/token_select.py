@@ -23,11 +23,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from mintage.errors import UserError
-from mintage.keep.attention import attend
 from mintage.keep.contract import Geometry, Policy, Step
-from mintage.keep.select import gather_rows
-from mintage.keep.step import Rotary
-from mintage.keep.storage import KeptCache, KeptLayer
+from mintage.keep.core.attention import attend
+from mintage.keep.core.select import gather_rows
+from mintage.keep.core.step import Rotary
+from mintage.keep.core.storage import KeptCache, KeptLayer
 
 __all__ = ["TokenSelect", "hit_rate", "mean_query", "select_tokens", "votes"]
 

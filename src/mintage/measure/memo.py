@@ -5,16 +5,41 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import mintage
 from mintage.files import append_line
 
-__all__ = ["Memo"]
+__all__ = ["Memo", "fingerprint"]
 
 
 _CODE = {".py", ".cpp"}
 """Suffixes of what measures, in a package."""
+
+_BESIDE = {"cli", "testing"}
+"""Rooms of mintage that measure nothing."""
+
+
+@cache
+def _own_code() -> bytes:
+    room = Path(mintage.__file__).parent
+    return _digest([f for f in _files(room) if f.relative_to(room).parts[0] not in _BESIDE])
+
+
+def _files(source: Path) -> list[Path]:
+    found = source.rglob("*") if source.is_dir() else [source]
+    return sorted(file for file in found if file.suffix in _CODE)
+
+
+def _digest(files: Sequence[Path]) -> bytes:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).digest()
+
+
+def fingerprint(*sources: Path) -> str:
+    """Return a hash of the code that measures: mintage's own, and what a plug-in brings (files or folders)."""
+    return hashlib.sha256(_own_code() + b"".join(_digest(_files(source)) for source in sources)).hexdigest()
 
 
 class Memo:
@@ -27,13 +52,11 @@ class Memo:
     definition
         Everything that defines the run, as JSON values; a run with another definition starts afresh.
     sources
-        Modules or packages (files or folders) that measure; with other code a run starts afresh, too.
+        Files or folders that measure and are not mintage's own; with other code, here or there, a run starts afresh.
     """
 
     def __init__(self, work: str | Path, definition: dict[str, Any], sources: Sequence[Path] = ()) -> None:
-        files = sorted(f for s in sources for f in (s.rglob("*") if s.is_dir() else [s]) if f.suffix in _CODE)
-        code = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
-        text = json.dumps({**definition, "source": code}, sort_keys=True)
+        text = json.dumps({**definition, "source": fingerprint(*sources)}, sort_keys=True)
         self.path = Path(work) / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.jsonl"
         self._held: dict[str, Any] = {}
         for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []:

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from mintage.reduce.contract import Evidence, TokenState
-from mintage.reduce.schedule import Schedule
-from mintage.reduce.scheduled import Scheduled
+from mintage.reduce.core.schedule import Schedule
+from mintage.reduce.core.scheduled import Scheduled
 
 __all__ = ["AveragePool", "ClassAttention", "RandomDrop", "ToMe", "bipartite_matching", "received_attention"]
 

@@ -17,7 +17,7 @@ Laws (run by `mintage.testing` over every method and every supported model):
 - under autocast and in training, gradients reach the weights;
 - leaving the context restores the model, also after an exception.
 
-A method is a frozen dataclass that extends `Reducer`. Most extend `mintage.reduce.scheduled.Scheduled`, whose strength
+A method is a frozen dataclass that extends `Reducer`. Most extend `core.scheduled.Scheduled`, whose strength
 is a `Schedule`, and have one function, `Reducer.reduce`.
 """
 
@@ -32,9 +32,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mintage.errors import UserError
-from mintage.reduce.attach import Attachment
-from mintage.reduce.schedule import Anatomy
-from mintage.reduce.state import Evidence, TokenState
+from mintage.reduce.core.attach import Attachment
+from mintage.reduce.core.schedule import Anatomy
+from mintage.reduce.core.state import Evidence, TokenState
 
 __all__ = ["Anatomy", "Evidence", "Reducer", "TokenState"]
 

@@ -8,7 +8,7 @@ are pruned; of those left, the least important merge into the most similar of th
 A model without a class token has no attention of it; the mean attention that a patch receives stands for it there (not
 in the paper).
 
-Not here: the search (`mintage.reduce.diffrate_training`).
+Not here: the search (`mintage.reduce.training.diffrate`).
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from mintage.errors import UserError
 from mintage.reduce.contract import Evidence, TokenState
-from mintage.reduce.scheduled import Scheduled
+from mintage.reduce.core.scheduled import Scheduled
 
 __all__ = ["MARGINS", "PiToMe", "energy", "plan"]
 

@@ -7,7 +7,7 @@ by. Nothing is sorted and nothing gathered, and no shape depends on the image: o
 The modules are trained together with the transformer (``mintage train sit-slim``); `SelfSlimmed` puts both in, and
 takes both out again. K is in a module's weights: images of another size keep as many tokens, not the same share.
 
-Not here: training and the reverse modules that it needs (`mintage.reduce.sit_slim_training`).
+Not here: training and the reverse modules that it needs (`mintage.reduce.training.sit_slim`).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mintage.errors import UserError
-from mintage.reduce.adapters import adapter_for
-from mintage.reduce.artefact import Artefact, Imprint, shipped
 from mintage.reduce.contract import Anatomy, Evidence, Reducer, TokenState
+from mintage.reduce.core.adapters import adapter_for
+from mintage.reduce.core.artefact import Artefact, Imprint, shipped
 
 __all__ = ["SelfSlimmed", "Slimming", "TokenSlimming", "stage_counts"]
 

@@ -11,7 +11,7 @@ The sparsity has no structure: it saves multiply-adds (`mhsa_macs`), not by itse
 Tokens may be pruned as well: where the authors zero a token's rows and hide its column, it leaves here, to the same
 effect.
 
-Not here: training (`mintage.reduce.sparsifiner_training`), dropout of attention, other image sizes than the predictors
+Not here: training (`mintage.reduce.training.sparsifiner`), dropout of attention, other image sizes than the predictors
 were trained on (one row of their weights belongs to one token).
 """
 
@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mintage.errors import UserError
-from mintage.reduce.artefact import Artefact, Imprint, shipped
 from mintage.reduce.contract import Anatomy, Evidence, Reducer, TokenState
+from mintage.reduce.core.artefact import Artefact, Imprint, shipped
 
 __all__ = [
     "Connectivity",

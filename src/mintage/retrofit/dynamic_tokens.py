@@ -11,8 +11,8 @@ Use::
     dynamic.generate(["Die Donaudampfschifffahrtsgesellschaft"], max_new_tokens=20)
     model.generate(**dynamic.embed(texts))  # the same by hand
 
-Not here: making embeddings (`mintage.retrofit.composer`, `mintage.retrofit.transfer`); tokens of the model's *answers*,
-which are the original ones (`mintage.retrofit.large_vocabulary` writes in longer ones); training of adapters, for which
+Not here: making embeddings (`core.composer`, `core.transfer`); tokens of the model's *answers*,
+which are the original ones (`core.large_vocabulary` writes in longer ones); training of adapters, for which
 the authors draw another reduction for every batch (pass it to `embed`).
 """
 
@@ -29,8 +29,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mintage.errors import UserError
-from mintage.retrofit.composer import Parts, Provider, make_provider
-from mintage.retrofit.merging import Boundary, DynamicBatch, DynamicTokenizer, Token
+from mintage.retrofit.core.composer import Parts, Provider, make_provider
+from mintage.retrofit.core.merging import Boundary, DynamicBatch, DynamicTokenizer, Token
 
 __all__ = ["DynamicModel", "DynamicTokens", "EmbeddingTable", "Prefilled", "table_for"]
 

@@ -38,9 +38,9 @@ from tokenizers import Tokenizer
 from mintage.errors import UserError
 from mintage.models import CausalLM
 from mintage.retrofit.contract import END, ByteSampler, ByteState
-from mintage.retrofit.infill import FimTokens, Order, infill_prompt
-from mintage.retrofit.token_bytes import TokenBytes
-from mintage.retrofit.validity import ASK, Validity
+from mintage.retrofit.core.infill import FimTokens, Order, infill_prompt
+from mintage.retrofit.core.token_bytes import TokenBytes
+from mintage.retrofit.core.validity import ASK, Validity
 
 __all__ = [
     "ByteEnsemble",

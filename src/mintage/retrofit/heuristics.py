@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from mintage.errors import UserError
-from mintage.retrofit.composer import Composed, Parts, PartsTransfer
-from mintage.retrofit.transfer import EmbeddingTransfer, mean_row
+from mintage.retrofit.core.composer import Composed, Parts, PartsTransfer
+from mintage.retrofit.core.transfer import EmbeddingTransfer, mean_row
 
 __all__ = [
     "FOCUS",

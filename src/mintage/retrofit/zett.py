@@ -8,7 +8,7 @@ it sees, so one hypernetwork serves every tokenizer.
 A deviation, on by default: what is predicted is added to the mean of the parts' embeddings (``residual="mean"``), so
 that minutes of training start from FVT rather than from nothing; ``residual="none"`` is the paper's network.
 
-Not here: training (`mintage.retrofit.zett_training`), language embeddings of the multilingual hypernetworks.
+Not here: training (`mintage.retrofit.training.zett`), language embeddings of the multilingual hypernetworks.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mintage.errors import UserError
-from mintage.retrofit.composer import Composed, Parts, close, sample_rows
-from mintage.retrofit.transfer import EmbeddingTransfer, mean_row
+from mintage.retrofit.core.composer import Composed, Parts, close, sample_rows
+from mintage.retrofit.core.transfer import EmbeddingTransfer, mean_row
 from mintage.weights import read_weights, write_weights
 
 __all__ = [

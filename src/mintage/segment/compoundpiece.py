@@ -34,8 +34,8 @@ from mintage.data import as_corpus, count_words
 from mintage.errors import UserError
 from mintage.files import replace_file
 from mintage.segment.contract import Progress, Segmenter, Trainer, as_bytes, silent
-from mintage.segment.hf import BYTE_CHARS, HFSegmenter, byte_level, to_byte_chars
-from mintage.segment.unigram import learn_unigram
+from mintage.segment.core.hf import BYTE_CHARS, HFSegmenter, byte_level, to_byte_chars
+from mintage.segment.core.unigram import learn_unigram
 
 __all__ = [
     "CompoundPiece",

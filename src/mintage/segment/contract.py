@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mintage.errors import UserError
-from mintage.segment.artefact import read_artefact, write_artefact
+from mintage.segment.core.artefact import read_artefact, write_artefact
 
 __all__ = ["Progress", "Segmenter", "Trainer", "load"]
 

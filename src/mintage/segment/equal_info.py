@@ -33,9 +33,9 @@ from safetensors import SafetensorError, safe_open
 
 from mintage.errors import UserError, missing_extra
 from mintage.files import replace_file
-from mintage.segment.byte_models import Bounds, ByteGRU, ByteModel, ByteNGram, bits_needed
 from mintage.segment.contract import Progress, Segmenter, Trainer, as_bytes, silent
-from mintage.segment.hf import BYTE_CHARS, to_byte_chars
+from mintage.segment.core.byte_models import Bounds, ByteGRU, ByteModel, ByteNGram, bits_needed
+from mintage.segment.core.hf import BYTE_CHARS, to_byte_chars
 
 __all__ = [
     "ArithmeticCodec",

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from mintage.draft import Drafter, generate
-from mintage.draft.adapters import Target
 from mintage.draft.contract import Context
-from mintage.draft.tree import TokenTree
-from mintage.draft.verify import TargetLaws
-from mintage.draft.warp import Warp
+from mintage.draft.core.target import Target
+from mintage.draft.core.tree import TokenTree
+from mintage.draft.core.verify import TargetLaws
+from mintage.draft.core.warp import Warp
 from mintage.errors import UserError
 from mintage.models import TINY_VOCABULARY as VOCABULARY
 from mintage.models import tiny_causal_lm

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from mintage.errors import UserError
-from mintage.keep.budget import Budget
 from mintage.keep.contract import Policy
-from mintage.keep.storage import KeptCache
+from mintage.keep.core.budget import Budget
+from mintage.keep.core.storage import KeptCache
 from mintage.models import tiny_causal_lm
 
 __all__ = ["LAWS", "models"]

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from mintage.errors import UserError
-from mintage.reduce.attach import Attachment
 from mintage.reduce.contract import Anatomy, Evidence, Reducer, TokenState
+from mintage.reduce.core.attach import Attachment
 
 __all__ = ["DEIT_S", "LAWS", "Subject", "merged_twins_change_nothing", "models"]
 

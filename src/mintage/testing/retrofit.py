@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from mintage.errors import UserError
 from mintage.models import CausalLM, tiny_causal_lm
-from mintage.retrofit.composer import Parts
 from mintage.retrofit.contract import END, ByteSampler
+from mintage.retrofit.core.composer import Parts
+from mintage.retrofit.core.token_bytes import TokenBytes
+from mintage.retrofit.core.transfer import EmbeddingTransfer, Transferred, transfer
 from mintage.retrofit.dynamic_tokens import DynamicTokens
-from mintage.retrofit.token_bytes import TokenBytes
-from mintage.retrofit.transfer import EmbeddingTransfer, Transferred, transfer
 
 __all__ = ["LAWS"]
 

@@ -1,1 +1,0 @@
-"""The papers' claims about audits, measured again: one file per method, with a function `check`."""

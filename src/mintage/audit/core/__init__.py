@@ -1,0 +1,1 @@
+"""The plumbing of the audit job: what its methods stand on."""

@@ -1,0 +1,257 @@
+"""The claim checks of the job, one module each, and what they share: texts of many kinds, bits per byte of any model.
+
+A module ``<method>`` (hyphens as underscores) has ``run(*, model, seed, limit, command, progress, work)``, which gives
+rows. It may have ``arms(lm, seed)``, which gives the joint run of ``mintage bench retrofit`` its arms:
+name to a function from a text to its `Bits`.
+"""
+
+from __future__ import annotations
+
+import sysconfig
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mintage.data import Corpus, data_file
+from mintage.errors import UserError, did_you_mean
+from mintage.measure import Interval, bootstrap_ratio, trial
+from mintage.measure.trial import Report, silent
+from mintage.models import EMBEDDED, CausalLM, load_causal_lm
+
+__all__ = ["DOMAINS", "Arm", "Bits", "Document", "Trial", "bits_of", "difference", "documents", "silent", "windows"]
+
+LANGUAGES = ("ar", "de", "el", "en", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh")
+DOMAINS = ("code", "humaneval", "prose", *LANGUAGES)
+"""Kinds of text: Python's standard library, HumanEval with its solutions, Wikipedia, XQuAD's paragraphs by language."""
+
+
+# -- texts -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text and where it comes from."""
+
+    name: str
+    domain: str
+    text: str
+
+
+def documents(domain: str, number: int, *, size: int = 1024, seed: int = 0) -> list[Document]:
+    """Draw texts of a kind, each cut to at most `size` bytes at the end of a line or word.
+
+    Parameters
+    ----------
+    domain
+        One of `DOMAINS`.
+    number
+        How many, at most.
+    seed
+        Of the draw.
+
+    Raises
+    ------
+    UserError
+        Unknown domain, or its data are not there.
+    """
+    if domain not in DOMAINS:
+        raise UserError(f"unknown kind of text {domain!r}; {did_you_mean(domain, DOMAINS)}")
+    found = [(name, text) for name, text in _SOURCES.get(domain, _xquad)(domain) if len(text.encode()) >= size // 2]
+    order = np.random.default_rng(seed).permutation(len(found))[:number]
+    return [Document(found[i][0], domain, next(iter(windows(found[i][1], size)))) for i in sorted(order)]
+
+
+def _library(_: str) -> Iterable[tuple[str, str]]:
+    """Modules of the standard library; what stands before the first definition of a file is mostly licence."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(folder.glob("*.py")):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        start = max(text.find("\ndef "), text.find("\nclass "))
+        if start > 0 and "\ufffd" not in text:
+            yield path.name, text[start + 1 :]
+
+
+def _humaneval(_: str) -> Iterable[tuple[str, str]]:
+    from mintage.files import read_jsonl
+
+    for row in read_jsonl(data_file("humaneval.jsonl.gz")):
+        yield row["task_id"], row["prompt"] + row["canonical_solution"]
+
+
+def _wikipedia(_: str) -> Iterable[tuple[str, str]]:
+    """Paragraphs of WikiText-2 test without unknown words, its spacing of punctuation undone."""
+    for number, line in enumerate(Corpus(data_file("wikitext2_test_head.txt.gz"))):
+        if "<unk>" not in line and not line.startswith(" ="):
+            yield f"line {number}", _unspaced(line.strip())
+
+
+def _unspaced(line: str) -> str:
+    for spaced, plain in ((" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", "."), ("( ", "("), (" n't", "n't")):
+        line = line.replace(spaced, plain)
+    for mark in (",", ".", ";", ":", "!", "?", ")", "'s", "'"):
+        line = line.replace(f" {mark}", mark)
+    return line
+
+
+def _xquad(language: str) -> Iterable[tuple[str, str]]:
+    for number, text in enumerate(Corpus(data_file("xquad.jsonl.gz"), key="context", where={"lang": language})):
+        yield f"{language} {number}", text
+
+
+_SOURCES: dict[str, Callable[[str], Iterable[tuple[str, str]]]] = {
+    "code": _library,
+    "humaneval": _humaneval,
+    "prose": _wikipedia,
+}
+
+
+def windows(text: str, size: int) -> list[str]:
+    """Cut a text into pieces of at most `size` bytes, before white space where there is some; joined they are the text.
+
+    All models see the same pieces, whatever their tokens are.
+
+    Raises
+    ------
+    UserError
+        `size` is below 4, the bytes of the longest character.
+    """
+    if size < 4:
+        raise UserError(f"size={size} is less than a character may take; pass at least 4 bytes, e.g. 1024")
+    raw, found, start = text.encode(), [], 0
+    while start < len(raw):
+        end = min(start + size, len(raw))
+        if end < len(raw):
+            spaces = [place for mark in (b" ", b"\n") if (place := raw.rfind(mark, start + size // 2, end)) >= 0]
+            end = max(spaces, default=end)
+            while raw[end] & 0xC0 == 0x80:  # within a character
+                end -= 1
+        found.append(raw[start:end].decode())
+        start = end
+    return found
+
+
+# -- bits --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bits:
+    """What a text costs: information, and the positions that a model had to read for it."""
+
+    bits: float
+    bytes: int
+    tokens: int
+
+    @property
+    def per_byte(self) -> float:
+        """Bits per byte."""
+        return self.bits / self.bytes
+
+
+Arm = Callable[[str], Bits]
+
+
+@torch.inference_mode()
+def bits_of(lm: CausalLM, text: str, *, window: int = 1024, batch: int = 8) -> Bits:
+    """Information of a text under a model with any tokenizer, in windows that start anew.
+
+    Parameters
+    ----------
+    window
+        Bytes per window (`windows`), the same for all models; each is read after the model's opening token.
+    batch
+        Windows per forward.
+
+    Raises
+    ------
+    UserError
+        The text is empty, or the model has no token to start a text with.
+    """
+    if not text:
+        raise UserError("an empty text has no bits per byte; pass some text")
+    opening = lm.opening
+    if opening is None:
+        raise UserError(f"{lm.name} has no token that starts a text, so the first token of a text has no probability")
+    tokenizer: Any = lm.tokenizer
+    lists = [[opening, *tokenizer(piece, add_special_tokens=False)["input_ids"]] for piece in windows(text, window)]
+    nats = 0.0
+    for first in range(0, len(lists), batch):
+        rows = [torch.tensor(ids) for ids in lists[first : first + batch]]
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=opening).to(lm.model.device)
+        lengths = torch.tensor([len(row) for row in rows], device=ids.device)
+        read = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+        logits = lm.model(ids, attention_mask=read.long(), use_cache=False).logits[:, :-1]
+        logp = logits.float().log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+        nats -= float(logp[read[:, 1:]].double().sum())
+    return Bits(float(nats / np.log(2)), len(text.encode()), sum(len(ids) - 1 for ids in lists))
+
+
+def difference(one: Sequence[Bits], other: Sequence[Bits]) -> Interval:
+    """Bits per byte of `one` minus those of `other` on the same texts, which are resampled together."""
+    size = _column(one, "bytes")
+    if not np.array_equal(size, _column(other, "bytes")):
+        raise UserError("the two were measured on different texts; run both on each")
+    return bootstrap_ratio(_column(one, "bits") - _column(other, "bits"), size)
+
+
+def _column(rows: Sequence[Bits], name: str) -> NDArray[np.float64]:
+    return np.array([getattr(row, name) for row in rows], float)
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+
+class Trial(trial.Trial):
+    """One run of a claim check of this job; see `mintage.measure.Trial`.
+
+    Parameters
+    ----------
+    dtype
+        Of the model.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        *,
+        definition: dict[str, Any],
+        seed: int = 0,
+        command: str = "",
+        total: int = 0,
+        progress: Report = silent,
+        model: str | None = None,
+        dtype: str = "float32",
+        work: Path | None = None,
+    ) -> None:
+        self.dtype = dtype
+        super().__init__(
+            method,
+            job="retrofit",
+            model=model or EMBEDDED,
+            seed=seed,
+            command=command,
+            definition={**definition, "dtype": dtype},
+            total=total,
+            progress=progress,
+            work=work,
+        )
+
+    @cached_property
+    def lm(self) -> CausalLM:
+        """The model, loaded when it is first needed."""
+        return load_causal_lm(self.common["model"], dtype=self.dtype)
+
+    def bits(self, arms: dict[str, Arm], texts: Sequence[Document], kind: str = "bits") -> dict[str, list[Bits]]:
+        """Measure bits of every text under every arm, in rotating order."""
+        found = self.each(
+            kind,
+            {f"{text.domain} {text.name}": text.text for text in texts},
+            arms,
+            lambda arm, text: (made := arm(text)) and [made.bits, made.bytes, made.tokens],
+        )
+        return {name: [Bits(*row) for row in rows] for name, rows in found.items()}

@@ -1,0 +1,1 @@
+"""The plumbing of the draft job: what its methods stand on."""

@@ -1,0 +1,1 @@
+"""The plumbing of the keep job: what its methods stand on."""

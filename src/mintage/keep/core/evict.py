@@ -1,0 +1,167 @@
+"""Policies that hold fewer entries than tokens: they score entries and drop the lowest, within a budget.
+
+After every forward at most `budget` entries are held. A decoding step makes room first, so that the budget holds while
+it attends, too; `every` entries are dropped at a time, because dropping moves the others.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mintage.errors import UserError
+from mintage.keep.contract import Geometry, Policy, Step
+from mintage.keep.core.attention import attend
+from mintage.keep.core.budget import Budget
+from mintage.keep.core.storage import KeptLayer
+
+__all__ = ["Evictor", "highest", "padding", "protect"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evictor(Policy):
+    """A policy with a budget.
+
+    Parameters
+    ----------
+    budget
+        Entries per layer and head (``256``), share of the tokens read (``0.25``), or bytes of the whole cache
+        (``"4MB"``).
+    window
+        Newest tokens that are always kept.
+    every
+        Entries dropped at a time in decoding, of a small budget fewer; 1 keeps the cache as full as it may be, more
+        costs less time.
+    """
+
+    budget: int | float | str = 256
+    window: int = 32
+    every: int = 8
+
+    def __post_init__(self) -> None:
+        Budget.parse(self.budget)
+        if self.window < 1:
+            raise UserError(f"window={self.window} would drop the token just read; pass at least 1")
+        if self.every < 1:
+            raise UserError(f"every={self.every} drops nothing; pass at least 1")
+
+    def check(self, geometry: Geometry) -> None:
+        """Refuse a budget of entries that has no room for more than the window."""
+        budget = Budget.parse(self.budget)
+        if budget.unit == "tokens" and budget.amount < self.smallest:
+            raise UserError(
+                f"budget={self.budget} is below the {self.smallest} entries that are always kept; "
+                f"pass a larger budget or a smaller window"
+            )
+
+    @property
+    def smallest(self) -> int:
+        """Entries that are always kept, and one more."""
+        return self.window + 1
+
+    def allowed(self, layer: KeptLayer, seen: int) -> int:
+        """Entries that `layer` may hold once `seen` tokens are read."""
+        budget = Budget.parse(self.budget)
+        if "key" not in layer:
+            return seen
+        allowed = budget.entries(
+            seen, entry_bytes=layer.entry_bytes, fixed_bytes=layer.fixed_bytes, layers=layer.geometry.layers
+        )
+        if allowed < self.smallest and budget.unit == "bytes":
+            least = (self.smallest * layer.entry_bytes + layer.fixed_bytes) * layer.geometry.layers
+            raise UserError(
+                f"budget={self.budget} holds {max(allowed, 0)} entries per head of this batch, and {self.smallest} "
+                f"are always kept; pass at least '{-(-least // 1000)}kB'"
+            )
+        return max(allowed, min(self.smallest, seen))
+
+    def at(self, entries: int) -> Evictor:
+        """Return this policy with a budget of `entries`, and a window of half of them at most."""
+        return replace(self, budget=entries, window=max(1, min(self.window, entries // 2)))
+
+    def unbounded(self) -> Evictor:
+        """Return this policy with a budget of all tokens."""
+        return replace(self, budget=1.0)
+
+    def ceiling(self, layer: KeptLayer) -> int | None:
+        """Allocate no more than the budget once something was dropped."""
+        return None if layer.complete else self.allowed(layer, layer.seen)
+
+    def store(
+        self,
+        layer: KeptLayer,
+        key: Float[Tensor, "batch groups new dim"],
+        value: Float[Tensor, "batch groups new dim"],
+    ) -> None:
+        """Make room for a decoded token, then take it in."""
+        new = key.shape[2]
+        if layer.entries and new == 1:
+            allowed = self.allowed(layer, layer.seen + 1)
+            if layer.entries + 1 > allowed:
+                self.shrink(layer, max(allowed - self.every, (allowed + self.smallest - 1) // 2))
+        self.take(layer, key, value)
+
+    def take(self, layer: KeptLayer, key: Tensor, value: Tensor) -> None:
+        """Append new tokens with whatever fields the method keeps; here keys and values only."""
+        layer.append(key=key, value=value)
+
+    def attend(self, layer: KeptLayer, step: Step) -> Float[Tensor, "batch heads queries dim"]:
+        """Attend to all that is held."""
+        layer.reads = layer["key"].numel() + layer["value"].numel()
+        if layer.complete:
+            return step.dense()
+        return attend(
+            step.query,
+            layer["key"],
+            layer["value"],
+            scaling=step.scaling,
+            visible=step.visible(layer),
+            bias=self.bias(layer),
+        )
+
+    def bias(self, layer: KeptLayer) -> Float[Tensor, "batch groups entries"] | None:
+        """Return what is added to the scores of entries; nothing unless a method merges."""
+        return None
+
+    def settle(self, layer: KeptLayer, step: Step) -> None:
+        """Gather evidence, then shrink to the budget."""
+        self.observe(layer, step)
+        allowed = self.allowed(layer, layer.seen)
+        if layer.entries > allowed:
+            self.shrink(layer, allowed)
+
+    def observe(self, layer: KeptLayer, step: Step) -> None:
+        """Update the evidence that `importance` reads, from the queries just answered."""
+
+    @abstractmethod
+    def importance(self, layer: KeptLayer) -> Float[Tensor, "batch groups entries"]:
+        """Score every entry held; the lowest are dropped first, the newer one where scores are equal."""
+
+    def shrink(self, layer: KeptLayer, target: int) -> None:
+        """Reduce `layer` to `target` entries: the window, and the most important others."""
+        score = protect(layer, self.importance(layer), self.window)
+        layer.keep(highest(score, target))
+
+
+def protect(
+    layer: KeptLayer, score: Float[Tensor, "batch groups entries"], window: int
+) -> Float[Tensor, "batch groups entries"]:
+    """Set the newest `window` tokens' scores to infinity and padding's to minus infinity."""
+    positions = layer.positions
+    score = score.masked_fill(positions >= layer.seen - window, torch.inf)
+    pads = padding(layer)
+    return score if pads is None else score.masked_fill(pads, -torch.inf)
+
+
+def padding(layer: KeptLayer) -> Bool[Tensor, "#batch #groups entries"] | None:
+    """Which entries are padding; None where there is none."""
+    return None if layer.start is None else layer.positions < layer.start[:, None, None]
+
+
+def highest(score: Float[Tensor, "batch groups entries"], number: int) -> Int[Tensor, "batch groups number"]:
+    """Indices of the `number` highest scores, ascending; of equal scores the older entry's."""
+    return score.argsort(dim=-1, descending=True, stable=True)[..., :number].sort(-1).values

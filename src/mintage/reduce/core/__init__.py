@@ -1,0 +1,1 @@
+"""The plumbing of the reduce job: what its methods stand on."""

@@ -1,0 +1,315 @@
+"""Attach a reducer to a vision transformer for the length of a ``with``, and take it off without a trace.
+
+No library has a boundary between attention and MLP where tokens could vanish, so the class of every block is swapped
+for a subclass that runs the block's own parts with the reducer in between. Parameters, their names, recorded hidden
+states and hooks stay as they are; attention keeps its fused kernel, the log sizes being an additive mask.
+
+Not here: flash and flex kernels (their masks are not tensors), masks over patches, gradient checkpointing.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import count
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mintage.errors import UserError
+from mintage.reduce.core.adapters import Undo, adapter_for, sdpa, timm_attention
+from mintage.reduce.core.schedule import Anatomy
+from mintage.reduce.core.state import Evidence, TokenState
+
+if TYPE_CHECKING:
+    from mintage.reduce.contract import Reducer
+
+__all__ = ["Attachment"]
+
+_SERVED = ("sdpa", "eager")
+_attached: WeakSet[Any] = WeakSet()
+_numbers = count()
+
+
+class Attachment:
+    """A reducer on a model; ``with`` switches it on and off.
+
+    Attributes
+    ----------
+    state
+        The tokens behind the last hook of the latest forward, or None before the first.
+    tokens
+        How many tokens entered each layer of the latest forward, the prefix included.
+
+    Raises
+    ------
+    UserError
+        On entering: the model is not supported or has a reducer already. In a forward: a mask over patches.
+    """
+
+    def __init__(self, reducer: Reducer, model: nn.Module, *, trace: bool = False) -> None:
+        self.model, self.trace = model, trace
+        self.adapter = adapter_for(model)
+        self.anatomy: Anatomy = self.adapter.anatomy()
+        self.reducer = reducer.fitted(model, self.anatomy)
+        self.reducer.kept(self.anatomy)  # says now what it cannot serve
+        self.state: TokenState | None = None
+        self.tokens: list[int] = []
+        self._kept: dict[int, tuple[int, ...]] = {}  # by patches of the image
+        self._bias: Tensor | None = None
+        self._evidence: Evidence | None = None
+        self._layer = 0
+
+    def __enter__(self) -> Attachment:
+        tower, adapter = self.adapter.tower, self.adapter
+        if tower in _attached:
+            raise UserError(
+                f"a reducer is attached to this {type(self.model).__name__} already; leave its 'with' first"
+            )
+        if getattr(tower, "is_activation_checkpointing", False) or getattr(tower, "grad_checkpointing", False):
+            raise UserError("gradient checkpointing runs layers twice; switch it off before attaching a reducer")
+        self._undo: list[Undo] = []
+        try:
+            if adapter.timm:
+                for layer in adapter.layers:
+                    self._swap(adapter.attention(layer), _timm_forward)
+            else:
+                self._switch_attention(tower)
+            for index, layer in enumerate(adapter.layers):
+                layer._reduction = (self, index)  # type: ignore[assignment]
+                self._undo.append(lambda held=layer: delattr(held, "_reduction"))
+                self._swap(layer, _layer_forward)
+            self._undo.extend(adapter.pool_by_size(self._sizes, lambda: self._bias))
+            modules = self.reducer.modules()
+            if modules is not None:
+                parameter = next(tower.parameters())
+                modules.to(device=parameter.device, dtype=parameter.dtype)
+            self._swap_weights(self.reducer.backbone())
+        except BaseException:
+            self._restore()
+            raise
+        _attached.add(tower)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+        _attached.discard(self.adapter.tower)
+        self._bias = self._evidence = None
+
+    def _restore(self) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+    def unmerge(self, rows: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch inputs dim"]:
+        """Give every input token the row of the token it went into; zeros where it was dropped.
+
+        Raises
+        ------
+        UserError
+            Nothing was traced, or `rows` are not as many as the tokens that were left.
+        """
+        if self.state is None or self.state.source is None:
+            raise UserError("no source map: attach with trace=True, and run the model inside the 'with'")
+        source = self.state.source
+        if rows.shape[:2] != source.shape[:2]:
+            raise UserError(f"unmerge takes {source.shape[1]} rows per image, one per token left; got {rows.shape[1]}")
+        share = source.sum(1, keepdim=True).transpose(1, 2).clamp_min(1e-12)  # of a soft mixture: its mean
+        return (source.transpose(1, 2) @ rows.to(source.dtype) / share.clamp_min(1e-12)).to(rows.dtype)
+
+    def groups(self) -> list[list[list[int | None]]]:
+        """Tell for every image, row by row, which token each patch went into (the most, if several); None: dropped.
+
+        Raises
+        ------
+        UserError
+            Nothing was traced, or the patches are no square grid.
+        """
+        if self.state is None or self.state.source is None:
+            raise UserError("no source map: attach with trace=True, and run the model inside the 'with'")
+        prefix = self.adapter.prefix
+        share, token = self.state.source[:, :, prefix:].max(1)
+        side = math.isqrt(token.shape[1])
+        if side * side != token.shape[1]:
+            raise UserError(f"{token.shape[1]} patches are no square grid; pass square images")
+        token = torch.where(share > 0, token, -1).unflatten(1, (side, side))
+        return [[[None if t < 0 else t for t in row] for row in image] for image in token.tolist()]
+
+    # -- surgery ------------------------------------------------------------------------------------------------------
+
+    def _swap(self, module: nn.Module, forward: Any) -> None:
+        before = type(module)
+        module.__class__ = type(before.__name__, (before,), {"forward": forward, "__module__": before.__module__})
+        if forward is _timm_forward:
+            module._reduction = self  # type: ignore[assignment]
+            self._undo.append(lambda: delattr(module, "_reduction"))
+        self._undo.append(lambda: setattr(module, "__class__", before))
+
+    def _swap_weights(self, weights: Mapping[str, Tensor]) -> None:
+        own = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        for name, tensor in weights.items():
+            if name not in own or own[name].shape != tensor.shape:
+                raise UserError(
+                    f"this {type(self.model).__name__} has no {name} of shape {tuple(tensor.shape)}; "
+                    f"{type(self.reducer).__name__} was trained for another model"
+                )
+            held, before = own[name], own[name].data
+            held.data = tensor.to(before, copy=True)
+            self._undo.append(lambda held=held, before=before: setattr(held, "data", before))
+
+    def _switch_attention(self, tower: Any) -> None:
+        from transformers import AttentionInterface
+        from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        before = tower.config._attn_implementation
+        if before not in _SERVED:
+            raise UserError(
+                f"attn_implementation={before!r} has masks of its own; load the model with one of: {', '.join(_SERVED)}"
+            )
+        source: Any = inspect.getmodule(type(tower))
+        self._own = source.eager_attention_forward if before == "eager" else ALL_ATTENTION_FUNCTIONS[before]
+        name = f"mintage-{type(self.reducer).__name__.lower()}-{next(_numbers)}"
+        AttentionInterface.register(name, self._attend_hf)
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[before])
+        self._undo.append(lambda: AttentionInterface._global_mapping.pop(name, None))
+        self._undo.append(lambda: AttentionMaskInterface._global_mapping.pop(name, None))
+        tower.set_attn_implementation(name)
+        self._undo.append(lambda: tower.set_attn_implementation(before))
+
+    # -- called by the model --
+
+    def run_layer(self, layer: nn.Module, index: int, x: Tensor, args: Any, kwargs: Any) -> Tensor:
+        """Run one block, with the reducer at its hook."""
+        if any(isinstance(mask, Tensor) for mask in (*args, *kwargs.values())):
+            raise UserError("a mask over patches does not go with a reducer; pass images without padding")
+        if index == 0:
+            self._begin(x)
+        state, keep = self._current(x, index), self._keep(index)
+        self.tokens.append(x.shape[1])
+        self._layer = index
+        x = x + self.adapter.attention_branch(layer, x, *args, **kwargs)
+        if self.reducer.hook == "attention":
+            state = self._reduced(replace(state, x=x), keep)
+            x = state.x
+        x = x + self.adapter.mlp_branch(layer, x)
+        state = replace(state, x=x)
+        if self.reducer.hook == "block":
+            state = self._reduced(state, keep)
+        self.state = state
+        return state.x
+
+    def _begin(self, x: Tensor) -> None:
+        patches = x.shape[1] - self.adapter.prefix
+        if patches not in self._kept:
+            self._kept[patches] = tuple(self.reducer.kept(replace(self.anatomy, patches=patches)))
+        self._patches = patches
+        self.tokens, self._bias, self.state = [], None, None
+
+    def _current(self, x: Tensor, index: int) -> TokenState:
+        if self.state is not None:
+            return replace(self.state, layer=index)
+        source = None
+        if self.trace:
+            source = torch.eye(x.shape[1], device=x.device).expand(x.shape[0], -1, -1)
+        return TokenState(
+            x=x,
+            size=torch.ones(x.shape[0], x.shape[1], 1, device=x.device),
+            prefix=self.adapter.prefix,
+            layer=index,
+            layers=len(self.adapter.layers),
+            source=source,
+            inputs=x.shape[1],
+        )
+
+    def _keep(self, index: int) -> int:
+        return self._kept[self._patches][index]
+
+    def _reduces(self, index: int, tokens: int) -> bool:
+        return self.reducer.masks or self._keep(index) < tokens - self.adapter.prefix
+
+    def _reduced(self, state: TokenState, keep: int) -> TokenState:
+        evidence, self._evidence = self._evidence, None
+        if evidence is None or (keep >= state.patches and not self.reducer.masks):
+            return state
+        with torch.autocast(state.x.device.type, enabled=False):  # decisions are taken in the precision they ask for
+            state = self.reducer.reduce(state, evidence, keep)
+        if self.reducer.proportional:
+            self._bias = state.size.clamp_min(1e-6).log().transpose(1, 2)[:, None]
+        return state
+
+    def _sizes(self) -> Tensor | None:
+        return None if self.state is None or self._bias is None else self.state.size
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float, own: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the attention output [batch, heads, tokens, head_dim] and its probabilities, if they are known.
+
+        ``own(mask)`` is the model's own function.
+        """
+        index, reducer = self._layer, self.reducer
+        bias = None if self._bias is None else self._bias.to(query.dtype)
+        reduces = self._reduces(index, query.shape[2])
+        if reduces or reducer.attends:
+            places = None if self.state is None else self.state.places
+            evidence = Evidence(query=query, key=key, value=value, scaling=scaling, bias=bias, places=places)
+            if reduces and reducer.wants_attention(index):
+                evidence = replace(evidence, weights=evidence.attention())
+            self._evidence = evidence if reduces else None
+            out = reducer.attend(evidence, index) if reducer.attends else None
+            if out is not None:
+                return out, None
+            if evidence.weights is not None:
+                weights = functional.dropout(evidence.weights, dropout, training=dropout > 0).to(value.dtype)
+                return weights @ value, weights
+        return own(bias)
+
+    def _attend_hf(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        def own(mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            if mask is not None:
+                mask = mask.expand(-1, -1, query.shape[2], -1)
+            out, weights = self._own(module, query, key, value, mask, scaling=scaling, dropout=dropout, **kwargs)
+            return out.transpose(1, 2), weights
+
+        factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+        out, weights = self._attend(query, key, value, factor, dropout, own)
+        return out.transpose(1, 2).contiguous(), weights
+
+    def attend_timm(self, module: Any, x: Tensor) -> Tensor:
+        """Run timm's attention module."""
+
+        def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
+            def own(mask: Tensor | None) -> tuple[Tensor, None]:
+                return sdpa(query, key, value, mask, scaling, dropout), None
+
+            return self._attend(query, key, value, scaling, dropout, own)[0]
+
+        return timm_attention(module, x, attend)
+
+
+def _layer_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    run, index = self._reduction
+    return run.run_layer(self, index, x, args, kwargs)
+
+
+def _timm_forward(self: Any, x: Tensor, *_: Any, **__: Any) -> Tensor:
+    return self._reduction.attend_timm(self, x)

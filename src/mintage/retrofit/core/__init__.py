@@ -1,0 +1,1 @@
+"""The plumbing of the retrofit job: what its methods stand on."""

@@ -1,0 +1,218 @@
+"""Give a trained model another tokenizer: the embeddings of its tokens, and a model that holds them.
+
+Only the input and output embeddings are new; the transformer is untouched. A method is an `EmbeddingTransfer`, which
+makes rows for tokens given as bytes; `transfer` puts them into a copy of the model.
+
+Use::
+
+    made = transfer(lm.model, lm.tokenizer, new_tokenizer, method="fvt")
+    made.model.save_pretrained("folder"), made.tokenizer.save_pretrained("folder")
+
+Laws (tested over every method): a transfer to the same tokenizer by a method that copies changes no bit; permuting the
+tokens permutes their rows; tied embeddings stay tied; the model saves and loads as any other.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from mintage import catalog
+from mintage.errors import UserError
+from mintage.retrofit.core.composer import Composed, Parts
+from mintage.retrofit.core.token_bytes import TokenBytes
+
+__all__ = ["EmbeddingTransfer", "Transferred", "transfer"]
+
+_ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EmbeddingTransfer(ABC):
+    """Makes embeddings of tokens that a model does not know."""
+
+    copies: ClassVar[bool] = True
+    """Whether a token that the model knows gets the model's own row, bit for bit."""
+
+    reads_texts: ClassVar[bool] = False
+    """Whether `fitted` needs texts in the new tokens."""
+
+    def fitted(self, source: Parts, tokens: Sequence[bytes], texts: Sequence[Sequence[int]]) -> EmbeddingTransfer:
+        """Return this method, ready for these tokens.
+
+        Parameters
+        ----------
+        source
+            The model's embeddings and tokens.
+        tokens
+            The new vocabulary.
+        texts
+            Texts as places in it; for methods that learn which tokens occur together.
+        """
+        return self
+
+    @abstractmethod
+    def rows(self, source: Parts, tokens: Sequence[bytes]) -> Composed:
+        """Return the embeddings of tokens, one row each."""
+
+    @classmethod
+    @abstractmethod
+    def tiny(cls) -> EmbeddingTransfer:
+        """Make a small offline instance, for the laws."""
+
+
+class Transferred(NamedTuple):
+    """A model that speaks other tokens, its tokenizer, and what was done.
+
+    Attributes
+    ----------
+    report
+        ``tokens`` in all; ``copied`` ones that the model knew; ``special`` ones matched by name or role; ``truncated``
+        ones of more parts than the method reads; ``empty`` ones of bytes that the model cannot write.
+    """
+
+    model: Any
+    tokenizer: Any
+    report: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Target:
+    """The new vocabulary: bytes of every token, and where special ones come from."""
+
+    tokenizer: Any
+    tokens: list[bytes] = field(default_factory=list)
+    special: dict[int, int] = field(default_factory=dict)  # place to the source's token
+
+    @classmethod
+    def of(cls, tokenizer: Any, old: Any) -> _Target:
+        """Match special tokens by name, then by role."""
+        known = old.get_vocab()
+        tokens = TokenBytes(tokenizer).tokens
+        roles = {getattr(tokenizer, role): getattr(old, role) for role in _ROLES if getattr(tokenizer, role, None)}
+        special = {}
+        for name, place in tokenizer.get_vocab().items():
+            if not tokens[place]:
+                like = name if name in known else roles.get(name)
+                if like in known:
+                    special[place] = known[like]
+        return cls(tokenizer, tokens, special)
+
+
+def transfer(
+    model: Any,
+    tokenizer: Any,
+    target: Any,
+    method: str | EmbeddingTransfer = "zett",
+    *,
+    texts: Iterable[str] = (),
+    share: bool = False,
+) -> Transferred:
+    """Return a copy of `model` that speaks the tokens of `target`.
+
+    Parameters
+    ----------
+    model, tokenizer
+        A causal or masked LM, and what it was trained with: a fast tokenizer.
+    target
+        The new one: a fast tokenizer, or a bare one of ``tokenizers``, which is given the special tokens and the chat
+        template of the old one.
+    method
+        A spec such as ``"zett"``, ``"fvt"``, ``"omp:sparsity=16"``, or an `EmbeddingTransfer`.
+    texts
+        For the methods that need some (FOCUS, WECHSEL, OMP): the kind of text that the new tokenizer is for.
+    share
+        All weights but the embeddings stay those of `model`, so that many can be compared; else they are copied.
+
+    Raises
+    ------
+    UserError
+        Tokens of either tokenizer cannot be read as bytes, the model is not the tokenizer's, the method needs texts,
+        or was trained for another model.
+    """
+    made = catalog.build(method, "retrofit") if isinstance(method, str) else method
+    if not isinstance(made, EmbeddingTransfer):
+        raise UserError(f"{method} makes no embeddings; pass one of: {', '.join(_names())}")
+    source = Parts(model, TokenBytes(tokenizer))
+    if isinstance(target, Tokenizer):
+        target = _dressed(target, tokenizer)
+    if len(tokenizer) > len(source.input):
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} tokens, {type(model).__name__} embeds {len(source.input)}; "
+            "pass the tokenizer that the model was trained with"
+        )
+    wanted = _Target.of(target, tokenizer)
+    texts = list(texts)
+    if made.reads_texts and not texts:
+        raise UserError(f"{type(made).__name__} learns which tokens occur together; pass texts of the new kind")
+    listed = [target(text, add_special_tokens=False)["input_ids"] for text in texts] if made.reads_texts else []
+    with torch.no_grad():
+        made = made.fitted(source, wanted.tokens, listed)
+        rows = made.rows(source, wanted.tokens)
+        places, likes = (torch.tensor(list(x), dtype=torch.long) for x in (wanted.special, wanted.special.values()))
+        for weight, old in ((rows.input, source.input), (rows.output, source.output)):
+            weight[places] = old[likes].to(weight.dtype)
+        return Transferred(_with_rows(model, rows, target, source.tied, share), target, _report(source, wanted, made))
+
+
+def _dressed(bare: Tokenizer, old: Any) -> PreTrainedTokenizerFast:
+    """Give a bare tokenizer the special tokens of another, and its chat template."""
+    inner = Tokenizer.from_str(bare.to_str())
+    inner.add_special_tokens([token for token in old.added_tokens_decoder.values() if token.special])
+    roles = {role: getattr(old, role) for role in _ROLES if getattr(old, role, None)}
+    made = PreTrainedTokenizerFast(tokenizer_object=inner, **roles)
+    made.chat_template = old.chat_template
+    return made
+
+
+def _names() -> list[str]:
+    return [
+        m.name
+        for m in catalog.methods("retrofit")
+        if m.status == "ready" and not m.problem and issubclass(m.load(), EmbeddingTransfer)
+    ]
+
+
+def _report(source: Parts, wanted: _Target, made: EmbeddingTransfer) -> dict[str, int]:
+    parts = [p for place, p in enumerate(source.of(wanted.tokens)) if place not in wanted.special]
+    read = getattr(made, "length", None)
+    return {
+        "tokens": len(wanted.tokens),
+        "copied": sum(token in source.vocabulary.ids for token in wanted.tokens),
+        "special": len(wanted.special),
+        "truncated": sum(len(p) > read for p in parts) if read else 0,
+        "empty": sum(not p for p in parts),
+    }
+
+
+def _with_rows(model: Any, rows: Composed, target: Any, tied: bool, share: bool) -> Any:
+    """Copy the model, its embeddings replaced."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    own = {weight for end in ends if end is not None for weight in end.parameters()}
+    made = copy.deepcopy(model, {id(w): w for w in model.parameters() if share and w not in own})
+    made.resize_token_embeddings(len(rows.input), mean_resizing=False)
+    made.get_input_embeddings().weight.data.copy_(rows.input)
+    head = made.get_output_embeddings()
+    if head is not None and not tied:
+        head.weight.data.copy_(rows.output)
+    if head is not None and rows.bias is not None and getattr(head, "bias", None) is not None:
+        head.bias.data.copy_(rows.bias)
+    ids = {f"{role}_id": getattr(target, f"{role}_id", None) for role in ("bos_token", "eos_token", "pad_token")}
+    for held in (made.config, getattr(made, "generation_config", None)):
+        for name, place in ids.items():
+            if held is not None:
+                setattr(held, name, place)
+    return made
+
+
+def mean_row(weight: Tensor) -> Tensor:
+    """What a token gets of which nothing is known."""
+    return weight.float().mean(0)

@@ -1,0 +1,1 @@
+"""The plumbing of the segment job: what its methods stand on."""

@@ -1,0 +1,342 @@
+"""Open tokenizers that others made under this contract: Hugging Face, tiktoken, sentencepiece; and mintage's own.
+
+They may lose text, which mintage's own never do: `Foreign.loss` says what was found lost. They cannot be saved from
+here, because their file is already theirs.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from mintage.errors import UserError, did_you_mean, missing_extra
+from mintage.segment.contract import Segmenter, as_bytes, load
+from mintage.segment.core.artefact import VALUES
+from mintage.segment.core.hf import from_byte_chars
+from mintage.tokenizer_files import load_tokenizer
+
+__all__ = ["Foreign", "HFTokenizer", "SentencePiece", "Tiktoken", "open_segmenter"]
+
+PROBES = (
+    "The sea, THE SEA",
+    " leading",
+    "trailing ",
+    "two  spaces   three",
+    "\ttab\nline\r\n",
+    "e\u0301 é ﬁ ½ Å",
+    "潮汐 พระจันทร์ द्वारा",
+    "👩‍👩‍👧‍👦",
+    "\ufeffmark \x00 nul \x7f",
+    "<s> [UNK] ▁ Ġ ## don't , . !",
+)
+"""Texts that tell what a tokenizer loses."""
+
+
+class Foreign(Segmenter):
+    """A tokenizer made elsewhere."""
+
+    kind: str
+    """What it is, in a word or two."""
+
+    note: str = ""
+    """What had to be assumed to open it."""
+
+    @property
+    def loss(self) -> str:
+        """Name the first probe that does not come back, or nothing; a text that was not probed may still be lost."""
+        for probe in PROBES:
+            back = self.decode(self.encode(probe))
+            if back != probe:
+                return f"{probe!r} comes back as {back!r}"
+        return ""
+
+    def ends(self, text: str) -> list[int] | None:
+        """Return where in the UTF-8 of `text` every token ends; None where that cannot be told."""
+        return None
+
+    def encode(self, text: str | bytes) -> list[int]:
+        """Cut a text; bytes must be UTF-8."""
+        if isinstance(text, bytes):
+            return self.encode_bytes(text)
+        as_bytes(text)
+        return self._encode(text)
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """Cut bytes that are UTF-8.
+
+        Raises
+        ------
+        UserError
+            They are not.
+        """
+        try:
+            return self._encode(data.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"this {self.kind} reads text only, and byte {error.start} is not UTF-8; decode the input first"
+            ) from None
+
+    def _encode(self, text: str) -> list[int]:
+        raise NotImplementedError
+
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Refuse: there is nothing that mintage could write better than the file it was read from."""
+        raise UserError(f"this {self.kind} is not mintage's to save; copy the file that it was opened from")
+
+    @classmethod
+    def from_state(cls, values: dict[str, Any], arrays: dict[str, np.ndarray]) -> Segmenter:
+        """Refuse, as `state` does."""
+        raise ValueError("a tokenizer of others is opened with open_segmenter")
+
+
+class HFTokenizer(Foreign):
+    """Any ``tokenizers.Tokenizer``; special tokens in a text are read as text, none are added."""
+
+    method, kind = "hf", "Hugging Face tokenizer"
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.encode_special_tokens = True
+        self._size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        self._tokens = _byte_tokens(tokenizer, self._size)
+
+    @property
+    def vocab_size(self) -> int:
+        """The largest id and one, added tokens included."""
+        return self._size
+
+    def tokens(self) -> list[bytes] | None:
+        """Return the bytes of every id of a byte-level tokenizer, else None."""
+        return list(self._tokens) if self._tokens else None
+
+    def encode_batch(self, texts: Iterable[str | bytes]) -> list[list[int]]:
+        """Cut many texts at once."""
+        batch = [text.decode("utf-8") if isinstance(text, bytes) else text for text in texts]
+        for text in batch:
+            as_bytes(text)
+        return [e.ids for e in self.tokenizer.encode_batch_fast(batch, add_special_tokens=False)]
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """Join the ids' bytes where they have some, else ask the tokenizer's decoder."""
+        self.check_ids(ids)
+        if self._tokens:
+            return b"".join(map(self._tokens.__getitem__, ids))
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False).encode("utf-8", "replace")
+
+    def ends(self, text: str) -> list[int]:
+        """Return the tokens' ends by the offsets that the tokenizer keeps."""
+        place = [0, *accumulate(len(char.encode()) for char in text)]
+        return [place[end] for _, end in self.tokenizer.encode(text, add_special_tokens=False).offsets]
+
+    def to_hf(self) -> Any:
+        """Return it as a ``transformers.PreTrainedTokenizerFast``."""
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(self.tokenizer.to_str()))
+
+
+def _byte_tokens(tokenizer: Tokenizer, size: int) -> list[bytes] | None:
+    """Return the bytes of every id where the decoder is ByteLevel, else None."""
+    held = json.loads(tokenizer.to_str())
+    decoder = held.get("decoder") or {}
+    kinds = [decoder.get("type"), *(part.get("type") for part in decoder.get("decoders", ()))]
+    if [kind for kind in kinds if kind not in (None, "Sequence")] != ["ByteLevel"]:
+        return None
+    added = {token["id"]: token["content"].encode() for token in held["added_tokens"]}
+    found = [b""] * size
+    try:
+        for token, number in tokenizer.get_vocab(with_added_tokens=True).items():
+            found[number] = added[number] if number in added else from_byte_chars(token)
+    except KeyError:
+        return None
+    return found
+
+
+class Tiktoken(Foreign):
+    """A tiktoken encoding; special tokens in a text are read as text."""
+
+    method, kind = "tiktoken", "tiktoken encoding"
+
+    def __init__(self, encoding: Any, note: str = "") -> None:
+        self.encoding, self.note = encoding, note
+
+    @property
+    def vocab_size(self) -> int:
+        """The largest id and one, special tokens included."""
+        return self.encoding.n_vocab
+
+    def tokens(self) -> list[bytes]:
+        """Return the bytes of every id; ids that stand for nothing have none."""
+        found = [b""] * self.vocab_size
+        for number in range(self.vocab_size):
+            try:
+                found[number] = self.encoding.decode_single_token_bytes(number)
+            except KeyError:
+                continue
+        return found
+
+    def encode_batch(self, texts: Iterable[str | bytes]) -> list[list[int]]:
+        """Cut texts one after the other."""
+        return [self.encode(text) for text in texts]
+
+    def _encode(self, text: str) -> list[int]:
+        return self.encoding.encode_ordinary(text)
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """Join the ids' bytes."""
+        self.check_ids(ids)
+        try:
+            return self.encoding.decode_bytes(list(ids))
+        except KeyError:
+            odd = next(i for i in ids if not self.tokens()[i])
+            raise UserError(f"id {odd} stands for nothing in this tiktoken encoding") from None
+
+
+class SentencePiece(Foreign):
+    """A sentencepiece model. Most of them normalise, so lose text: see `loss`."""
+
+    method, kind = "sentencepiece", "sentencepiece model"
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+
+    @property
+    def vocab_size(self) -> int:
+        """Pieces, control pieces included."""
+        return self.processor.get_piece_size()
+
+    def _encode(self, text: str) -> list[int]:
+        return self.processor.encode(text, out_type=int)
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """Decode to text, and return its UTF-8."""
+        self.check_ids(ids)
+        return self.processor.decode(list(ids)).encode("utf-8", "replace")
+
+    def ends(self, text: str) -> list[int]:
+        """Return the pieces' ends by the offsets that the model keeps."""
+        place = [0, *accumulate(len(char.encode()) for char in text)]
+        return [place[end] for _, end in self.processor.encode_as_offset_mapping(text)["offsets"]]
+
+
+def open_segmenter(spec: str | Path) -> Segmenter:
+    """Open a tokenizer, whoever made it.
+
+    Parameters
+    ----------
+    spec
+        A folder that `Segmenter.save` or ``mintage segment train`` wrote; a Hugging Face folder, ``tokenizer.json``,
+        hub id or ``"smollm2"`` (the embedded model's); a ``.tiktoken`` file or the name of an encoding of tiktoken
+        (fetched by tiktoken unless it has it); a sentencepiece ``.model`` file.
+
+    Raises
+    ------
+    UserError
+        There is none, it is damaged, or the library that reads it is not installed.
+    """
+    path = Path(spec)
+    if path.is_dir() and (path / VALUES).exists():
+        return load(path)
+    if path.name == VALUES and path.is_file():
+        return load(path.parent)
+    if path.suffix == ".tiktoken":
+        return _tiktoken_file(path)
+    if path.suffix == ".model":
+        return _sentencepiece_file(path)
+    if not path.exists():
+        if known := _tiktoken_names(str(spec)):
+            return _tiktoken_named(str(spec).removeprefix("tiktoken:"), known)
+        if str(spec).count("/") != 1 and str(spec) != "smollm2" and not path.suffix:
+            raise UserError(
+                f"{spec} does not exist; pass a mintage folder, tokenizer.json, .tiktoken or .model file, smollm2, "
+                "a tiktoken name such as cl100k_base, or a hub id such as owner/name"
+            )
+    return HFTokenizer(load_tokenizer(spec))
+
+
+def _tiktoken() -> Any:
+    try:
+        import tiktoken
+    except ModuleNotFoundError:
+        raise missing_extra("tiktoken", "segment") from None
+    return tiktoken
+
+
+def _tiktoken_names(spec: str) -> list[str]:
+    """Return the encodings that tiktoken knows if `spec` is meant to be one."""
+    if spec.startswith("tiktoken:"):
+        return _tiktoken().list_encoding_names()
+    try:
+        known = _tiktoken().list_encoding_names()
+    except UserError:  # whoever has not installed tiktoken means something else
+        return []
+    return known if spec in known else []
+
+
+def _tiktoken_named(name: str, known: list[str]) -> Tiktoken:
+    if name not in known:
+        raise UserError(f"tiktoken has no encoding {name!r}; {did_you_mean(name, known)}")
+    try:
+        return Tiktoken(_tiktoken().get_encoding(name))
+    except Exception as error:  # whatever the network says
+        raise UserError(
+            f"tiktoken cannot get {name} ({type(error).__name__}); connect once, or pass its .tiktoken file"
+        ) from None
+
+
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+CL100K_PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|"
+    r"\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+)
+
+
+def _tiktoken_file(path: Path) -> Tiktoken:
+    ranks: dict[bytes, int] = {}
+    try:
+        for line in path.read_bytes().splitlines():
+            if line:
+                token, rank = line.split()
+                ranks[base64.b64decode(token, validate=True)] = int(rank)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, binascii.Error):
+        raise UserError(f"{path} is no tiktoken file (a token in base64 and its rank on every line)") from None
+    absent = [b for b in range(256) if bytes([b]) not in ranks]
+    if absent:
+        raise UserError(f"{path} lacks byte 0x{absent[0]:02x}; a tiktoken file holds all 256, get it again")
+    old = len(ranks) <= 50_281
+    note = f"its pattern is not in the file; {'GPT-2' if old else 'cl100k_base'}'s is assumed"
+    encoding = _tiktoken().Encoding(
+        path.stem, pat_str=GPT2_PATTERN if old else CL100K_PATTERN, mergeable_ranks=ranks, special_tokens={}
+    )
+    return Tiktoken(encoding, note)
+
+
+def _sentencepiece_file(path: Path) -> SentencePiece:
+    try:
+        import sentencepiece
+    except ModuleNotFoundError:
+        raise missing_extra("sentencepiece", "segment") from None
+    try:
+        data = path.read_bytes()
+        if not data:  # which the library takes for "load later"
+            raise RuntimeError
+        return SentencePiece(sentencepiece.SentencePieceProcessor(model_proto=data))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except Exception:  # RuntimeError from the library
+        raise UserError(f"{path} is no sentencepiece model, or damaged; get it again") from None

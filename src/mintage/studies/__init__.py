@@ -1,0 +1,1 @@
+"""The papers' claims, one module per method: arms, measures, comparisons. They may use several jobs."""
