@@ -5,7 +5,8 @@ workshop on LLM agents, arXiv 2402.14160. Independent siblings repeat each other
 replacement, by the Gumbel-Top-k trick with a fixed number of children (RSD-C), or by stochastic beam search (Kool et
 al., ICML 2019, arXiv 1903.06059) with a fixed number of nodes per level (RSD-S).
 
-The verification rule is `core.verify.recursive_rejection`; whether it pays is a question for `core.acceptance`. Not here: stopping below an end token (the loop drops what follows one), and training of draft models.
+The verification rule is `core.verify.recursive_rejection`; whether it pays is a question for `core.acceptance`.
+Not here: stopping below an end token (the loop drops what follows one), and training of draft models.
 """
 
 from __future__ import annotations
