@@ -92,8 +92,8 @@ docs: $(DOCS) readme ## build the site into site/ (any warning is an error)
 	@$(BIN)/mkdocs build --quiet --strict
 	@echo "site/index.html"
 
-readme: $(DEV) ## rewrite the generated tables of README.md
-	@$(BIN)/python docs/readme_table.py
+readme: $(DEV) ## rewrite what is made from results/: tables of README.md, the rows that are shipped
+	@$(BIN)/python docs/generate.py
 
 wheel: $(DEV) ## build dist/*.whl
 	@rm -rf build dist

@@ -12,6 +12,7 @@ from pathlib import Path
 from mintage import catalog
 from mintage.catalog import Method
 from mintage.measure import Result, newest, read_results
+from mintage.measure.standing import standings
 
 __all__ = ["ROOT", "readme_results", "render", "replace_between", "status"]
 
@@ -148,21 +149,13 @@ def readme_results() -> str:
         return "Nothing measured yet: run `mintage bench draft`."
     links = ", ".join(f"[{job}](docs/{job}.md)" for job in catalog.JOBS if any(r.job == job for r in tested))
     described = (
-        "One line per method: how many of its tested claims hold, and the first of them, each in its widest run. "
+        "One line per method: how many of its tested claims hold, and the first of them, each as measured last. "
         f"All of them stand on the pages of {links} (`make docs`) and in `mintage report`."
     )
     return "\n\n".join(filter(None, [draft_speeds(rows), described, _claims_in_brief(tested)]))
 
 
 def _claims_in_brief(rows: Sequence[Result]) -> str:
-    widest: dict[tuple[str, ...], Result] = {}
-    for r in rows:
-        key = (r.method, r.metric, r.claim, r.data, r.model, str(r.settings.get("dtype", "")))
-        if key not in widest or (r.n or 0) >= (widest[key].n or 0):
-            widest[key] = r
-    by_method: dict[str, list[Result]] = {}
-    for r in sorted(widest.values(), key=lambda r: catalog.JOBS.index(r.job)):
-        by_method.setdefault(r.method, []).append(r)
     head = (
         "job",
         "method",
@@ -174,13 +167,14 @@ def _claims_in_brief(rows: Sequence[Result]) -> str:
         "best peer",
         "device",
     )
+    told = [(stands, first) for stands in standings(rows).values() if (first := stands.headline)]
     return _table(
         head,
         [
             (
                 first.job,
-                f"`{method}`",
-                f"{sum(r.verdict == 'holds' for r in mine)} of {len(mine)}",
+                f"`{first.method}`",
+                f"{stands.held} of {len(stands.claims)}",
                 first.claim,
                 first.verdict if first.verdict == "holds" else f"**{first.verdict}**",
                 _number(first),
@@ -188,8 +182,7 @@ def _claims_in_brief(rows: Sequence[Result]) -> str:
                 _peer(first),
                 first.device,
             )
-            for method, mine in by_method.items()
-            for first in mine[:1]
+            for stands, first in sorted(told, key=lambda one: catalog.JOBS.index(one[1].job))
         ],
     )
 

@@ -87,6 +87,13 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel):
     assert {"mintage/py.typed", "mintage/assets/prompts.jsonl", "mintage/measure/templates/report.html.j2"} <= packed
 
 
+def test_the_wheel_brings_the_evidence(wheel, home):
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.getinfo("mintage/assets/scoreboard.jsonl").file_size <= 300_000
+    out = in_home(home, "mintage", "show", "ems")
+    assert re.search(r"Measured \(shipped with mintage .*: \d+ of \d+ claims hold", out)
+
+
 def test_the_installed_command_lists_the_methods(home):
     out = in_home(home, "mintage", "methods")
     for job in catalog.JOBS:

@@ -326,10 +326,11 @@ def _files_of_segment(folder):
 def make_draft_results():
     from mintage.measure import Result, append_results
 
-    def make(folder):
+    def make(folder, time="2126-01-01T00:00:00+00:00"):
         row = Result(
             method="token-recycling", job="draft", metric="tokens per target forward", value=1.75, unit="tokens",
             higher_is_better=True, interval=(1.5, 2.0), n=9, baseline={"generate (transformers)": 1.0}, model="made up",
+            environment={"time": time},
         )  # fmt: skip
         append_results(folder / "draft.jsonl", [row])
 
@@ -412,7 +413,7 @@ def test_show_a_method_that_is_ready(mintage, name):
     for key in catalog.hyperparameters(row.load()):
         assert re.search(rf"^\s*{key} ", done.out, re.MULTILINE)
     assert "Laws it passes" in done.out
-    assert f"run: mintage bench {name}" in done.out
+    assert f": mintage bench {name}" in done.out
 
 
 def test_show_a_method_that_is_planned(mintage):
@@ -427,9 +428,29 @@ def test_show_a_method_that_is_planned(mintage):
 
 def test_show_what_was_measured(mintage, make_draft_results, tmp_path):
     make_draft_results(tmp_path / "mine")
-    done = mintage("show", "token-recycling", "--results", tmp_path / "mine")
-    assert re.search(r"tokens per target forward +1.75 tokens +1.5 to 2 +generate \(transformers\) 1 +9", done.out)
-    assert "Nothing measured" in mintage("show", "prompt-lookup", "--results", tmp_path / "mine").out
+    shown = mintage("show", "token-recycling", "--results", tmp_path / "mine").out
+    assert f"Measured (in {tmp_path / 'mine'}/, newest row of 2126-01-01)" in shown.replace("\n", "")
+    assert re.search(r"^measured +tokens per target forward *$", shown, re.MULTILINE)
+    assert re.search(r"1.75 tokens \(1.5 to 2\), n=9; baseline generate \(transformers\) 1 *$", shown, re.MULTILINE)
+    assert "made up; unknown machine; 2126-01-01" in shown
+    assert "shipped" in mintage("show", "prompt-lookup", "--results", tmp_path / "mine").out, "of another method"
+
+
+def test_older_rows_of_ones_own_give_way_to_those_that_are_shipped(mintage, make_draft_results, tmp_path):
+    make_draft_results(tmp_path / "old", time="2020-01-01T00:00:00+00:00")
+    shown = mintage("show", "token-recycling", "--results", tmp_path / "old").out
+    assert "Measured (shipped with mintage" in shown
+    assert "made up" not in shown
+
+
+def test_show_tells_anywhere_what_was_measured_before_it_was_shipped(mintage, tmp_path):
+    shown = mintage("show", "ems", "--results", tmp_path / "nowhere").out
+    head = r"Measured \(shipped with mintage [\d.]+, newest row of \d{4}-\d\d-\d\d\): \d+ of \d+ claims hold"
+    assert re.search(head, shown)
+    assert re.search(r"^does not hold +EMS finds more needles than the best rival", shown, re.MULTILINE)
+    assert re.search(r"points \(.* to .*\), n=\d+; baseline full-cache [\d.]+, .*; best peer", shown)
+    assert re.search(r"smollm2; pass-keys and .*; 20\d\d-\d\d-\d\d; commit [0-9a-f]{7}", " ".join(shown.split()))
+    assert "Nothing measured" in mintage("show", "wechsel").out
 
 
 # -- generate ------------------------------------------------------------------------------------------------------
@@ -644,6 +665,14 @@ def test_mistakes_in_looking(mintage, tmp_path):
     (tmp_path / "empty" / "draft.jsonl").write_text('{"row": "result"}\n')
     assert told(mintage("report", "empty")).startswith("empty/draft.jsonl, line 1: no schema version")
     assert told(mintage("show", "plain", "--results", "empty")).startswith("empty/draft.jsonl, line 1: no schema")
+
+
+def test_the_rows_that_travel_are_written_and_read_like_any_others(mintage, make_draft_results, tmp_path):
+    make_draft_results(tmp_path / "results")
+    done = mintage("report", "results", "--scoreboard", "few.jsonl")
+    assert (done.status, done.out) == (0, f"wrote {tmp_path / 'few.jsonl'}\n")
+    assert not (tmp_path / "report.html").exists()
+    assert mintage("report", "few.jsonl").status == 0
 
 
 def test_a_page_that_cannot_be_written(mintage, make_draft_results, tmp_path):

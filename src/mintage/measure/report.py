@@ -25,6 +25,7 @@ from mintage.measure import draw
 from mintage.measure.environment import device_name
 from mintage.measure.figure import Figure
 from mintage.measure.result import Result, newest, to_line
+from mintage.measure.standing import Standing, standing
 
 __all__ = ["write_report"]
 
@@ -49,24 +50,20 @@ class _Entry:
 
     method: Method
     results: tuple[Result, ...]
+    stands: Standing
 
     @property
     def headline(self) -> Result | None:
-        """The row that stands for the method: the first claim-testing row of the newest run, else its first row.
-
-        A bench writes its headline metric first; the verdicts of all other rows are counted beside it.
-        """
-        candidates = [r for r in self.results if r.verdict != "measured"] or list(self.results)
-        return max(candidates, key=lambda r: str(r.environment.get("time", "")), default=None)  # max: the first
+        return self.stands.headline
 
     @property
     def verdict(self) -> str:
         return self.headline.verdict if self.headline else NOT_MEASURED
 
     @property
-    def other_verdicts(self) -> list[tuple[str, int]]:
-        counts = Counter(r.verdict for r in self.results if r is not self.headline and r.verdict != "measured")
-        return [(verdict, counts[verdict]) for verdict in VERDICTS if counts[verdict]]
+    def counted(self) -> str:
+        claims = self.stands.claims
+        return f"{self.stands.held} of {len(claims)} claim{'' if len(claims) == 1 else 's'} hold" if claims else ""
 
 
 @dataclass(frozen=True)
@@ -111,11 +108,8 @@ def write_report(results: Iterable[Result | Figure], out: str | Path, *, rows: S
     measured = [row for row in shown if isinstance(row, Result)]
     figures = [row for row in shown if isinstance(row, Figure)]
     catalogue = list(methods() if rows is None else rows)
-    entries = [
-        _Entry(method, tuple(r for r in measured if r.method == method.name))
-        for method in catalogue
-        if method.role == "paper"
-    ]
+    own = {m.name: tuple(r for r in measured if r.method == m.name) for m in catalogue if m.role == "paper"}
+    entries = [_Entry(m, own[m.name], standing(own[m.name])) for m in catalogue if m.role == "paper"]
     machines = _machines([row.environment for row in shown if row.environment])
     letters = {_machine_key(machine.facts): machine.letter for machine in machines}
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
