@@ -20,13 +20,14 @@ import typing
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from mintage.errors import UserError, did_you_mean
 
 __all__ = [
     "JOBS",
     "Method",
+    "Trains",
     "build",
     "find",
     "hyperparameters",
@@ -34,6 +35,8 @@ __all__ = [
     "lazy_attributes",
     "methods",
     "parse_spec",
+    "resolve",
+    "trainings",
 ]
 
 JOBS = ("draft", "keep", "reduce", "segment", "retrofit", "lm", "codec", "embed", "perceive", "audit")
@@ -44,6 +47,24 @@ ENTRY_POINTS = "mintage.methods"
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 Role = Literal["paper", "baseline", "combinator"]
+
+
+class Trains(NamedTuple):
+    """Something that can be trained: a command of ``mintage train``.
+
+    Parameters
+    ----------
+    name
+        Of the command, e.g. ``"sit-slim"``.
+    entry
+        ``"module:Class"``, a `mintage.train.Training`.
+    summary
+        One line for the list of trainings.
+    """
+
+    name: str
+    entry: str
+    summary: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,6 +85,10 @@ class Method:
         The paper; empty and 0 for baselines without one.
     trains
         Whether the method has a training stage.
+    trainings
+        What ``mintage train`` can train for it.
+    study
+        ``"module:Class"`` of the paper's claim check, a `mintage.measure.study.Study`; empty where there is none.
     summary
         One line for someone who has not read the paper.
     claim
@@ -84,6 +109,8 @@ class Method:
     arxiv: str = ""
     year: int = 0
     trains: bool = False
+    trainings: tuple[Trains, ...] = ()
+    study: str = ""
     summary: str = ""
     claim: str = ""
     role: Role = "paper"
@@ -111,6 +138,21 @@ class Method:
             raise UserError(f"{self.name} is not built yet; ready in its job: {_ready(self.job)}")
         return resolve(self.entry)
 
+    def load_study(self) -> type:
+        """Import the class of the claim check.
+
+        Raises
+        ------
+        UserError
+            There is none, or the row's plug-in is broken.
+        """
+        if self.problem:
+            raise UserError(self.problem)
+        if not self.study:
+            beside = f"; beside others: mintage bench {self.job} {self.name}" if self.status == "ready" else ""
+            raise UserError(f"{self.name} has no claim check{beside or ' yet: it is not built'}")
+        return resolve(self.study)
+
 
 def _ready(job: str) -> str:
     return ", ".join(m.name for m in methods(job) if m.status == "ready") or "none yet"
@@ -122,16 +164,21 @@ def resolve(target: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def lazy_attributes(module: str, **targets: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def lazy_attributes(
+    module: str, rows: Iterable[Method] = (), **others: str
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Make ``__getattr__`` and ``__dir__`` of a front door, so that looking at it imports nothing heavy.
 
     Parameters
     ----------
     module
         The front door's ``__name__``.
-    **targets
+    rows
+        The classes of these are attributes.
+    **others
         Public name to ``"module:attribute"``.
     """
+    targets = {row.entry.partition(":")[2]: row.entry for row in rows if row.entry} | others
 
     def getattribute(name: str) -> Any:
         if name not in targets:
@@ -202,6 +249,12 @@ def find(name: str, job: str | None = None) -> Method:
     if job is not None and method.job and method.job != job:
         raise UserError(f"{name} belongs to the {method.job} job, not to {job}; {job} has: {_ready(job)}")
     return method
+
+
+def trainings() -> dict[str, Trains]:
+    """Return all that can be trained, by name: what rows bring, and what front doors list as ``TRAININGS``."""
+    doors = [part for job in JOBS for part in getattr(importlib.import_module(f"mintage.{job}"), "TRAININGS", ())]
+    return {part.name: part for part in [*doors, *(part for row in methods() for part in row.trainings)]}
 
 
 def job_summary(job: str) -> str:

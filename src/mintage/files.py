@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from mintage.errors import UserError
 
-__all__ = ["append_line", "cache_dir", "read_jsonl", "replace_file", "replace_folder"]
+__all__ = ["append_line", "cache_dir", "check_writable", "read_jsonl", "replace_file", "replace_folder"]
 
 
 def cache_dir() -> Path:
@@ -25,6 +25,25 @@ def cache_dir() -> Path:
     if own := os.environ.get("MINTAGE_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mintage"
+
+
+def check_writable(path: str | Path) -> None:
+    """Fail now, and not after hours of work, if a file cannot be written here.
+
+    Raises
+    ------
+    UserError
+        `path` is a folder, or its folder cannot be made or written to.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise UserError(f"{target} is a folder; pass the file to write, e.g. {target / 'made.safetensors'}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error.strerror}; pass another path") from None
 
 
 @contextmanager

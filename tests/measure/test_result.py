@@ -77,8 +77,8 @@ def lines(path, *objects):
     ("change", "told"),
     [
         (
-            {"schema": 2, "environment": {"mintage": "9.1"}},
-            "schema 2 by mintage 9.1; this mintage reads up to schema 1",
+            {"schema": 3, "environment": {"mintage": "9.1"}},
+            "schema 3 by mintage 9.1; this mintage reads up to schema 2",
         ),
         ({"schema": None}, "no schema version"),
         ({"row": "resutl"}, "did you mean 'result'?"),

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from mintage import __version__
 from mintage.cli.audit import app as audit
-from mintage.cli.bench import bench
+from mintage.cli.bench import app as bench
 from mintage.cli.calibrate import calibrate
 from mintage.cli.generate import generate
 from mintage.cli.methods import methods
@@ -39,7 +39,7 @@ app.command(rich_help_panel="Use")(calibrate)
 app.add_typer(segment, name="segment", rich_help_panel="Use")
 app.add_typer(retrofit, name="retrofit", rich_help_panel="Use")
 app.add_typer(audit, name="audit", rich_help_panel="Use")
-app.command(rich_help_panel="Measure")(bench)
+app.add_typer(bench, name="bench", rich_help_panel="Measure")
 app.command(rich_help_panel="Measure")(report)
 
 

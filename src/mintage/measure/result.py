@@ -23,7 +23,7 @@ from mintage.measure.figure import Figure
 
 __all__ = ["SCHEMA", "Result", "Verdict", "append_results", "newest", "read_results", "to_line"]
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the line format. A reader refuses lines of a newer one by name."""
 
 Verdict = Literal["holds", "does not hold", "measured"]
@@ -47,6 +47,8 @@ class Result:
         Name to value, same metric and unit, measured in the same run.
     claim
         The sentence that the bench tested, with its threshold; empty for a row that only informs.
+    rule
+        When the claim holds, e.g. ``"interval above 0"``; empty where no single bound decides. Since schema 2.
     verdict
         ``"holds"`` or ``"does not hold"`` for a tested claim, else ``"measured"``.
     model, data
@@ -75,6 +77,7 @@ class Result:
     interval: tuple[float, float] | None = None
     n: int = 1
     claim: str = ""
+    rule: str = ""
     verdict: Verdict = "measured"
     model: str = ""
     data: str = ""

@@ -1,6 +1,14 @@
-"""Train: the one loop that every training method runs through; a method brings a `Recipe`, never a loop."""
+"""Train: the one loop of every training, and what a training is; a method brings recipes, never a loop."""
 
-from mintage.train.loop import Trained, train
-from mintage.train.recipe import Recipe, Settings
+from mintage.catalog import lazy_attributes
 
-__all__ = ["Recipe", "Settings", "Trained", "train"]
+__getattr__, __dir__ = lazy_attributes(
+    __name__,
+    Recipe="mintage.train.recipe:Recipe",
+    Settings="mintage.train.recipe:Settings",
+    Trained="mintage.train.loop:Trained",
+    train="mintage.train.loop:train",
+    LanguageModelTraining="mintage.train.training:LanguageModelTraining",
+    Training="mintage.train.training:Training",
+    Work="mintage.train.training:Work",
+)

@@ -1,0 +1,59 @@
+"""What the joint comparison of a job is: methods of your choice, on your model and data, beside baseline and rivals.
+
+A subclass is the command ``mintage bench JOB``; its fields are the command's options. Not here: the papers' claims
+(`mintage.studies`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mintage.measure.figure import Figure
+from mintage.measure.result import Result
+from mintage.options import Options, option
+from mintage.progress import Progress, silent
+
+__all__ = ["Bench", "Note"]
+
+Note = Callable[[str], None]
+"""Says one line to whoever waits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench(Options, ABC):
+    """A job's joint comparison. The docstring of a subclass is its command's help."""
+
+    job: ClassVar[str]
+
+    seed: int = option(0, "Of everything random.", least=0, below=2**63)
+
+    @abstractmethod
+    def run(
+        self,
+        specs: Sequence[str] = (),
+        *,
+        command: str = "",
+        progress: Progress = silent,
+        note: Note = lambda line: None,
+    ) -> list[Result | Figure]:
+        """Measure the methods.
+
+        Parameters
+        ----------
+        specs
+            ``"name"`` or ``"name:key=value,..."``; none means the job's usual arms.
+        command
+            Written into the rows: what repeats them.
+        progress
+            ``progress(stage, done, of)``.
+        note
+            Told what a user should know while it runs.
+
+        Raises
+        ------
+        UserError
+            A spec is unknown or cannot be measured here.
+        """

@@ -1,0 +1,69 @@
+"""How the command line shows long work: a bar per stage on a terminal, else lines with elapsed and estimated time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from mintage.progress import Progress
+
+__all__ = ["shown_progress"]
+
+_EVERY = 30.0  # seconds between two lines of one stage
+
+
+@contextmanager
+def shown_progress(console: Console | None = None) -> Iterator[Progress]:
+    """Yield a `Progress` that is drawn on standard error; bars go when the work is over."""
+    console = console or Console(stderr=True)
+    if not console.is_terminal:
+        yield Lines(console)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Bars(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(stage: str, done: int, of: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=of or None)
+            bars.update(tasks[stage], completed=done, total=of or None)
+
+        yield show
+
+
+class Lines:
+    """Progress as lines: when a stage begins and ends, and in between at most every half minute."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._began: dict[str, tuple[float, int]] = {}  # stage: when, and what was done by then (a resumed run)
+        self._said: dict[str, float] = {}
+        self._over: set[str] = set()
+
+    def __call__(self, stage: str, done: int, of: int) -> None:
+        """See `mintage.progress.Progress`."""
+        now = time.monotonic()
+        first = stage not in self._began
+        began, before = self._began.setdefault(stage, (now, done))
+        over = bool(of) and done >= of
+        if stage in self._over or not (first or over or now - self._said[stage] >= _EVERY):
+            return
+        self._said[stage] = now
+        if over:
+            self._over.add(stage)
+        count = f" {done} of {of}" if of else f" {done}" if done else ""
+        told = "" if first else f", {_clock(now - began)} elapsed"
+        if of and before < done < of:
+            told += f", about {_clock((now - began) * (of - done) / (done - before))} left"
+        self._console.print(f"{stage}:{count}{told}", style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
