@@ -11,13 +11,15 @@ from rich.console import Console
 from mintage.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 _RULES = ("qk", "q", "k")
 
 
 def calibrate(
-    text: Annotated[list[str], typer.Option("--text", help="Text files or folders to calibrate on; may be repeated.")],
+    text: Annotated[
+        list[str] | None, typer.Option("--text", help="Text files or folders, may be repeated; default: WikiText-2.")
+    ] = None,
     model: Annotated[str, typer.Option(help="smollm2 (embedded), a folder, or a hub id.")] = "smollm2",
     rule: Annotated[str, typer.Option(help="Score of a channel: qk (after rotation), q or k (before it).")] = "qk",
     blocks: Annotated[int, typer.Option(help="Blocks of text, fewer where the text ends.")] = 256,
@@ -39,6 +41,7 @@ def calibrate(
 
     Next: [bold]mintage generate "Hello" --keep double-sparsity:channels=channels.safetensors[/bold]
     """
+    from mintage.data import Corpus, texts
     from mintage.keep.double_sparsity import calibrate_channels
     from mintage.models import load_causal_lm
 
@@ -51,7 +54,7 @@ def calibrate(
     with console.status("calibrating") as status:
         order = calibrate_channels(
             lm.model,
-            _blocks(lm, text, blocks, block_tokens),
+            _blocks(lm, Corpus(*text) if text else texts("wikitext2", "train"), blocks, block_tokens),
             rule,  # type: ignore[arg-type]  (checked above)
             progress=lambda done: status.update(f"calibrating: block {done} of {blocks}"),
         )
@@ -60,14 +63,12 @@ def calibrate(
     typer.echo(f"{out}: {dim} channels of {rows} heads in {layers} layers, scored on {order.tokens} tokens")
 
 
-def _blocks(lm: Any, paths: list[str], number: int, tokens: int) -> Iterator[Any]:
+def _blocks(lm: Any, texts: Iterable[str], number: int, tokens: int) -> Iterator[Any]:
     """Cut a stream of texts into blocks of tokens."""
     import torch
 
-    from mintage.data import Corpus
-
     found, held = 0, []
-    for text in Corpus(*paths):
+    for text in texts:
         held += lm.tokenizer(text, add_special_tokens=False)["input_ids"]
         while len(held) >= tokens:
             yield torch.tensor([held[:tokens]], device=lm.model.device)

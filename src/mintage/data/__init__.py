@@ -1,10 +1,22 @@
-"""Named inputs: prompts that ship with mintage, text of any size as a stream, and the folder of larger data sets.
+"""Named inputs: prompts that ship with mintage, corpora with their splits, text of any size as a stream.
 
 Looking at this front door imports nothing heavy.
 """
 
+from mintage.data.corpora import Document, texts
 from mintage.data.corpus import Corpus, Texts, as_corpus, data_file
 from mintage.data.counting import count_words
 from mintage.data.prompts import Prompt, read_prompts, spread
 
-__all__ = ["Corpus", "Prompt", "Texts", "as_corpus", "count_words", "data_file", "read_prompts", "spread"]
+__all__ = [
+    "Corpus",
+    "Document",
+    "Prompt",
+    "Texts",
+    "as_corpus",
+    "count_words",
+    "data_file",
+    "read_prompts",
+    "spread",
+    "texts",
+]

@@ -25,10 +25,9 @@ import torch
 from torch import Tensor
 
 from mintage import catalog
-from mintage.data import data_file
+from mintage.data import texts
 from mintage.data.haystack import make_haystack
 from mintage.errors import UserError
-from mintage.files import read_jsonl
 from mintage.keep.baselines import FullCache
 from mintage.keep.contract import Policy, Step
 from mintage.keep.core.attach import Attachment
@@ -51,8 +50,8 @@ _DECODED = 64
 NEEDLES = ("pass-key", "UUID")
 """What is hidden in a text: five digits, or 36 characters, of which each must be copied."""
 
-SPEECHES = ("state_union", "inaugural")
-"""Parts of ``long_docs`` that are in English and in prose."""
+SPEECHES = ("speeches",)
+"""Corpora of long documents that are in English and in prose."""
 
 _FINDABLE = 0.05
 """Retrieval lost at most, for a policy to count as keeping it."""
@@ -75,22 +74,19 @@ def documents(
     least
         How many will do where there are no more; default all of `number`.
     corpora
-        Of ``long_docs``: ``state_union``, ``inaugural``, ``shakespeare``, ``genesis``.
+        Names of `mintage.data.texts`: ``speeches``, ``genesis``.
 
     Raises
     ------
     UserError
         The data folder is not set, or too few documents are that long.
     """
-    rows = [r for r in read_jsonl(data_file("long_docs.jsonl.gz")) if r["corpus"] in corpora]
-    rows = [r for r in rows if r["corpus"] != "genesis" or r["file"].startswith("english")]
-    rows = [r for r in rows if len(r["text"]) >= 3 * tokens]
+    read = [document for name in corpora for document in texts(name, "all", domain="en").documents()]
     found = []
-    for row in _spread(rows):
-        text = row["text"][: 8 * tokens]
-        ids = lm.tokenizer(text, return_tensors="pt")["input_ids"]
+    for document in _spread([document for document in read if len(document.text) >= 3 * tokens]):
+        ids = lm.tokenizer(document.text[: 8 * tokens], return_tensors="pt")["input_ids"]
         if ids.shape[1] >= tokens:  # type: ignore[union-attr]
-            found.append((row["file"], ids[:, :tokens]))  # type: ignore[index]
+            found.append((document.name, ids[:, :tokens]))  # type: ignore[index]
         if len(found) == number:
             return found
     if len(found) < (number if least is None else least):

@@ -7,7 +7,6 @@ name to a function from a text to its `Bits`.
 
 from __future__ import annotations
 
-import sysconfig
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mintage.data import Corpus, data_file
+from mintage.data import Document, texts
 from mintage.errors import UserError, did_you_mean
 from mintage.measure import Interval, bootstrap_ratio, trial
 from mintage.measure.trial import Report, silent
@@ -32,15 +31,6 @@ DOMAINS = ("code", "humaneval", "prose", *LANGUAGES)
 
 
 # -- texts -------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Document:
-    """A text and where it comes from."""
-
-    name: str
-    domain: str
-    text: str
 
 
 def documents(domain: str, number: int, *, size: int = 1024, seed: int = 0) -> list[Document]:
@@ -69,26 +59,21 @@ def documents(domain: str, number: int, *, size: int = 1024, seed: int = 0) -> l
 
 def _library(_: str) -> Iterable[tuple[str, str]]:
     """Modules of the standard library; what stands before the first definition of a file is mostly licence."""
-    folder = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(folder.glob("*.py")):
-        text = path.read_text(encoding="utf-8", errors="replace")
-        start = max(text.find("\ndef "), text.find("\nclass "))
-        if start > 0 and "\ufffd" not in text:
-            yield path.name, text[start + 1 :]
+    for module in texts("python-library", "held-out").documents():
+        start = max(module.text.find("\ndef "), module.text.find("\nclass "))
+        if start > 0 and "\ufffd" not in module.text:
+            yield module.name, module.text[start + 1 :]
 
 
 def _humaneval(_: str) -> Iterable[tuple[str, str]]:
-    from mintage.files import read_jsonl
-
-    for row in read_jsonl(data_file("humaneval.jsonl.gz")):
-        yield row["task_id"], row["prompt"] + row["canonical_solution"]
+    return ((task.name, task.text) for task in texts("humaneval", "held-out").documents())
 
 
 def _wikipedia(_: str) -> Iterable[tuple[str, str]]:
     """Paragraphs of WikiText-2 test without unknown words, its spacing of punctuation undone."""
-    for number, line in enumerate(Corpus(data_file("wikitext2_test_head.txt.gz"))):
-        if "<unk>" not in line and not line.startswith(" ="):
-            yield f"line {number}", _unspaced(line.strip())
+    for line in texts("wikitext2", "held-out").documents():
+        if "<unk>" not in line.text and not line.text.startswith(" ="):
+            yield line.name, _unspaced(line.text.strip())
 
 
 def _unspaced(line: str) -> str:
@@ -100,8 +85,7 @@ def _unspaced(line: str) -> str:
 
 
 def _xquad(language: str) -> Iterable[tuple[str, str]]:
-    for number, text in enumerate(Corpus(data_file("xquad.jsonl.gz"), key="context", where={"lang": language})):
-        yield f"{language} {number}", text
+    return ((paragraph.name, paragraph.text) for paragraph in texts("xquad", "all", domain=language).documents())
 
 
 _SOURCES: dict[str, Callable[[str], Iterable[tuple[str, str]]]] = {

@@ -15,11 +15,13 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from mintage import catalog
-from mintage.data import data_file
+from mintage.data import texts
+from mintage.data.corpora import Split
 from mintage.errors import UserError, missing_extra
 from mintage.files import append_line, read_jsonl
 from mintage.measure import Figure, Interval, Result, timed
@@ -35,9 +37,9 @@ from mintage.segment.core.metrics import (
     continued_share,
     description_length,
     encode_corpus,
+    gold_words,
     morphology,
     parity,
-    read_morphology,
     renyi_efficiency,
     speed,
     word_spans,
@@ -383,7 +385,7 @@ class Mix:
 
 
 def open_mix(limit: int | None = None) -> Mix:
-    """Read the job's data from ``$MINTAGE_DATA``.
+    """Read the job's texts.
 
     Parameters
     ----------
@@ -397,9 +399,9 @@ def open_mix(limit: int | None = None) -> Mix:
     """
     if limit is not None and limit < 100:
         raise UserError(f"limit={limit}; train on at least 100 lines")
-    valid, test = (_lines(f"wikitext2_{part}.txt.gz", limit) for part in ("valid", "test_head"))
+    valid, test = (_lines(part, limit) for part in ("train", "held-out"))
     share = 1.0 if limit is None else min(1.0, limit / 3000)
-    paragraphs = read_jsonl(data_file("xquad.jsonl.gz"))
+    paragraphs = [paragraph.fields for paragraph in texts("xquad", "all").documents()]
     numbers = sorted({row["par"] for row in paragraphs})
     half = len(numbers) // 2
     seen, unseen = (set(part[: max(4, int(half * share))]) for part in (numbers[:half], numbers[half:]))
@@ -415,7 +417,7 @@ def open_mix(limit: int | None = None) -> Mix:
         elif row["par"] in unseen:
             new.setdefault(row["lang"], []).append(row["context"])
     foreign: dict[str, tuple[list[str], list[str]]] = {}
-    for row in read_jsonl(data_file("tatoeba_parallel.jsonl.gz")):
+    for row in (sentence.fields for sentence in texts("tatoeba", "all").documents()):
         if row["lang"] in ISO:
             if row["i"] % 2 == 0 and row["i"] < 1000 * share:
                 train[ISO[row["lang"]]].append(row["text"])
@@ -425,20 +427,17 @@ def open_mix(limit: int | None = None) -> Mix:
             same.append(row["eng"])
     return Mix(
         train=ByLanguage(train, dev=dev),
-        held=test + [text for texts in new.values() for text in texts],
+        held=test + [text for own in new.values() for text in own],
         parallel={
-            "XQuAD": {lang: (texts, new["en"]) for lang, texts in new.items() if lang != "en"},
+            "XQuAD": {lang: (own, new["en"]) for lang, own in new.items() if lang != "en"},
             "languages not trained on": foreign,
         },
-        gold=read_morphology(data_file("morph_segmentation.jsonl.gz"), ("eng", "spa")),
+        gold=gold_words(word.fields for word in texts("morph-segmentation", "all", domain=("eng", "spa")).documents()),
     )
 
 
-def _lines(name: str, limit: int | None) -> list[str]:
-    from mintage.data import Corpus
-
-    lines = (line for line in Corpus(data_file(name)) if line.strip())
-    return [line for _, line in zip(range(limit or 1 << 62), lines, strict=False)]
+def _lines(split: Split, limit: int | None) -> list[str]:
+    return list(islice((line for line in texts("wikitext2", split) if line.strip()), limit))
 
 
 # -- training the arms -----------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ __all__ = [
     "description_length",
     "encode_corpus",
     "gini",
+    "gold_words",
     "morphology",
     "parity",
     "read_morphology",
@@ -339,10 +340,23 @@ class Boundaries:
 
 
 def read_morphology(path: str | Path, languages: Sequence[str] | None = None) -> dict[str, list[str]]:
-    """Read gold morphemes: JSON lines with ``word`` and ``segments``; rows whose pieces do not join to the word go.
+    """Read gold morphemes from JSON lines, as `gold_words` takes them.
+
+    Raises
+    ------
+    UserError
+        The file cannot be read, or no row can be scored.
+    """
+    return gold_words(read_jsonl(path), languages, source=str(path))
+
+
+def gold_words(
+    rows: Iterable[Mapping[str, Any]], languages: Sequence[str] | None = None, *, source: str = "the gold"
+) -> dict[str, list[str]]:
+    """Return words and their morphemes from rows with ``word`` and ``segments``; those that do not join to it go.
 
     Canonical pieces ("happy" + "ness" for "happiness") name no place in the word, so they cannot be scored. With
-    `languages`, only rows whose ``lang`` is one of them are read.
+    `languages`, only rows whose ``lang`` is one of them are taken.
 
     Raises
     ------
@@ -350,16 +364,16 @@ def read_morphology(path: str | Path, languages: Sequence[str] | None = None) ->
         No row can be scored.
     """
     gold: dict[str, list[str]] = {}
-    for row in read_jsonl(path):
+    for row in rows:
         if languages is not None and row.get("lang") not in languages:
             continue
         word, parts = row.get("word"), row.get("segments")
         if not isinstance(word, str) or not isinstance(parts, list):
-            raise UserError(f"{path}: a row has no word or segments; it has: {', '.join(row)}")
+            raise UserError(f"{source}: a row has no word or segments; it has: {', '.join(row)}")
         if word and all(isinstance(part, str) for part in parts) and "".join(parts) == word:
             gold.setdefault(word, [part for part in parts if part])
     if not gold:
-        raise UserError(f"{path} holds no word whose segments join to it; there is nothing to score")
+        raise UserError(f"{source} holds no word whose segments join to it; there is nothing to score")
     return gold
 
 
