@@ -7,15 +7,17 @@ import shutil
 import struct
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mintage.catalog import JOBS, Method, methods
-from mintage.measure import draw
+from mintage.measure import draw, report
 from mintage.measure.figure import Figure
 from mintage.measure.report import write_report
+from mintage.measure.result import read_results
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = [
@@ -29,7 +31,11 @@ QUIET = [
     "--disable-sync",
     "--hide-scrollbars",
 ]
-VOID = {"meta", "link", "br", "hr", "img", "input"}
+VOID = {"meta", "link", "br", "wbr", "hr", "img", "input"}
+DRAWN = {
+    *("ul", "li", "i", "div", "svg", "g", "line", "path", "circle", "rect", "text", "title", "dl", "dt", "dd", "mark"),
+    *("details", "summary", "table", "thead", "tbody", "tr", "th", "td", "span", "br", "small", "image"),
+}
 HOSTILE = (
     "<script>document.title='pwned'</script>",
     "</script><script>document.title='pwned'</script>",
@@ -89,6 +95,26 @@ class Page(HTMLParser):
         line = self.papers[method]
         return " ".join(next(e for e in self.inside("td", line) if e.get("data-label") == label)["text"].split())
 
+    def rows(self, fold):
+        """What the page's script unfolds where a method is opened."""
+        return json.loads(unpacked(self.all("details", id=fold)[0]["data-rows"]))
+
+    def drawing(self, fold):
+        return Page(unpacked(self.all("details", id=fold)[0]["data-drawn"]))
+
+    @property
+    def drawings(self):
+        return [self.drawing(e["id"]) for e in self.all("details") if "data-drawn" in e]
+
+
+def unpacked(text):
+    return gzip.decompress(base64.b64decode(text)).decode()
+
+
+def saved(page):
+    """The rows that the page's button saves."""
+    return [json.loads(line) for line in unpacked(page.all("script", id="rows")[0]["text"]).splitlines()]
+
 
 @pytest.fixture
 def page(rows, tmp_path):
@@ -108,7 +134,7 @@ def test_every_paper_has_a_line_measured_or_not(page):
         assert page.papers[method.name]["data-status"] == method.status
     assert page.papers["ems"]["data-verdict"] == "not measured"
     assert "prompt-lookup" not in page.papers  # a baseline is no paper, but its results are shown in its job
-    assert page.all("article", id="method-draft-prompt-lookup")
+    assert page.rows("method-draft-prompt-lookup")[0]["here"] == "1.31\N{MULTIPLICATION SIGN}"
 
 
 def test_a_line_tells_value_interval_n_baseline_peer_verdict_and_device(page):
@@ -147,15 +173,41 @@ def test_the_headline_is_the_first_claim_of_the_newest_run(make_result, tmp_path
 
 
 def test_a_job_section_holds_every_row_and_what_repeats_it(page, rows):
-    section = page.all("section", id="job-draft")[0]["text"]
+    section = page.all("section", id="job-draft")[0]
+    folds = [e["id"] for e in page.inside("details", section) if "data-rows" in e]
+    assert folds == ["method-draft-token-recycling", "method-draft-prompt-lookup"]
+    held = [row for fold in folds for row in page.rows(fold)]
     for row in rows:
         if getattr(row, "metric", None) and row.job == "draft":
-            assert row.metric in section
-            assert row.command in section
-            assert row.claim in section
-            assert row.note in section
-    assert "prompt-lookup" in section
-    assert "Not measured yet: dyspec, rsd, spectr, ppd." in section
+            (shown,) = [
+                one for one in held
+                if (one["metric"], one["on"][1], one["claim"]) == (row.metric, row.device, row.claim)
+                and one["here"] == report._reading(row)
+            ]  # fmt: skip
+            commit = "commit 82300d8" + " and changes" * row.environment["dirty"]
+            assert shown["run"] == ["2026-03-01T10:00:00+00:00", commit, row.command]
+            assert (shown["note"], shown["verdict"], shown["n"]) == (row.note, row.verdict, row.n)
+            assert shown["settings"] == [["seed", "0"], ["budget", "48"], ["dtype", "float32"]]
+            assert [name for _, name in shown["baseline"]] == list(row.baseline)
+            assert {name for _, name in shown["peers"]} == set(row.peers)
+            assert shown["on"][2:] == [row.model, row.data]
+    assert "Not measured yet: dyspec, rsd, spectr, ppd." in section["text"]
+
+
+def test_rows_that_test_a_claim_come_first_and_the_best_peer_does(make_result, tmp_path):
+    rows = [make_result(metric="a", claim="", verdict="measured"), make_result(metric="b")]
+    rows += [make_result(metric="c", higher_is_better=False)]
+    shown = Page(write_report(rows, tmp_path / "r.html").read_text()).rows("method-draft-token-recycling")
+    assert [row["metric"] for row in shown] == ["b", "c", "a"]
+    assert [row["peers"][0][1] for row in shown] == ["cold table", "prompt-lookup", "cold table"]
+
+
+def test_a_method_with_settings_stands_behind_the_method(make_result, tmp_path):
+    names = ["zzz", "token-recycling:budget=8", "dyspec:budget=4", "ppd", "token-recycling", "token-recycling cold"]
+    page = Page(write_report([make_result(method=name) for name in names], tmp_path / "r.html").read_text())
+    assert [e["data-method"] for e in page.all("details") if "data-rows" in e] == [
+        "token-recycling", "token-recycling:budget=8", "token-recycling cold", "dyspec:budget=4", "ppd", "zzz"
+    ]  # fmt: skip
 
 
 def test_rows_of_unknown_jobs_and_methods_are_shown(make_result, tmp_path):
@@ -163,6 +215,8 @@ def test_rows_of_unknown_jobs_and_methods_are_shown(make_result, tmp_path):
     page = Page(write_report(rows, tmp_path / "r.html").read_text())
     assert "my-method" in page.all("section", id="job-brew")[0]["text"]
     assert "other-drafter" in page.all("section", id="job-draft")[0]["text"]
+    assert page.rows("method-brew-my-method")
+    assert page.rows("method-draft-other-drafter")
 
 
 def test_machines_are_lettered_and_described_once(page):
@@ -172,6 +226,23 @@ def test_machines_are_lettered_and_described_once(page):
     ]
     assert "NVIDIA H100 80GB HBM3" in page.all("article", id="machine-B")[0]["text"]
     assert "82300d8c0ffee" in page.all("article", id="machine-A")[0]["text"]
+
+
+def test_a_machine_is_listed_once_however_many_commits_ran_on_it(make_result, tmp_path):
+    def on(commit, **changes):
+        environment = {"cpu": "EPYC", "cores": 2, "python": "3.11", "commit": commit, **changes}
+        return make_result(metric=f"{commit} {changes}", environment=environment)
+
+    rows = [on("aaa"), on("bbb"), on("bbb", time="2026-01-01"), on("bbb", cores=4), on("ccc", threads=1)]
+    page = Page(write_report(rows, tmp_path / "r.html").read_text())
+    first, second = [e for e in page.all("article") if e["id"].startswith("machine-")]
+    assert (first["id"], second["id"]) == ("machine-A", "machine-B")
+    assert [e["text"] for e in page.inside("dd", first)] == ["EPYC", "2", "3.11"]
+    assert [[cell["text"] for cell in page.inside("td", line)] for line in page.inside("tr", first)][1:] == [
+        ["bbb", "", "2"], ["aaa", "", "1"], ["ccc", "1", "1"]
+    ]  # fmt: skip
+    assert "bbb" in second["text"]
+    assert not page.inside("table", second)
 
 
 def test_broken_plugins_show_their_problem(tmp_path):
@@ -189,19 +260,15 @@ def test_an_empty_report_is_the_list_of_papers(tmp_path):
     assert not [e for e in page.all("section") if e.get("class") == "job"]
 
 
-def unpacked(page):
-    lines = gzip.decompress(base64.b64decode(page.all("script", id="rows")[0]["text"])).decode()
-    return [json.loads(line) for line in lines.splitlines()]
-
-
 def test_only_the_newest_row_of_a_key_is_shown(make_result, tmp_path):
     text = write_report([make_result(value=1.75), make_result(value=1.85)], tmp_path / "r.html").read_text()
     assert "1.85\N{MULTIPLICATION SIGN}" in text
     assert "1.75\N{MULTIPLICATION SIGN}" not in text
+    assert [row["here"][:4] for row in Page(text).rows("method-draft-token-recycling")] == ["1.85"]
 
 
 def test_the_rows_can_be_taken_out_of_the_page(page, rows):
-    assert [row["value"] for row in unpacked(page)] == [row.value for row in rows if hasattr(row, "metric")]
+    assert [row["value"] for row in saved(page)] == [row.value for row in rows if hasattr(row, "metric")]
 
 
 def test_the_page_asks_the_network_for_nothing(rows, tmp_path):
@@ -215,6 +282,13 @@ def test_the_page_asks_the_network_for_nothing(rows, tmp_path):
     assert len(text) < 400_000
     policy = next(e["content"] for e in page.all("meta") if "http-equiv" in e)
     assert policy.startswith("default-src 'none'; img-src data:;")
+
+
+def test_methods_whose_names_differ_only_in_signs_have_folds_of_their_own(make_result, tmp_path):
+    rows = [make_result(method=name) for name in ("my drafter", "my:drafter", "my-drafter--2", "my,drafter")]
+    page = Page(write_report(rows, tmp_path / "r.html").read_text())
+    folds = [e["id"] for e in page.all("details") if "data-rows" in e]
+    assert len(set(folds)) == 4
 
 
 def test_ids_are_unique_and_links_inside_the_page_lead_somewhere(page):
@@ -263,6 +337,10 @@ def harmless(html):
     assert not [name for e in page.elements for name in e if name.startswith("on")]
     assert not [e for e in page.all("a") if not re.match(r"#|https://arxiv\.org/abs/[\d.v]+$", e["href"])]
     assert page.all("title")[0]["text"] == "mintage: the scoreboard"
+    for drawn in page.drawings:
+        assert {e["tag"] for e in drawn.elements} <= DRAWN
+        assert not [name for e in drawn.elements for name in e if name.startswith("on") or name == "src"]
+        assert all(e["href"].startswith("data:image/") for e in drawn.elements if "href" in e)
     return page
 
 
@@ -272,10 +350,18 @@ def test_no_text_becomes_markup(make_result, tmp_path, text):
     html = write_report(rows, tmp_path / "r.html", rows=catalogue).read_bytes().decode("utf-8")
     page = harmless(html)
     if text.isprintable():
-        assert page.all("article", class_="method")[0]["text"].count(text) >= 8
-        assert unpacked(page)[0]["note"] == text
+        (row,) = page.rows(next(e["id"] for e in page.all("details") if e.get("data-method") == text))
+        assert json.dumps(row).count(json.dumps(text)[1:-1]) >= 8
+        assert saved(page)[0]["note"] == text
+        assert (
+            sum(
+                text in drawn.elements[0]["text"] or any(text in e["text"] for e in drawn.elements)
+                for drawn in page.drawings
+            )
+            >= 4
+        )
     if "{{" in text:
-        assert "{{ 7 * 7 }}{% raw %}" in page.all("article", class_="method")[0]["text"]
+        assert "{{ 7 * 7 }}{% raw %}" in next(e["data-method"] for e in page.all("details") if "data-method" in e)
 
 
 # -- drawings -----------------------------------------------------------------------------------------------------
@@ -438,8 +524,10 @@ def test_a_gap_breaks_the_line(page):
 
 
 def test_the_numbers_behind_a_chart_stand_beside_it(page):
-    table = next(e for e in page.all("table", class_="numbers") if "Zero-TPrune" in e["text"])
-    cells = [e["text"] for e in page.inside("td", table)]
+    drawn = page.drawing("figure-reduce-speed")
+    table = drawn.all("table", class_="numbers")[0]
+    assert "Zero-TPrune" in table["text"]
+    cells = [e["text"] for e in drawn.inside("td", table)]
     assert cells == ["1.120", "1.410", "1.190", "1.520", "0.9400", "", "1.240", "1.710"]
 
 
@@ -459,7 +547,8 @@ def open_page(rows, tmp_path):
     path = write_report(rows, tmp_path / "report.html")
 
     def load(fragment=""):
-        return Page(chromium(tmp_path / "profile", "--dump-dom", f"{path.as_uri()}{fragment}"))
+        wait = "--virtual-time-budget=5000"  # for what unfolds
+        return Page(chromium(tmp_path / "profile", wait, "--dump-dom", f"{path.as_uri()}{fragment}"))
 
     return load
 
@@ -501,16 +590,43 @@ def test_browser_sorts_and_keeps_lines_without_a_value_last(open_page):
     assert list(open_page("#sort=method").papers) == sorted(page.papers)
 
 
+def drive(path, script, *, width=1400):
+    """Run a script beside the page, which is in a frame of that width from the same origin; return what it returns.
+
+    The script knows the frame, its ``page`` and ``seconds`` (from the start until the scoreboard was drawn), and
+    ``unfolded(fold)``, which opens one.
+    """
+    driver = path.parent / "driver.html"
+    driver.write_text(
+        f"""<meta charset="utf-8"><pre></pre><iframe style="border:0" width="{width}" height="900"></iframe><script>
+        const frame = document.querySelector("iframe"), began = performance.now();
+        const unfolded = (fold) => new Promise((done) => {{
+          fold.addEventListener("unfolded", () => done(fold), {{ once: true }}); fold.open = true; }});
+        frame.onload = () => frame.contentWindow.requestAnimationFrame(async () => {{
+          const page = frame.contentDocument;
+          const board = page.querySelector("#scoreboard tbody tr").getBoundingClientRect();
+          const seconds = (performance.now() - began) / 1000;
+          try {{ var out = await (async () => {{ {script} }})(); }} catch (error) {{ out = String(error); }}
+          document.querySelector("pre").textContent = JSON.stringify(out) + "\u2029";
+        }});
+        frame.src = "{path.name}";
+        </script>""",
+        encoding="utf-8",
+    )
+    dom = chromium(
+        path.parent / "profile", "--allow-file-access-from-files", "--virtual-time-budget=60000", "--dump-dom",
+        driver.as_uri(),
+    )  # fmt: skip
+    return json.loads(Page(dom).all("pre")[0]["text"].partition("\u2029")[0])
+
+
 @browser
 @pytest.mark.browser
 def test_browser_clicks_on_heads_and_keeps_the_state_in_the_address(rows, tmp_path):
-    """Drives the page from a second page in a frame of the same origin, served as one file with the report inside."""
-    path = write_report(rows, tmp_path / "report.html")
-    driver = """
-      const frame = document.querySelector("iframe"), out = document.querySelector("pre");
-      frame.onload = () => {
-        const page = frame.contentDocument, seen = [];
-        const lines = () => [...page.querySelectorAll("#scoreboard tbody tr:not([hidden])")];
+    seen = drive(
+        write_report(rows, tmp_path / "report.html"),
+        """
+        const seen = [], lines = () => [...page.querySelectorAll("#scoreboard tbody tr:not([hidden])")];
         const order = () => lines().map(line => line.cells[0].dataset.sort);
         const head = page.querySelector("th[data-key=method] button");
         seen.push(order()[0]); head.click(); seen.push(order()[0]); head.click(); seen.push(order()[0]);
@@ -518,22 +634,45 @@ def test_browser_clicks_on_heads_and_keeps_the_state_in_the_address(rows, tmp_pa
         box.value = "dnabert"; box.dispatchEvent(new Event("input", {bubbles: true}));
         seen.push(order().join(), frame.contentWindow.location.hash);
         page.querySelector("button[type=reset]").click(); seen.push(order().length, box.value);
-        out.textContent = JSON.stringify(seen);
-      };
-      frame.src = "report.html";
-    """
-    (tmp_path / "driver.html").write_text(f"<pre></pre><iframe></iframe><script>{driver}</script>")
-    dom = chromium(
-        tmp_path / "profile", "--allow-file-access-from-files", "--virtual-time-budget=3000", "--dump-dom",
-        (path.parent / "driver.html").as_uri(),
-    )  # fmt: skip
-    seen = json.loads(Page(dom).all("pre")[0]["text"])
+        return seen;
+        """,
+    )
     names = sorted(m.name for m in methods() if m.role == "paper")
     first = next(m.name for m in methods() if m.role == "paper")
     assert seen[:3] == [first, names[0], names[-1]]
     assert seen[3] == "dnabert2"
     assert seen[4] == "#filter=dnabert&sort=method&dir=desc"
     assert seen[5:] == [len(names), ""]
+
+
+@browser
+@pytest.mark.browser
+def test_browser_unfolds_what_a_link_leads_to(open_page):
+    assert not open_page().all("table", class_="results")
+    page = open_page("#method-draft-token-recycling")
+    (table,) = page.all("table", class_="results")
+    text = " ".join(table["text"].split())
+    assert "1.80\N{MULTIPLICATION SIGN} [1.70, 1.88] n = 20" in text
+    assert "holdshot table makes at least 1.7 tokens per forward" in text
+    assert "seed 0 budget 48 dtype float32 2026-03-01T10:00:00+00:00 commit 82300d8 and changes mintage bench" in text
+    assert {e["class"] for e in page.inside("circle", table)} == {"dot up", "dot down"}
+    assert page.inside("svg", table)[0]["aria-label"].startswith("token-recycling 1.80\N{MULTIPLICATION SIGN}; [1.70")
+    (links,) = {e["href"] for e in page.inside("a", page.inside("tbody", table)[0])}
+    assert links == "#machine-A"
+    drawn = open_page("#figure-reduce-speed").all("figure")
+    assert "Zero-TPrune" in drawn[0]["text"]
+
+
+@browser
+@pytest.mark.browser
+def test_browser_shows_few_of_many_peers_and_the_others_on_demand(make_result, tmp_path):
+    row = make_result(peers={f"peer {place:02d}": place / 10 for place in range(20)})
+    path = write_report([row], tmp_path / "report.html")
+    fold = f"{path.as_uri()}#method-draft-token-recycling"
+    page = Page(chromium(tmp_path / "profile", "--virtual-time-budget=5000", "--dump-dom", fold))
+    cell = next(e for e in page.all("td", class_="peers"))
+    assert [e["text"] for e in page.inside("summary", cell)] == ["14 more"]
+    assert [e["text"] for e in page.inside("small", cell)] == [f"peer {place:02d}" for place in range(19, -1, -1)]
 
 
 @browser
@@ -547,6 +686,95 @@ def test_browser_runs_nothing_that_came_with_a_result(make_result, tmp_path):
     path = write_report(rows, tmp_path / "r.html", rows=catalogue)
     page = harmless(chromium(tmp_path / "profile", "--dump-dom", path.as_uri()))
     assert len(page.papers) == len(HOSTILE)
+    seen = drive(
+        path,
+        """
+        const folds = [...page.querySelectorAll("details.method, details.figure")];
+        for (const fold of folds) await unfolded(fold);
+        await new Promise((done) => setTimeout(done, 500));
+        const all = [...page.querySelectorAll("*")];
+        return {
+          folds: folds.length,
+          title: page.title,
+          bad: all.filter((e) => ["SCRIPT", "IMG", "IFRAME", "OBJECT"].includes(e.tagName)).length,
+          handlers: all.flatMap((e) => [...e.attributes]).filter((a) => a.name.startsWith("on")).length,
+          links: [...new Set([...page.links].map((a) => a.protocol))],
+          shown: page.querySelector("table.results").textContent.includes("document.title='pwned'"),
+        };
+        """,
+    )
+    assert seen == {
+        "folds": 7 * len(HOSTILE), "title": "mintage: the scoreboard", "bad": 2, "handlers": 0, "links": ["file:"],
+        "shown": True,
+    }  # fmt: skip
+
+
+RESULTS = Path(__file__).parent.parent.parent / "results"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The page of all results of this repository."""
+    return write_report(read_results(RESULTS), tmp_path_factory.mktemp("whole") / "report.html")
+
+
+def test_the_page_of_all_results_has_at_most_three_megabytes(whole):
+    assert whole.stat().st_size <= 3_000_000
+
+
+@browser
+@pytest.mark.browser
+def test_browser_opens_the_page_of_all_results_in_two_seconds(whole):
+    """The best of three, because a busy machine is no slow page."""
+    seconds = min(drive(whole, "return board.height > 20 ? seconds : Infinity;") for _ in range(3))
+    assert seconds < 2
+
+
+@browser
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1400, 1000, 800])
+def test_browser_columns_never_overlap(whole, width):
+    """Every text and drawing of a cell lies in its cell, no two cells overlap, and nothing is wider than the page."""
+    seen = drive(
+        whole,
+        """
+        const folds = [...page.querySelectorAll("details.method")];
+        const wanted = ["token-recycling", "ems", "pitome", "lib", "zett", "number-tokens"];
+        const opened = folds.filter((fold) => wanted.includes(fold.dataset.method));
+        for (const fold of opened) await unfolded(fold);
+        for (const more of page.querySelectorAll("details.method[open] td details")) more.open = true;
+        function boxes(cell) {
+          const found = [...cell.querySelectorAll("svg")].map((svg) => svg.getBoundingClientRect());
+          const walker = page.createTreeWalker(cell, NodeFilter.SHOW_TEXT), range = page.createRange();
+          while (walker.nextNode()) {
+            range.selectNodeContents(walker.currentNode);
+            found.push(...range.getClientRects());
+          }
+          return found.filter((box) => box.width > 0.5 && box.height > 0.5);
+        }
+        const bad = [], inside = (box, cell) => box.left >= cell.left - 1 && box.right <= cell.right + 1
+          && box.top >= cell.top - 1 && box.bottom <= cell.bottom + 1;
+        const meet = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
+          && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1;
+        let rows = 0;
+        for (const row of page.querySelectorAll("#scoreboard tr, .results tr")) {
+          const cells = [...row.cells].filter((cell) => cell.getBoundingClientRect().left > -500);
+          const places = cells.map((cell) => cell.getBoundingClientRect());
+          rows += cells.length > 0;
+          cells.forEach((cell, i) => {
+            if (!boxes(cell).every((box) => inside(box, places[i]))) bad.push(`out of its cell: ${cell.textContent}`);
+            for (let j = 0; j < i; j++) if (meet(places[i], places[j])) bad.push(`overlap: ${cell.textContent}`);
+          });
+        }
+        const wide = page.documentElement.scrollWidth;
+        return { bad: [...new Set(bad)].slice(0, 5), rows, opened: opened.length, wide };
+        """,
+        width=width,
+    )
+    assert seen["bad"] == []
+    assert seen["wide"] <= width
+    assert seen["opened"] == 6
+    assert seen["rows"] > 500
 
 
 @browser

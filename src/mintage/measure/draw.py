@@ -19,7 +19,18 @@ from mintage.measure.result import Result
 
 Real = float | int  # whole numbers come out of JSON as int
 
-__all__ = ["decimals", "draw", "gauge", "legend", "number", "shown_decimals", "visible", "with_unit"]
+__all__ = [
+    "Gauge",
+    "decimals",
+    "draw",
+    "gauge",
+    "gauge_of",
+    "legend",
+    "number",
+    "shown_decimals",
+    "visible",
+    "with_unit",
+]
 
 SERIES_COLOURS = 6
 """The style sheet knows ``.s0`` to ``.s5``."""
@@ -148,31 +159,56 @@ def _scale(values: Sequence[Real], start: Real, end: Real, *, wanted: int = 5) -
 # -- gauge ----------------------------------------------------------------------------------------------------------
 
 
-def gauge(result: Result, width: int = 148, height: int = 22) -> str:
+@dataclass(frozen=True)
+class Gauge:
+    """Where a result, its interval and its rivals stand on a line, in whole pixels."""
+
+    value: int
+    low: int
+    high: int
+    side: str
+    baselines: tuple[int, ...]
+    peers: tuple[int, ...]
+
+
+GAUGE_WIDTH, GAUGE_HEIGHT = 148, 22
+
+
+def gauge_of(result: Result) -> Gauge:
+    """Scale a result's numbers to a line as long as a gauge."""
+    bounds = result.interval or (result.value, result.value)
+    shown = [result.value, *bounds, *result.baseline.values(), *result.peers.values()]
+    low, high, margin = min(shown), max(shown), 7
+
+    def x(value: Real) -> int:
+        share = 0.5 if high == low else (value - low) / (high - low)
+        return round(margin + share * (GAUGE_WIDTH - 2 * margin))
+
+    return Gauge(
+        x(result.value),
+        x(bounds[0]),
+        x(bounds[1]),
+        _side(result),
+        tuple(sorted({x(value) for value in result.baseline.values()})),
+        tuple(sorted({x(value) for value in result.peers.values()})),
+    )
+
+
+def gauge(result: Result) -> str:
     """Draw a result on a line: dot and interval, a tall mark per baseline, a short one per peer.
 
     The dot says ``up`` or ``down`` only where the interval leaves every baseline on the same side.
     """
-    bounds = result.interval or (result.value, result.value)
-    marks = [*result.baseline.values(), *result.peers.values()]
-    scale_values = [result.value, *bounds, *marks]
-    low, high = min(scale_values), max(scale_values)
-    margin, middle = 7, height / 2
-
-    def x(value: Real) -> float:
-        return width / 2 if high == low else margin + (value - low) / (high - low) * (width - 2 * margin)
-
+    marks, width, height, middle = gauge_of(result), GAUGE_WIDTH, GAUGE_HEIGHT, GAUGE_HEIGHT // 2
     svg = _svg(width, height, _gauge_label(result), "gauge")
     _add(svg, "line", class_="rail", x1=1, x2=width - 1, y1=middle, y2=middle)
-    if result.peers:  # one element: rows have dozens of peers, and a page thousands of rows
-        places = sorted({round(x(value)) for value in result.peers.values()})
-        _add(svg, "path", class_="peer", d="".join(f"M{place} {middle - 4:g}v8" for place in places))
-    for value in result.baseline.values():
-        _add(svg, "line", class_="base", x1=x(value), x2=x(value), y1=2, y2=height - 2)
-    side = _side(result)
-    if bounds[0] < bounds[1]:
-        _add(svg, "line", class_=f"span {side}", x1=x(bounds[0]), x2=x(bounds[1]), y1=middle, y2=middle)
-    _add(svg, "circle", class_=f"dot {side}", cx=x(result.value), cy=middle, r=4)
+    if marks.peers:  # one element, because there may be dozens
+        _add(svg, "path", class_="peer", d="".join(f"M{x} {middle - 4}v8" for x in marks.peers))
+    for x in marks.baselines:
+        _add(svg, "line", class_="base", x1=x, x2=x, y1=2, y2=height - 2)
+    if marks.low < marks.high:
+        _add(svg, "line", class_=f"span {marks.side}", x1=marks.low, x2=marks.high, y1=middle, y2=middle)
+    _add(svg, "circle", class_=f"dot {marks.side}", cx=marks.value, cy=middle, r=4)
     return _markup(svg)
 
 

@@ -1,5 +1,8 @@
 """Turn result rows into one HTML page that needs nothing else: no network, no server, no script from elsewhere.
 
+The scoreboard of the papers is plain markup. The rows and figures behind it travel compressed and are unfolded by the
+page's own script where somebody opens them: rows as texts that it places (`_shown`), figures as drawn here.
+
 The page's policy (its Content-Security-Policy) allows exactly one script, by its hash; texts from results are escaped
 on top of that.
 """
@@ -9,6 +12,7 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -22,10 +26,10 @@ from mintage.catalog import JOBS, Method, job_summary, methods
 from mintage.errors import missing_extra
 from mintage.files import replace_file
 from mintage.measure import draw
-from mintage.measure.environment import device_name
 from mintage.measure.figure import Figure
+from mintage.measure.machines import Machine, machine_key, machines
 from mintage.measure.result import Result, newest, to_line
-from mintage.measure.standing import Standing, standing
+from mintage.measure.standing import Standing, method_name, standing
 
 __all__ = ["write_report"]
 
@@ -33,15 +37,6 @@ TEMPLATES = Path(__file__).parent / "templates"
 NOT_MEASURED = "not measured"
 VERDICTS = ("holds", "does not hold", "measured", NOT_MEASURED)
 _ARXIV = re.compile(r"\d{4}\.\d{4,5}(v\d+)?")
-
-
-@dataclass(frozen=True)
-class _Machine:
-    """One environment, whatever the time of day, and the letter that the page calls it by."""
-
-    letter: str
-    name: str
-    facts: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -60,10 +55,17 @@ class _Entry:
     def verdict(self) -> str:
         return self.headline.verdict if self.headline else NOT_MEASURED
 
-    @property
-    def counted(self) -> str:
-        claims = self.stands.claims
-        return f"{self.stands.held} of {len(claims)} claim{'' if len(claims) == 1 else 's'} hold" if claims else ""
+
+@dataclass(frozen=True)
+class _Group:
+    """The rows of one method, folded."""
+
+    id: str
+    name: str
+    method: Method | None
+    stands: Standing
+    count: int
+    packed: str
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ class _Section:
 
     job: str
     summary: str
-    groups: tuple[tuple[str, Method | None, tuple[Result, ...]], ...]
-    figures: tuple[Figure, ...]
+    groups: tuple[_Group, ...]
+    figures: tuple[tuple[str, Figure, str], ...]
     waiting: tuple[str, ...]
 
 
@@ -110,8 +112,7 @@ def write_report(results: Iterable[Result | Figure], out: str | Path, *, rows: S
     catalogue = list(methods() if rows is None else rows)
     own = {m.name: tuple(r for r in measured if r.method == m.name) for m in catalogue if m.role == "paper"}
     entries = [_Entry(m, own[m.name], standing(own[m.name])) for m in catalogue if m.role == "paper"]
-    machines = _machines([row.environment for row in shown if row.environment])
-    letters = {_machine_key(machine.facts): machine.letter for machine in machines}
+    known = machines(row.environment for row in shown)
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
 
     environment = jinja2.Environment(
@@ -123,7 +124,6 @@ def write_report(results: Iterable[Result | Figure], out: str | Path, *, rows: S
     )
     environment.filters |= {
         "arxiv": lambda text: text if _ARXIV.fullmatch(text) else "",
-        "device": device_name,
         "draw": lambda figure: _safe(draw.draw(figure)),
         "gauge": lambda result: _safe(draw.gauge(result)),
         "legend": draw.legend,
@@ -132,20 +132,24 @@ def write_report(results: Iterable[Result | Figure], out: str | Path, *, rows: S
         "reading": _reading,
         "bounds": _bounds,
         "beside": _beside,
+        "counted": _counted,
+        "parts": lambda name: re.split(r"(?<=[+:,])", name),  # where a long spec may break
         "slug": _slug,
-        "letter": lambda row: letters.get(_machine_key(row.environment), ""),
+        "machine": lambda row: known.get(machine_key(row.environment)),
     }
+    picture = environment.get_template("figure.html.j2")
+    drawn = [(figure, _packed(picture.render(figure=figure))) for figure in figures]
     page = environment.get_template("report.html.j2").render(
         entries=entries,
-        sections=_sections(measured, figures, catalogue),
-        machines=machines,
+        sections=_sections(measured, drawn, catalogue, known),
+        machines=list(known.values()),
         tally=_tally(entries),
         jobs=[job for job in JOBS if any(e.method.job == job for e in entries)],
         verdicts=VERDICTS,
         version=mintage.__version__,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         count=len(measured),
-        rows=_packed(measured),
+        rows=_packed("".join(to_line(result) + "\n" for result in measured)),
         style=_safe((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         script=_safe(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -155,10 +159,9 @@ def write_report(results: Iterable[Result | Figure], out: str | Path, *, rows: S
     return Path(out)
 
 
-def _packed(results: Sequence[Result]) -> str:
-    """Return the rows as JSON Lines, compressed: as they are they would be most of the page."""
-    lines = "".join(to_line(result) + "\n" for result in results)
-    return base64.b64encode(gzip.compress(lines.encode(), mtime=0)).decode()
+def _packed(text: str) -> str:
+    """Compress a text that the page unfolds on demand; as it is it would be most of the page."""
+    return base64.b64encode(gzip.compress(text.encode("utf-8", "replace"), mtime=0)).decode()
 
 
 def _safe(markup: str) -> Any:
@@ -167,25 +170,63 @@ def _safe(markup: str) -> Any:
     return Markup(markup)
 
 
-def _sections(results: Sequence[Result], figures: Sequence[Figure], catalogue: Sequence[Method]) -> list[_Section]:
+def _sections(
+    results: Sequence[Result],
+    figures: Sequence[tuple[Figure, str]],
+    catalogue: Sequence[Method],
+    known: dict[str, Machine],
+) -> list[_Section]:
     """Group by job: first the ten, then whatever other names the rows carry."""
     by_name = {method.name: method for method in catalogue}
-    others = dict.fromkeys(row.job for row in (*results, *figures) if row.job not in JOBS)
-    sections = []
+    others = dict.fromkeys(row.job for row in (*results, *(figure for figure, _ in figures)) if row.job not in JOBS)
+    sections, ids = [], set[str]()
     for job in (*JOBS, *others):
-        own = [r for r in results if r.job == job]
-        order = [m.name for m in catalogue if m.job == job]
-        names = sorted(dict.fromkeys(r.method for r in own), key=lambda n: order.index(n) if n in order else len(order))
+        own: dict[str, list[Result]] = {}
+        for row in results:
+            if row.job == job:
+                own.setdefault(row.method, []).append(row)
+        order = {m.name: place for place, m in enumerate(catalogue) if m.job == job}
+        # A method with settings stands behind the method; whatever the catalogue does not know comes last.
+        names = sorted(own, key=lambda name: (order.get(method_name(own[name][0]), len(order)), name not in order))
         sections.append(
             _Section(
                 job=job,
                 summary=job_summary(job) if job in JOBS else "",
-                groups=tuple((n, by_name.get(n), tuple(r for r in own if r.method == n)) for n in names),
-                figures=tuple(f for f in figures if f.job == job),
-                waiting=tuple(m.name for m in catalogue if m.job == job and m.role == "paper" and m.name not in names),
+                groups=tuple(
+                    _Group(
+                        _free(f"method-{_slug(job)}-{_slug(name)}", ids),
+                        name,
+                        by_name.get(name),
+                        standing(own[name]),
+                        len(own[name]),
+                        _packed(_rows(own[name], known)),
+                    )
+                    for name in names
+                ),
+                figures=tuple(
+                    (_free(f"figure-{_slug(job)}-{_slug(figure.name)}", ids), figure, packed)
+                    for figure, packed in figures
+                    if figure.job == job
+                ),
+                waiting=tuple(m.name for m in catalogue if m.job == job and m.role == "paper" and m.name not in own),
             )
         )
     return sections
+
+
+def _rows(results: Sequence[Result], known: dict[str, Machine]) -> str:
+    """Write the rows of one method for the page's script, those that test a claim first."""
+    shown = [_shown(row, known) for row in sorted(results, key=lambda row: not row.claim)]
+    return json.dumps(shown, separators=(",", ":"))
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """Return `name`, numbered where another element has it, and take it."""
+    while name in taken:
+        stem, _, number = name.rpartition("--")
+        name = f"{stem}--{int(number) + 1}" if stem and number.isdecimal() else f"{name}--2"
+    taken.add(name)
+    return name
 
 
 def _tally(entries: Sequence[_Entry]) -> list[tuple[str, int]]:
@@ -198,28 +239,35 @@ def _tally(entries: Sequence[_Entry]) -> list[tuple[str, int]]:
     return [(kind, counts[kind]) for kind in kinds]
 
 
-# -- machines -------------------------------------------------------------------------------------------------------
+# -- texts ----------------------------------------------------------------------------------------------------------
 
 
-def _machine_key(environment: dict[str, Any]) -> str:
-    return repr(sorted((name, value) for name, value in environment.items() if name != "time"))
+def _shown(result: Result, known: dict[str, Machine]) -> dict[str, Any]:
+    """Return a row as the texts that the page's script places; it formats no number itself."""
+    mark, machine, environment = draw.gauge_of(result), known.get(machine_key(result.environment)), result.environment
+    commit = str(environment.get("commit") or "")[:7] + (" and changes" if environment.get("dirty") else "")
+    peers = sorted(result.peers.items(), key=lambda peer: peer[1], reverse=result.higher_is_better)
+    return {
+        "metric": result.metric,
+        "up": result.higher_is_better,
+        "here": _reading(result),
+        "bounds": _bounds(result),
+        "n": result.n,
+        "gauge": [mark.value, mark.low, mark.high, mark.side, mark.baselines, mark.peers],
+        "baseline": [(_beside(value, result), name) for name, value in result.baseline.items()],
+        "peers": [(_beside(value, result), name) for name, value in peers],
+        "verdict": result.verdict,
+        "claim": result.claim,
+        "on": [machine.letter if machine else "", machine.name if machine else "", result.model, result.data],
+        "note": result.note,
+        "settings": [("seed", str(result.seed)), *((name, str(value)) for name, value in result.settings.items())],
+        "run": [str(environment.get("time", "")), f"commit {commit}" if commit else "", result.command],
+    }
 
 
-def _machines(environments: Iterable[dict[str, Any]]) -> list[_Machine]:
-    distinct = {_machine_key(environment): environment for environment in environments}
-    return [
-        _Machine(_letters(place), device_name(environment), {k: v for k, v in environment.items() if k != "time"})
-        for place, environment in enumerate(distinct.values())
-    ]
-
-
-def _letters(place: int) -> str:
-    """A to Z, then AA, AB, ..."""
-    first, last = divmod(place, 26)
-    return (_letters(first - 1) if first else "") + chr(ord("A") + last)
-
-
-# -- filters --------------------------------------------------------------------------------------------------------
+def _counted(stands: Standing) -> str:
+    claims = len(stands.claims)
+    return f"{stands.held} of {claims} claim{'' if claims == 1 else 's'} hold" if claims else ""
 
 
 def _reading(result: Result) -> str:

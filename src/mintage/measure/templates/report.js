@@ -1,5 +1,7 @@
 "use strict";
-// Sorting and filtering of the scoreboard. The state lives in the address: #filter=token&job=draft&sort=verdict&dir=desc
+// Sorting and filtering of the scoreboard, and unfolding of what is behind it. The state lives in the address:
+// #filter=token&job=draft&sort=verdict&dir=desc, or #method-draft-ppd. Texts are placed as texts, never as markup;
+// only the drawings are markup, made and escaped where the page was written.
 (() => {
   const table = document.getElementById("scoreboard");
   const form = document.getElementById("controls");
@@ -86,12 +88,119 @@
   form.addEventListener("submit", (event) => event.preventDefault());
   window.addEventListener("hashchange", read);
 
+  // -- unfolding
+
+  async function unpacked(text) {
+    const packed = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+    return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+  }
+
+  function make(tag, attributes, ...children) {
+    const names = ["svg", "line", "path", "circle"];
+    const element = names.includes(tag)
+      ? document.createElementNS("http://www.w3.org/2000/svg", tag)
+      : document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+    element.append(...children.filter((child) => child !== ""));
+    return element;
+  }
+
+  const small = (text, kind = "") => text === "" ? "" : make("small", { class: kind }, text);
+  const none = () => make("span", { class: "none" }, "–");
+  const parts = (name) => name.split(/(?<=[+:,])/).flatMap((part) => [part, make("wbr", {})]);  // where a spec may break
+  const pairs = (values) => values.map(([value, name]) =>
+    make("span", { class: "pair" }, make("b", {}, value), " ", make("small", {}, ...parts(name))));
+
+  function peers(values) {
+    const [first, rest] = [pairs(values.slice(0, 6)), values.slice(6)];
+    if (!rest.length) return first;
+    return [...first, make("details", {}, make("summary", {}, `${rest.length} more`), ...pairs(rest))];
+  }
+
+  function gauge(row, method) {
+    const [value, low, high, side, baselines, others] = row.gauge;
+    const told = [`${method} ${row.here}`, row.bounds, row.up ? "higher is better" : "lower is better"];
+    const size = { viewBox: "0 0 148 22", width: 148, height: 22 };
+    const svg = make("svg", { ...size, class: "gauge", role: "img", "aria-label": told.filter(Boolean).join("; ") });
+    const line = (kind, x1, x2, y1, y2) => make("line", { class: kind, x1, x2, y1, y2 });
+    svg.append(line("rail", 1, 147, 11, 11));
+    svg.append(make("path", { class: "peer", d: others.map((x) => `M${x} 7v8`).join("") }));
+    svg.append(...baselines.map((x) => line("base", x, x, 2, 20)));
+    if (low < high) svg.append(line(`span ${side}`, low, high, 11, 11));
+    svg.append(make("circle", { class: `dot ${side}`, cx: value, cy: 11, r: 4 }));
+    return svg;
+  }
+
+  function verdict(text) {
+    const kind = text.replaceAll(" ", "-");
+    return make("span", { class: `verdict ${kind}` }, make("i", { "aria-hidden": "true" }), text);
+  }
+
+  function place([letter, machine, model, data]) {
+    const link = letter && make("a", { class: "letter", href: `#machine-${letter}`, title: machine }, letter);
+    return make("div", {}, link, link && " ", model, small(data));
+  }
+
+  function lines(row, method) {
+    const cell = (label, kind, ...children) => make("td", { "data-label": label, class: kind }, ...children);
+    const read = [make("span", { class: "reading" }, row.here), " ", row.bounds && make("span", { class: "bounds" }, row.bounds)];
+    const direction = row.up ? "↑ higher is better" : "↓ lower is better";
+    const claim = row.claim && small(row.claim, "tested");
+    const [time, commit, command] = row.run;
+    const fine = row.settings.flatMap(([name, value]) => [make("span", {}, make("i", {}, name), ` ${value}`), " "]);
+    return make("tbody", {},
+      make("tr", {},
+        make("th", { scope: "row" }, row.metric, " ", small(direction)),
+        cell("Measured here", "c-measured", make("div", {}, ...read, " ", small(`n = ${row.n}`, "count")), gauge(row, method)),
+        cell("Baseline", "", ...(row.baseline.length ? pairs(row.baseline) : [none()])),
+        cell("Peers", "peers", ...(row.peers.length ? peers(row.peers) : [none()])),
+        cell("Verdict", "c-verdict", verdict(row.verdict), claim),
+        cell("On", "", place(row.on))),
+      make("tr", { class: "fine" }, make("td", { colspan: 6 },
+        row.note && make("span", { class: "note" }, row.note),
+        ...fine,
+        time && make("time", {}, time), " ",
+        commit && make("span", {}, commit), " ",
+        command && make("code", {}, command))));
+  }
+
+  async function rowsOf(fold) {
+    const rows = JSON.parse(await unpacked(fold.dataset.rows));
+    const heads = ["Metric", "Measured here", "Baseline", "Peers", "Verdict", "On"];
+    const head = make("thead", {}, make("tr", {}, ...heads.map((text) => make("th", { scope: "col" }, text))));
+    return make("table", { class: "results" }, head, ...rows.map((row) => lines(row, fold.dataset.method)));
+  }
+
+  async function drawingOf(fold) {
+    const box = make("figure", {});
+    box.innerHTML = await unpacked(fold.dataset.drawn);
+    return box;
+  }
+
+  async function unfold(fold) {
+    if (fold.dataset.unfolded) return;
+    fold.dataset.unfolded = "yes";
+    fold.append(await (fold.dataset.rows ? rowsOf(fold) : drawingOf(fold)));
+    fold.dispatchEvent(new Event("unfolded"));
+  }
+
+  function openTarget() {
+    const fold = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    if (!fold?.matches("details.method, details.figure")) return;
+    fold.open = true;
+    fold.scrollIntoView();
+  }
+
+  for (const fold of document.querySelectorAll("details.method, details.figure")) {
+    fold.addEventListener("toggle", () => fold.open && unfold(fold));
+  }
+  window.addEventListener("hashchange", openTarget);
+
   const save = document.getElementById("save");
   save.addEventListener("click", async () => {
-    const packed = Uint8Array.from(atob(document.getElementById("rows").textContent), (c) => c.charCodeAt(0));
-    const lines = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const text = await unpacked(document.getElementById("rows").textContent);
     const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([await new Response(lines).text()], { type: "application/jsonl" }));
+    link.href = URL.createObjectURL(new Blob([text], { type: "application/jsonl" }));
     link.download = "mintage-results.jsonl";
     link.click();
     URL.revokeObjectURL(link.href);
@@ -100,4 +209,5 @@
   form.hidden = save.hidden = false;
   show();
   read();
+  openTarget();
 })();
