@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["Progress", "silent"]
+__all__ = ["Note", "Progress", "silent", "unheard"]
 
 Progress = Callable[[str, int, int], None]
 """``progress(stage, done, of)``; `of` is 0 while nobody knows."""
@@ -15,3 +15,11 @@ Progress = Callable[[str, int, int], None]
 
 def silent(stage: str, done: int, of: int) -> None:
     """Say nothing."""
+
+
+Note = Callable[[str], None]
+"""Told, in one line, what whoever waits should know."""
+
+
+def unheard(line: str) -> None:
+    """Tell nobody."""

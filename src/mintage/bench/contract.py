@@ -7,19 +7,16 @@ A subclass is the command ``mintage bench JOB``; its fields are the command's op
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from mintage.measure.figure import Figure
 from mintage.measure.result import Result
 from mintage.options import Options, option
-from mintage.progress import Progress, silent
+from mintage.progress import Note, Progress, silent, unheard
 
-__all__ = ["Bench", "Note"]
-
-Note = Callable[[str], None]
-"""Says one line to whoever waits."""
+__all__ = ["Bench"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +34,7 @@ class Bench(Options, ABC):
         *,
         command: str = "",
         progress: Progress = silent,
-        note: Note = lambda line: None,
+        note: Note = unheard,
     ) -> list[Result | Figure]:
         """Measure the methods.
 

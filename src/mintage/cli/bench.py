@@ -84,7 +84,7 @@ def _job_command(job: str) -> Any:
     from mintage.bench.run import bench_of
 
     def run(made: Any, specs: list[str] | None, **writing: Any) -> None:
-        _measure(job, writing, lambda **told: made.run(specs or [], **told), notes=True)
+        _measure(job, writing, lambda **told: made.run(specs or [], **told))
 
     return command_of(bench_of(job), run, name=job, arguments=[_SPECS], extra=_WRITING)
 
@@ -106,7 +106,7 @@ def _study_command(name: str) -> Any:
     return command_of(kind, run, name=method, extra=_WRITING, help=inspect.cleandoc(kind.__doc__ or row.title))
 
 
-def _measure(job: str, writing: dict[str, Any], run: Callable[..., list[Any]], *, notes: bool = False) -> None:
+def _measure(job: str, writing: dict[str, Any], run: Callable[..., list[Any]]) -> None:
     """Run, append, print."""
     from mintage.cli.tables import print_rows
     from mintage.files import check_writable
@@ -117,10 +117,11 @@ def _measure(job: str, writing: dict[str, Any], run: Callable[..., list[Any]], *
     console = Console(stderr=True)
     _hush_transformers()
     with shown_progress(console) as progress:
-        told: dict[str, Any] = {"command": command_line(), "progress": progress}
-        if notes:
-            told["note"] = lambda line: console.print(line, style="dim", highlight=False, markup=False)
-        rows = run(**told)
+        rows = run(
+            command=command_line(),
+            progress=progress,
+            note=lambda line: console.print(line, style="dim", highlight=False, markup=False),
+        )
     if writing["save"]:
         from mintage.measure import append_results
 

@@ -28,7 +28,7 @@ from mintage.measure.result import Result
 from mintage.measure.statistics import Interval, bootstrap, bootstrap_ratio
 from mintage.measure.timing import interleaved
 from mintage.options import Options, option, settings_of
-from mintage.progress import Progress, silent
+from mintage.progress import Note, Progress, silent, unheard
 
 __all__ = [
     "MEAN_SHARE",
@@ -182,6 +182,10 @@ def _plain(columns: Mapping[str, Any]) -> dict[str, Any]:
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
+Measured = Any
+"""What rows are made from: a `Run`, or a part of one that has ``common`` and ``column`` of its own."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Row(ABC):
     """What all rows say.
@@ -192,7 +196,7 @@ class _Row(ABC):
         What the number is.
     claim, holds
         The sentence that is tested, and when it is true: a rule about the number, or any function of the run.
-    note, data, settings, model
+    note, data, settings, model, method
         As in `Result`; a note may be made from the run. Default: the study's.
     when
         Whether the row is made at all.
@@ -200,34 +204,36 @@ class _Row(ABC):
 
     metric: str
     claim: str = ""
-    holds: Rule | Callable[[Run], bool] | None = None
-    note: str | Callable[[Run], str] = ""
+    holds: Rule | Callable[[Any], bool] | None = None
+    note: str | Callable[[Any], str] = ""
     data: str | None = None
     settings: Mapping[str, Any] | None = None
     model: str | None = None
-    when: Callable[[Run], bool] = lambda run: True
+    method: str | None = None
+    when: Callable[[Any], bool] = lambda run: True
 
     def __post_init__(self) -> None:
         if bool(self.claim) != (self.holds is not None):
             raise UserError(f"{self.metric}: a claim needs a rule, and a rule a claim")
 
     @abstractmethod
-    def numbers(self, run: Run) -> tuple[dict[str, Any], Interval]:
+    def numbers(self, run: Measured) -> tuple[dict[str, Any], Interval]:
         """Return the number with all that stands beside it, and what a rule is asked about."""
 
-    def result(self, run: Run) -> Result:
+    def result(self, run: Measured) -> Result:
         """Make the row."""
         numbers, tested = self.numbers(run)
         said: dict[str, Any] = {
             "metric": self.metric,
             "note": self.note if isinstance(self.note, str) else self.note(run),
         }
-        said |= {name: value for name in ("data", "settings", "model") if (value := getattr(self, name)) is not None}
+        own = ("data", "settings", "model", "method")
+        said |= {name: value for name in own if (value := getattr(self, name)) is not None}
         if self.holds is not None:
             holds = self.holds.passes(tested) if isinstance(self.holds, Rule) else self.holds(run)
             rule = self.holds.text if isinstance(self.holds, Rule) else ""
             said |= {"claim": self.claim, "rule": rule, "verdict": "holds" if holds else "does not hold"}
-        return Result(**run.common | numbers | said)
+        return Result(**{**run.common, **numbers, **said})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,12 +257,12 @@ class Comparison(_Row):
     ours: str
     of: str | tuple[str, ...]
     by: Statistic
-    rival: str | Callable[[Run], str] | None = None
+    rival: str | Callable[[Any], str] | None = None
     baseline: Sequence[str] | Mapping[str, str] = ()
     peers: Sequence[str] | Mapping[str, str] = ()
     n: int | None = None
 
-    def numbers(self, run: Run) -> tuple[dict[str, Any], Interval]:
+    def numbers(self, run: Measured) -> tuple[dict[str, Any], Interval]:
         """See `_Row.numbers`."""
         rival = self.rival(run) if callable(self.rival) else self.rival
         ours = run.column(self.ours, self.of)
@@ -275,7 +281,7 @@ class Comparison(_Row):
             "peers": self._alone(run, _named(self.peers)),
         }, found
 
-    def _alone(self, run: Run, arms: Mapping[str, str]) -> dict[str, float]:
+    def _alone(self, run: Measured, arms: Mapping[str, str]) -> dict[str, float]:
         return {name: self.by.of_one(run.column(arm, self.of)).value for name, arm in arms.items()}
 
 
@@ -299,15 +305,15 @@ class Finding(_Row):
         What a rule is asked about, where it is not the number itself.
     """
 
-    value: Callable[[Run], Interval | float]
+    value: Callable[[Any], Interval | float]
     unit: str
     more_is_better: bool = True
-    n: int | Callable[[Run], int] = 1
-    baseline: Mapping[str, float] | Callable[[Run], Mapping[str, float]] = field(default_factory=dict)
-    peers: Mapping[str, float] | Callable[[Run], Mapping[str, float]] = field(default_factory=dict)
-    tested: Callable[[Run], Interval] | None = None
+    n: int | Callable[[Any], int] = 1
+    baseline: Mapping[str, float] | Callable[[Any], Mapping[str, float]] = field(default_factory=dict)
+    peers: Mapping[str, float] | Callable[[Any], Mapping[str, float]] = field(default_factory=dict)
+    tested: Callable[[Any], Interval] | None = None
 
-    def numbers(self, run: Run) -> tuple[dict[str, Any], Interval]:
+    def numbers(self, run: Measured) -> tuple[dict[str, Any], Interval]:
         """See `_Row.numbers`."""
         found = self.value(run)
         interval = found if isinstance(found, Interval) else Interval(found, found, found)
@@ -351,12 +357,15 @@ class Study(Options, ABC):
         """Yield what is measured; a later one may use the columns of those before it."""
 
     @abstractmethod
-    def rows(self, run: Run) -> Iterable[Comparison | Finding]:
-        """Yield the rows, when everything is measured."""
+    def rows(self, run: Run) -> Iterable[Comparison | Finding | Result]:
+        """Yield the rows, when everything is measured; what is a `Result` already stands as it is."""
 
     def figures(self, run: Run) -> Iterable[Figure]:
         """Yield figures, made by `Run.figure`."""
         return ()
+
+    def finish(self, run: Run) -> None:
+        """Forget what was kept for a resume beside `Run.memo`; called when all is made."""
 
 
 class Run:
@@ -368,8 +377,8 @@ class Run:
         What runs.
     command
         Written into the rows: what repeats them.
-    progress
-        ``progress(stage, done, of)``.
+    progress, note
+        ``progress(stage, done, of)``; ``note(line)`` is told what whoever waits should know.
     work
         Folder of unfinished runs, and of files that measures keep; default ``.mintage/studies/<method>``.
     sources
@@ -389,10 +398,11 @@ class Run:
         *,
         command: str = "",
         progress: Progress = silent,
+        note: Note = unheard,
         work: Path | None = None,
         sources: Sequence[Path] = (),
     ) -> None:
-        self.study, self.progress, self.seed = study, progress, study.seed
+        self.study, self.progress, self.note, self.seed = study, progress, note, study.seed
         self.work = Path(".mintage") / "studies" / study.method if work is None else Path(work)
         self.memo = Memo(self.work, {"study": type(study).__qualname__, **settings_of(study)}, sources)
         self.command = command
@@ -433,6 +443,7 @@ def run_study(
     *,
     command: str = "",
     progress: Progress = silent,
+    note: Note = unheard,
     work: Path | None = None,
     sources: Sequence[Path] = (),
 ) -> list[Result | Figure]:
@@ -441,10 +452,16 @@ def run_study(
     A killed run goes on where it was under the same study, the same settings and the same code; see `Run` for the
     parameters.
     """
-    run = Run(study, command=command, progress=progress, work=work, sources=sources)
+    run = Run(study, command=command, progress=progress, note=note, work=work, sources=sources)
     for measure in study.measures(run):  # lazily: a later one may depend on what the first ones found
         measure.run(run, measure.name)
-    rows = [row.result(run) for row in study.rows(run) if row.when(run)]
+    rows = []
+    for row in study.rows(run):
+        if isinstance(row, Result):
+            rows.append(row)
+        elif row.when(run):
+            rows.append(row.result(run))
     figures = list(study.figures(run))
+    study.finish(run)
     run.memo.delete()
     return [*rows, *figures]
