@@ -66,11 +66,13 @@ def option(
     below: float | None = None,
     short: str = "",
     argument: bool = False,
+    repeat: bool = False,
 ) -> Any:
     """Make a field: its default, what it is in one sentence, and its range (of every number, where it holds several).
 
-    On the command line a field is ``--its-name``; `short` adds e.g. ``"-n"``, `argument` makes a field that is a tuple
-    of texts the command's arguments.
+    On the command line a field is ``--its-name``, which must be given if it has no default; `short` adds e.g. ``"-n"``.
+    A field that is a tuple of texts becomes the command's arguments (`argument`) or is given again for every text
+    (`repeat`).
 
     Raises
     ------
@@ -78,7 +80,9 @@ def option(
         When the class is made with a value outside the range (see `check_fields`).
     """
     limits = Range(least, most, above, below)
-    metadata = {"help": help, "short": short, "argument": argument} | ({} if limits == Range() else {"range": limits})
+    metadata: dict[str, Any] = {"help": help, "short": short, "argument": argument, "repeat": repeat}
+    if limits != Range():
+        metadata["range"] = limits
     return dataclasses.field(default=default, metadata=metadata)
 
 

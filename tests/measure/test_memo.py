@@ -34,3 +34,13 @@ def test_a_line_that_was_cut_by_a_kill_is_measured_again(tmp_path):
     assert Memo(tmp_path, {})("cut", lambda: 5) == 4
     again.delete()
     assert not tmp_path.exists() or not any(tmp_path.iterdir())
+
+
+def test_files_of_a_run_go_with_it(tmp_path):
+    held = Memo(tmp_path / "work", {})
+    assert held.folder != Memo(tmp_path / "work", {"limit": 2}).folder
+    held.folder.mkdir(parents=True)
+    (held.folder / "weights").write_text("kept")
+    held("key", lambda: 1)
+    held.delete()
+    assert not (tmp_path / "work").exists()

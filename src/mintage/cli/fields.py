@@ -31,7 +31,8 @@ def parameters_of(kind: type) -> list[inspect.Parameter]:
 
 
 def _parameter(field: dataclasses.Field[Any], kind: Any) -> inspect.Parameter:
-    default: Any = "" if field.default is dataclasses.MISSING else field.default
+    required = field.default is dataclasses.MISSING
+    default: Any = inspect.Parameter.empty if required else field.default
     told: dict[str, Any] = {"help": f"{field.metadata.get('help', '')}{_limits(field)}"}
     parts = [part for part in alternatives(kind) if part is not type(None)]
     if all(typing.get_origin(part) is Literal for part in parts):
@@ -40,11 +41,14 @@ def _parameter(field: dataclasses.Field[Any], kind: Any) -> inspect.Parameter:
         annotation = parts[0]
     else:  # several numbers, or a number or a word
         annotation = str
-        default = default if default is None else ",".join(map(str, default)) if _many(default) else str(default)
+        if not required and default is not None:
+            default = ",".join(map(str, default)) if _many(default) else str(default)
     if type(None) in alternatives(kind):
         annotation = annotation | None
+    if field.metadata.get("argument") or field.metadata.get("repeat"):
+        default, annotation = default if required else list(default), list[str]
     if field.metadata.get("argument"):
-        default, annotation, info = list(default), list[str], typer.Argument(help=told["help"])
+        info: Any = typer.Argument(**told)
     else:
         flags = (f"--{_dashed(field.name)}", field.metadata["short"]) if field.metadata.get("short") else ()
         info = typer.Option(*flags, **told)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -53,11 +54,17 @@ class Memo:
         Everything that defines the run, as JSON values; a run with another definition starts afresh.
     sources
         Files or folders that measure and are not mintage's own; with other code, here or there, a run starts afresh.
+
+    Attributes
+    ----------
+    folder
+        For what does not fit into a line (trained weights, files of tokens): of this run alone, deleted with it.
     """
 
     def __init__(self, work: str | Path, definition: dict[str, Any], sources: Sequence[Path] = ()) -> None:
         text = json.dumps({**definition, "source": fingerprint(*sources)}, sort_keys=True)
         self.path = Path(work) / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.jsonl"
+        self.folder = self.path.with_suffix("")
         self._held: dict[str, Any] = {}
         for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []:
             try:
@@ -81,5 +88,6 @@ class Memo:
         """Forget the run: it is over."""
         self.path.unlink(missing_ok=True)
         Path(f"{self.path}.lock").unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
         if self.path.parent.exists() and not any(self.path.parent.iterdir()):
             self.path.parent.rmdir()

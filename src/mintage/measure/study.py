@@ -46,6 +46,7 @@ __all__ = [
     "at_least",
     "at_most",
     "below",
+    "from_on",
     "mean",
     "ratio",
     "run_study",
@@ -72,6 +73,11 @@ def above(bound: float) -> Rule:
 def below(bound: float) -> Rule:
     """The whole interval is below `bound`."""
     return Rule(f"interval below {bound:g}", lambda i: i.high < bound)
+
+
+def from_on(bound: float) -> Rule:
+    """The whole interval is `bound` or more."""
+    return Rule(f"interval from {bound:g} on", lambda i: i.low >= bound)
 
 
 def at_least(bound: float) -> Rule:
@@ -380,7 +386,7 @@ class Run:
     progress, note
         ``progress(stage, done, of)``; ``note(line)`` is told what whoever waits should know.
     work
-        Folder of unfinished runs, and of files that measures keep; default ``.mintage/studies/<method>``.
+        Folder of unfinished runs; default ``.mintage/studies/<method>``.
     sources
         Files that measure and are not mintage's own (a plug-in's).
 
@@ -389,7 +395,7 @@ class Run:
     columns
         What was measured: arm, column, one number per unit.
     memo
-        Keeps what else is costly by a key: ``run.memo(key, measure)``, JSON values.
+        Keeps what else is costly by a key: ``run.memo(key, measure)``, JSON values; ``run.memo.folder`` is for files.
     """
 
     def __init__(

@@ -1,0 +1,41 @@
+"""Commands made from fields: what must be given, what may be given again."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from mintage.cli.fields import command_of
+from mintage.options import Options, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copy(Options):
+    """Copy texts."""
+
+    text: tuple[str, ...] = option(help="A text; give it again for more.", repeat=True)
+    out: Path = option(help="File to write.", short="-o")
+    tags: tuple[str, ...] = option((), "Words of its title.", repeat=True)
+    times: int | None = option(None, "How often.", least=1)
+
+
+def run(*words):
+    made = []
+    command_of(Copy, made.append, name="copy").main(list(words), standalone_mode=False)
+    return made[0]
+
+
+def test_an_option_is_given_again_for_more():
+    made = run("--text", "a", "--text", "b,c", "-o", "x")
+    assert made == Copy(text=("a", "b,c"), out=Path("x"))
+
+
+def test_a_field_without_a_default_must_be_given():
+    for words in (("--text", "a"), ("-o", "x")):
+        with pytest.raises(Exception, match="Missing parameter|Missing option"):
+            run(*words)
+
+
+def test_none_stays_none():
+    assert run("--text", "a", "-o", "x", "--times", "3").times == 3
+    assert run("--text", "a", "-o", "x").times is None
