@@ -32,12 +32,12 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 class Range(NamedTuple):
     """What a number may be: bounds that belong to it (`least`, `most`) or do not (`above`, `below`)."""
 
-    least: float | None = None
-    most: float | None = None
-    above: float | None = None
-    below: float | None = None
+    least: float | int | None = None
+    most: float | int | None = None
+    above: float | int | None = None
+    below: float | int | None = None
 
-    def holds(self, value: float) -> bool:
+    def holds(self, value: float | int) -> bool:
         """Whether `value` is inside; NaN never is."""
         return (
             value == value
@@ -60,10 +60,10 @@ def option(
     default: Any = dataclasses.MISSING,
     help: str = "",
     *,
-    least: float | None = None,
-    most: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
+    least: float | int | None = None,
+    most: float | int | None = None,
+    above: float | int | None = None,
+    below: float | int | None = None,
     short: str = "",
     argument: bool = False,
     repeat: bool = False,

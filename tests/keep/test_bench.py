@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from mintage import catalog
+from mintage.bench.keep import inputs
 from mintage.bench.keep import joint as bench
+from mintage.bench.keep.prefix import Prefix
 from mintage.errors import UserError
 from mintage.keep import FullCache
 from mintage.measure import Figure, Result
@@ -49,7 +51,7 @@ def test_what_is_replayed_equals_what_is_read(lm, name):
         out = lm.model(ids, use_cache=True)
         wanted = out.past_key_values
         following = lm.model(ids[:, :1], past_key_values=wanted, use_cache=True).logits
-    prefix = bench.Prefix(lm, ids)
+    prefix = Prefix(lm, ids)
     with policy(lm.model) as session, torch.inference_mode():
         cache, logits, seconds = prefix.replay(session)
         got = lm.model(ids[:, :1], past_key_values=cache, use_cache=True).logits
@@ -63,17 +65,17 @@ def test_what_is_replayed_equals_what_is_read(lm, name):
 
 
 def test_speeches_are_cut_to_length_and_short_ones_left_out(lm, texts):
-    found = bench.documents(lm, 100, 2)
+    found = inputs.long_texts(lm, 100, 2)
     assert [ids.shape for _, ids in found] == [(1, 100)] * 2
     assert {name for name, _ in found} == {"1950.txt", "1951.txt"}
     with pytest.raises(UserError, match=r"^only 2 of the texts have 100 tokens"):
-        bench.documents(lm, 100, 3)
+        inputs.long_texts(lm, 100, 3)
 
 
 def test_pass_keys_are_hidden_all_over_the_text(lm, texts):
-    made = bench.questions(lm, 400, 6, seed=0)
-    again = bench.questions(lm, 400, 6, seed=0)
-    assert made == again != bench.questions(lm, 400, 6, seed=1)
+    made = inputs.questions(lm, 400, 6, seed=0)
+    again = inputs.questions(lm, 400, 6, seed=0)
+    assert made == again != inputs.questions(lm, 400, 6, seed=1)
     depths = [q.context.index(q.answer) / len(q.context) for q in made]
     assert depths == sorted(depths)
     assert depths[0] < 0.4
@@ -122,8 +124,8 @@ def test_a_killed_run_goes_on(tiny_folder, texts, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         bench.run(["tova"], progress=stop, **settings)
     measured = []
-    real = bench.decode
-    monkeypatch.setattr(bench, "decode", lambda *a: measured.append(1) or real(*a))
+    real = bench.score_continuation
+    monkeypatch.setattr(bench, "score_continuation", lambda *a: measured.append(1) or real(*a))
     bench.run(["tova"], **settings)
     assert len(measured) == 0
 

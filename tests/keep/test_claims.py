@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mintage.bench.keep import joint as bench
-from mintage.bench.keep.measures import Trial, perplexity, perplexity_ratio
+from mintage.bench.keep import prefix as bench
+from mintage.bench.keep.trial import Trial, perplexity, perplexity_ratio
 from mintage.keep import double_sparsity
 from mintage.keep.double_sparsity import ChannelOrder
 from mintage.measure import Result
@@ -50,13 +50,12 @@ def small(tmp_path, monkeypatch):
     ("name", "settings", "claims"),
     [
         ("double_sparsity", {}, 4),
-        ("ems", {"BUDGETS": (40, 64)}, 10),
         ("token_select", {"SHORT": 192, "LONG": 256}, 10),
         ("full_cache", {"LENGTHS": (64, 128), "PART": 4, "TURNS": 2}, 1),
     ],
 )
 def test_every_claim_is_asked_once(name, settings, claims, folder, small, monkeypatch):
-    module = importlib.import_module(f"mintage.bench.keep.measures.{name}")
+    module = importlib.import_module(f"mintage.studies.{name}")
     for key, value in {**SMALL, **settings}.items():
         if hasattr(module, key):
             monkeypatch.setattr(module, key, value)
@@ -77,7 +76,7 @@ def test_a_killed_check_goes_on(folder, small, monkeypatch):
 
     arms = {"full": FullCache(), "window": StreamingLLM(budget=16)}
     measured = []
-    decode = bench.decode
+    decode = bench.score_continuation
 
     def counted(prefix, policy, rest):
         if len(measured) == 3:

@@ -28,6 +28,7 @@ METHODS = (
         name="ems",
         job="keep",
         entry="mintage.keep.ems:EMS",
+        study="mintage.studies.ems:EMSStudy",
         title=(
             "EMS: Adaptive Evict-then-Merge Strategy for Head-wise KV Cache Compression Based on "
             "Global-Local Importance"

@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -151,18 +151,21 @@ class Measure:
     name
         What is measured: the stage that is shown, and the key under which values are kept.
     units
-        From the run to units by name (texts, images, rounds). Called once; what is costly belongs into the unit,
-        made when it is first used.
+        From the run to units by name (texts, images, rounds). Called once.
     of
         ``of(run, arm, unit)`` gives columns by name: a number each, or as many numbers as the unit has parts.
     arms
         Names of the arms that are measured; default all.
+    prepare
+        ``prepare(run, unit)`` makes of a unit what `of` is given: what is costly and the same for all arms (a text that
+        was read). Made when it is first needed, and let go with the unit.
     """
 
     name: str
     units: Callable[[Run], Mapping[Any, Any]]
     of: Callable[[Run, Any, Any], Mapping[str, Any]]
     arms: Sequence[str] | None = None
+    prepare: Callable[[Run, Any], Any] = lambda run, unit: unit
 
     def run(self, run: Run, stage: str) -> None:
         """Measure every arm on every unit, the arm that goes first rotating, and add the columns to the run."""
@@ -170,10 +173,15 @@ class Measure:
         units = self.units(run)
         found: dict[str, list[Mapping[str, Any]]] = {name: [] for name in arms}
         total = len(arms) * len(units)
+
+        @lru_cache(maxsize=1)
+        def prepared(unit: Any) -> Any:
+            return self.prepare(run, units[unit])
+
         for done, (unit, name) in enumerate(interleaved(units, arms)):
             run.progress(stage, done, total)
             key = f"{self.name} | {name} | {unit}"
-            found[name].append(run.memo(key, lambda a=arms[name], u=units[unit]: _plain(self.of(run, a, u))))
+            found[name].append(run.memo(key, lambda a=arms[name], u=unit: _plain(self.of(run, a, prepared(u)))))
         run.progress(stage, total, total)
         for name, rows in found.items():
             for column in rows[0] if rows else ():

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mintage.bench.keep.measures import Trial, perplexity, perplexity_ratio, silent, telling
+from mintage.bench.keep.trial import Trial, perplexity, perplexity_ratio, silent, telling
 from mintage.keep.baselines import H2O, FullCache, StreamingLLM
 from mintage.keep.contract import Policy
 from mintage.keep.double_sparsity import ChannelOrder, DoubleSparsity, prefetch_rate

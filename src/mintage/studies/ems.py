@@ -1,122 +1,102 @@
-"""Does evict-then-merge keep more than eviction alone, by perplexity and by needles asked for afterwards?
-
-Speeches, 1,536 tokens read and 64 decoded; room for 64, 128 and 256 entries per head.
-"""
+"""EMS: does evict-then-merge keep more than eviction alone, by perplexity and by needles asked for afterwards?"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
-import numpy as np
-
-from mintage.bench.keep.measures import Trial, perplexity, perplexity_ratio, silent
+from mintage.bench.keep.measures import KeepStudy, continuations, needles
 from mintage.keep.baselines import H2O, FullCache, RandomEviction, SnapKV, StreamingLLM
 from mintage.keep.contract import Policy
 from mintage.keep.ems import EMS
-from mintage.measure import Figure, Result, bootstrap
+from mintage.measure.study import PERPLEXITY, POINTS, Comparison, Measure, Run, above, below
+from mintage.options import option
 
-__all__ = ["check"]
+__all__ = ["EMSStudy"]
 
-LENGTH, DECODED, TEXTS, QUESTIONS = 1536, 64, 4, 5
-BUDGETS = (64, 128, 256)
-
-VARIANTS = {
-    "evict only": {"tau": 2.0},
-    "merge values": {"merge": "values"},
-    "merge and count": {"correct_mass": True},
+OURS = {
+    "ems": EMS(),
+    "evict only": EMS(tau=2.0),
+    "merge values": EMS(merge="values"),
+    "merge and count": EMS(correct_mass=True),
 }
-"""What EMS consists of, switched off or on one by one."""
+"""EMS, and what it consists of, switched off or on one by one."""
+
+RIVALS = {"streaming-llm": StreamingLLM(), "h2o": H2O(), "snapkv": SnapKV(), "random-eviction": RandomEviction()}
+
+LOWER_THAN = {
+    "evict only": "merging lowers perplexity against the same scores without it",
+    "h2o": "EMS has lower perplexity than H2O",
+    "snapkv": "EMS has lower perplexity than SnapKV",
+    "streaming-llm": "EMS has lower perplexity than a window",
+}
 
 
-def _arms(budget: int) -> dict[str, Policy]:
-    ours = EMS(budget=budget)
-    return {
-        "ems": ours,
-        **{name: replace(ours, **settings) for name, settings in VARIANTS.items()},
-        "streaming-llm": StreamingLLM(budget=budget),
-        "h2o": H2O(budget=budget),
-        "snapkv": SnapKV(budget=budget),
-        "random-eviction": RandomEviction(budget=budget),
-    }
+@dataclass(frozen=True, kw_only=True)
+class EMSStudy(KeepStudy):
+    """Does evict-then-merge keep more than eviction alone, by perplexity and by needles asked for afterwards?
 
+    Speeches are read and compressed; then their next tokens are scored, and needles hidden in them asked for.
 
-def check(
-    *,
-    seed: int = 0,
-    limit: int | None = None,
-    command: str = "",
-    progress: Callable[[int, int, str], None] = silent,
-    model: str = "smollm2",
-    work: Path | None = None,
-) -> list[Result | Figure]:
-    """Run the check; `limit` is the number of texts (default 4)."""
-    texts = limit or TEXTS
-    number = len(_arms(BUDGETS[0]))
-    trial = Trial(
-        "ems",
-        seed=seed,
-        command=command,
-        definition={"length": LENGTH, "decoded": DECODED, "texts": texts},
-        total=(texts + 2 * QUESTIONS) * (number * len(BUDGETS) + 1),
-        progress=progress,
-        model=model,
-        work=work,
-    )
-    arms: dict[str, Policy] = {"full-cache": FullCache()}
-    arms |= {f"{name}, {budget}": policy for budget in BUDGETS for name, policy in _arms(budget).items()}
-    nll = {name: rows["nll"] for name, rows in trial.decoded(arms, LENGTH, texts, DECODED).items()}
-    found = trial.found(arms, LENGTH, QUESTIONS)
-    settings = {"length": LENGTH, "decoded": DECODED}
-    results: list[Result | Figure] = []
-    for budget in BUDGETS:
-        names = [name.partition(",")[0] for name in arms if name.endswith(f", {budget}")]
-        scores = {name: float(np.mean(found[f"{name}, {budget}"])) for name in names}
-        quality = {name: perplexity(nll[f"{name}, {budget}"]) for name in names}
-        rivals = ("streaming-llm", "h2o", "snapkv", "random-eviction")
-        best = max(rivals, key=lambda name: (scores[name], -quality[name]))
-        gap = bootstrap(found[f"ems, {budget}"] - found[f"{best}, {budget}"])
-        results.append(
-            trial.result(
-                metric=f"needles found by EMS minus those by the best rival, room for {budget}",
-                value=100 * gap.value,
-                unit="points",
-                higher_is_better=True,
-                interval=(100 * gap.low, 100 * gap.high),
-                n=len(found[f"ems, {budget}"]),
-                baseline={"full-cache": 100 * float(np.mean(found["full-cache"])), best: 100 * scores[best]},
-                peers={name: 100 * score for name, score in scores.items()},
-                claim=f"EMS finds more needles than the best rival with room for {budget} entries",
-                verdict="holds" if gap.low > 0 else "does not hold",
-                settings=settings,
-                data="pass-keys and UUIDs in speeches, asked for after compression",
-                note="the rival was chosen after the fact, to EMS's disadvantage",
-            )
+    [dim]Example[/dim]
+
+      mintage bench ems --texts 2 --questions 3 --room 64
+    """
+
+    method = "ems"
+
+    length: int = option(1536, "Tokens read before compression.", least=64)
+    decoded: int = option(64, "Tokens scored behind each text.", least=1)
+    texts: int = option(4, "Speeches.", least=1)
+    questions: int = option(5, "Pass-keys asked for, and as many UUIDs.", least=1)
+    room: tuple[int, ...] = option((64, 128, 256), "Entries that a head may keep.", least=1)
+
+    def arms(self, run: Run) -> dict[str, Policy]:
+        """Every policy at every room, beside the full cache."""
+        policies = {f"{name}, {r}": replace(p, budget=r) for r in self.room for name, p in (OURS | RIVALS).items()}
+        return {"full-cache": FullCache(), **policies}
+
+    def measures(self, run: Run) -> Iterator[Measure]:
+        """Perplexity and needles."""
+        yield continuations(self.length, self.texts, self.decoded)
+        yield needles(self.length, self.questions)
+
+    def rows(self, run: Run) -> Iterator[Comparison]:
+        """Needles against the best rival, perplexity against each, at every room."""
+        for room in self.room:
+            yield from self._at(room)
+
+    def _at(self, room: int) -> Iterator[Comparison]:
+        def best(run: Run) -> str:
+            means = {f"{name}, {room}": run.columns[f"{name}, {room}"] for name in RIVALS}
+            return max(means, key=lambda name: (means[name]["found"].mean(), -means[name]["nll"].mean()))
+
+        shared = {
+            "ours": f"ems, {room}",
+            "baseline": ["full-cache"],
+            "peers": {name: f"{name}, {room}" for name in OURS | RIVALS},
+            "settings": {"length": self.length, "decoded": self.decoded},
+        }
+        yield Comparison(
+            metric=f"needles found by EMS minus those by the best rival, room for {room}",
+            rival=best,
+            of="found",
+            by=POINTS,
+            claim=f"EMS finds more needles than the best rival with room for {room} entries",
+            holds=above(0),
+            data="pass-keys and UUIDs in speeches, asked for after compression",
+            note="the rival was chosen after the fact, to EMS's disadvantage",
+            **shared,
         )
-        for other, claim in (
-            ("evict only", f"merging lowers perplexity against the same scores without it, room for {budget}"),
-            ("h2o", f"EMS has lower perplexity than H2O, room for {budget}"),
-            ("snapkv", f"EMS has lower perplexity than SnapKV, room for {budget}"),
-            ("streaming-llm", f"EMS has lower perplexity than a window, room for {budget}"),
-        ):
-            ratio = perplexity_ratio(nll[f"ems, {budget}"], nll[f"{other}, {budget}"])
-            results.append(
-                trial.result(
-                    metric=f"perplexity of EMS over that of {other}, room for {budget}",
-                    value=ratio.value,
-                    unit="x",
-                    higher_is_better=False,
-                    interval=ratio.bounds,
-                    n=texts,
-                    baseline={"full-cache": perplexity(nll["full-cache"])},
-                    peers=quality,
-                    claim=claim,
-                    verdict="holds" if ratio.high < 1 else "does not hold",
-                    settings=settings,
-                    data=f"long_docs (state_union, inaugural), {texts} texts",
-                    note="baseline and peers are perplexities",
-                )
+        for name, claim in LOWER_THAN.items():
+            yield Comparison(
+                metric=f"perplexity of EMS over that of {name}, room for {room}",
+                rival=f"{name}, {room}",
+                of="nll",
+                by=PERPLEXITY,
+                claim=f"{claim}, room for {room}",
+                holds=below(1),
+                data=f"long_docs (state_union, inaugural), {self.texts} texts",
+                note="baseline and peers are perplexities",
+                **shared,
             )
-    trial.memo.delete()
-    return results

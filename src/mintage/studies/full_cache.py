@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mintage.bench.keep import joint as bench
-from mintage.bench.keep.measures import Trial, silent
+from mintage.bench.keep.inputs import long_texts
+from mintage.bench.keep.trial import Trial, silent
+from mintage.bench.keep.prefix import Prefix, seconds_per_token
 from mintage.keep.baselines import FullCache, SnapKV, StreamingLLM
 from mintage.keep.contract import Policy
 from mintage.keep.double_sparsity import DoubleSparsity
@@ -74,12 +75,12 @@ def check(
         model=model,
         work=work,
     )
-    ((_, text),) = bench.documents(trial.lm, max(LENGTHS) + TIMED, 1)
-    read = cache(lambda: bench.Prefix(trial.lm, text[:, : max(LENGTHS)]))
+    ((_, text),) = long_texts(trial.lm, max(LENGTHS) + TIMED, 1)
+    read = cache(lambda: Prefix(trial.lm, text[:, : max(LENGTHS)]))
 
     def seconds(name: str, length: int) -> float:
         rest = text[0, length : length + TIMED]
-        return bench.seconds_per_token(read(), arms[name].at(length // PART), length, rest)
+        return seconds_per_token(read(), arms[name].at(length // PART), length, rest)
 
     taken: dict[tuple[str, int], np.ndarray] = {}
     for length in LENGTHS:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mintage.bench.keep.measures import silent
+from mintage.bench.keep.trial import silent
 from mintage.errors import UserError
 from mintage.keep.token_ring import (
     Message,

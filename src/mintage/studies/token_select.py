@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mintage.bench.keep.measures import Trial, perplexity, perplexity_ratio, silent, telling
+from mintage.bench.keep.trial import Trial, perplexity, perplexity_ratio, silent, telling
 from mintage.keep.baselines import FullCache, StreamingLLM
 from mintage.keep.contract import Policy
 from mintage.keep.token_select import TokenSelect, hit_rate

@@ -15,30 +15,26 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mintage import catalog
-from mintage.data import texts
-from mintage.data.haystack import make_haystack
+from mintage.bench.keep.inputs import NEEDLES, long_texts, questions
+from mintage.bench.keep.prefix import Prefix, answer_to, score_continuation, survivors
 from mintage.errors import UserError
-from mintage.keep.baselines import FullCache
-from mintage.keep.contract import Policy, Step
-from mintage.keep.core.attach import Attachment
-from mintage.keep.core.storage import KeptCache, KeptLayer
-from mintage.measure import Figure, Result, bootstrap, bootstrap_ratio, timed
+from mintage.keep.contract import Policy
+from mintage.measure import Figure, Result, bootstrap, bootstrap_ratio
 from mintage.measure.environment import environment
 from mintage.measure.memo import Memo
 from mintage.measure.retrieval import score_value
 from mintage.models import EMBEDDED, CausalLM, load_causal_lm
 
-__all__ = ["Prefix", "answer_to", "decode", "documents", "questions", "run"]
+__all__ = ["run"]
 
 Report = Callable[[int, int, str], None]
 
@@ -47,99 +43,12 @@ _WORK = Path(".mintage") / "keep"
 _DECODED = 64
 """Tokens scored and timed behind each document."""
 
-NEEDLES = ("pass-key", "UUID")
-"""What is hidden in a text: five digits, or 36 characters, of which each must be copied."""
-
-SPEECHES = ("speeches",)
-"""Corpora of long documents that are in English and in prose."""
-
 _FINDABLE = 0.05
 """Retrieval lost at most, for a policy to count as keeping it."""
 
 
 def silent(done: int, of: int, label: str) -> None:
     """Report nothing."""
-
-
-# -- inputs --------------------------------------------------------------------------------------------------------
-
-
-def documents(
-    lm: CausalLM, tokens: int, number: int, *, least: int | None = None, corpora: Sequence[str] = SPEECHES
-) -> list[tuple[str, Tensor]]:
-    """Return the first `tokens` tokens of `number` English texts that are long enough, speeches spread over the years.
-
-    Parameters
-    ----------
-    least
-        How many will do where there are no more; default all of `number`.
-    corpora
-        Names of `mintage.data.texts`: ``speeches``, ``genesis``.
-
-    Raises
-    ------
-    UserError
-        The data folder is not set, or too few documents are that long.
-    """
-    read = [document for name in corpora for document in texts(name, "all", domain="en").documents()]
-    found = []
-    for document in _spread([document for document in read if len(document.text) >= 3 * tokens]):
-        ids = lm.tokenizer(document.text[: 8 * tokens], return_tensors="pt")["input_ids"]
-        if ids.shape[1] >= tokens:  # type: ignore[union-attr]
-            found.append((document.name, ids[:, :tokens]))  # type: ignore[index]
-        if len(found) == number:
-            return found
-    if len(found) < (number if least is None else least):
-        raise UserError(f"only {len(found)} of the texts have {tokens} tokens; pass a smaller --limit or --contexts")
-    return found
-
-
-@dataclass(frozen=True)
-class Question:
-    """A pass-key or UUID stated within a real text, and the question for it."""
-
-    context: str
-    question: str
-    answer: str
-
-    def ids(self, lm: CausalLM) -> tuple[Tensor, Tensor]:
-        """Tokens of the context and of the question, [1, length] each."""
-        tokenizer: Any = lm.tokenizer
-        context = tokenizer(self.context, return_tensors="pt")["input_ids"]
-        question = tokenizer(self.question, return_tensors="pt", add_special_tokens=False)["input_ids"]
-        return context.to(lm.model.device), question.to(lm.model.device)
-
-
-def questions(lm: CausalLM, tokens: int, number: int, seed: int, needle: str = "pass-key") -> list[Question]:
-    """Hide needles in speeches of about `tokens` tokens, at depths spread over the whole text."""
-    generator = np.random.default_rng(seed)
-    made = []
-    texts = documents(lm, tokens - (60 if needle == "pass-key" else 120), number, least=1)
-    names = make_haystack(number, seed).keys
-    for place in range(number):
-        text = str(lm.tokenizer.decode(texts[place % len(texts)][1][0]))
-        key = str(generator.integers(10_000, 100_000)) if needle == "pass-key" else names[place]
-        cut = int((place + generator.random()) / number * len(text))
-        cut = text.rfind(" ", 0, max(cut, 1)) + 1
-        hidden = (
-            f"\n\nThe {needle.replace('-', ' ')} is {key}. Remember it. {key} is the {needle.replace('-', ' ')}.\n\n"
-        )
-        made.append(Question(f"{text[:cut]}{hidden}{text[cut:]}", f"\n\nThe {needle.replace('-', ' ')} is", key))
-    return made
-
-
-def _spread(rows: list[Any]) -> Iterator[Any]:
-    """Yield rows from all over the list: the middle, the quarters, the eighths, and so on."""
-    seen = set()
-    for level in range(1, max(len(rows), 2).bit_length() + 1):
-        for odd in range(1, 2**level, 2):
-            place = odd * len(rows) // 2**level
-            if place < len(rows) and place not in seen:
-                seen.add(place)
-                yield rows[place]
-
-
-# -- one arm on one input --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -152,146 +61,6 @@ class Arm:
     def at(self, entries: int) -> Policy:
         """Return the policy with room for `entries`."""
         return self.policy.at(entries)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Recorder(FullCache):
-    """A full cache that remembers the queries of its first forward, layer by layer."""
-
-    steps: dict[int, Step] = field(default_factory=dict)
-
-    def settle(self, layer: KeptLayer, step: Step) -> None:
-        if layer.seen == step.queries:
-            self.steps[layer.index] = step
-
-
-class Prefix:
-    """A text that the model has read once, for every policy to start from.
-
-    Most policies attend to everything while a text is read in one piece, so its keys, values and queries are the same
-    for all of them: a policy is given these instead of reading again, and what that takes is its overhead. A policy
-    that reads prompts sparsely reads it itself.
-    """
-
-    @torch.inference_mode()
-    def __init__(self, lm: CausalLM, ids: Tensor) -> None:
-        recorder = _Recorder()
-        with recorder(lm.model) as session:
-            out, self.seconds = timed(lambda: lm.model(ids, use_cache=True, logits_to_keep=1))
-        assert session.cache is not None
-        self.model, self.ids = lm.model, ids
-        self.layers, self.steps = session.cache.kept_layers, recorder.steps
-        self.logits = out.logits[0, -1]
-
-    @torch.inference_mode()
-    def fill(self, session: Attachment, length: int) -> KeptCache:
-        """Return the policy's cache after the first `length` tokens of the text, to time what comes after.
-
-        Later tokens change nothing about earlier ones, so that one text serves all lengths. Policies that read prompts
-        sparsely are given what plain reading makes of the text: as many entries, of other values.
-        """
-        cache = session.new_cache()
-        for layer, read in zip(cache.kept_layers, self.layers, strict=True):
-            whole = self.steps[layer.index]
-            step = replace(
-                whole,
-                query=whole.query[:, :, :length],
-                position_ids=whole.position_ids[:, :length],
-                dense=lambda unused=whole.query: unused,
-            )
-            layer.position_ids, layer.geometry = step.position_ids, step.geometry
-            session.policy.store(layer, read["key"][:, :, :length], read["value"][:, :, :length])
-            if session.policy.reads_prompts_whole:
-                session.policy.attend(layer, step)
-                session.policy.settle(layer, step)
-        return cache
-
-    @torch.inference_mode()
-    def replay(self, session: Attachment) -> tuple[KeptCache, Tensor, float]:
-        """Return the policy's cache after the text, the logits there, and seconds as a part of plain reading."""
-        cache = session.new_cache()
-        if not session.policy.reads_prompts_whole:
-            out, seconds = timed(lambda: self.model(self.ids, past_key_values=cache, use_cache=True, logits_to_keep=1))
-            return cache, out.logits[0, -1], seconds / self.seconds
-
-        def fill() -> None:
-            for layer, read in zip(cache.kept_layers, self.layers, strict=True):
-                step = replace(self.steps[layer.index], dense=lambda: self.steps[0].query)  # its output is not used
-                layer.position_ids, layer.geometry = step.position_ids, step.geometry
-                session.policy.store(layer, read["key"], read["value"])
-                session.policy.attend(layer, step)
-                session.policy.settle(layer, step)
-
-        return cache, self.logits, 1 + timed(fill)[1] / self.seconds
-
-
-@torch.inference_mode()
-def decode(prefix: Prefix, policy: Policy, rest: Tensor, **told: Callable[[KeptCache], float]) -> dict[str, Any]:
-    """Score the tokens behind a prefix one by one; `told` is asked of the cache in the end, 0 of an unmodified one."""
-    model, nll, steps, reads = prefix.model, [], [], 0
-    with policy(model) as session:
-        cache, logits, prefill = prefix.replay(session)
-        stored = cache.nbytes()
-        for token in rest:
-            nll.append(-logits.float().log_softmax(-1)[token].item())
-            out, seconds = timed(lambda t=token: model(t[None, None], past_key_values=cache, use_cache=True))
-            logits = out.logits[0, -1]
-            steps.append(seconds)
-            reads += cache.reads()
-    return {
-        "nll": float(np.mean(nll)),
-        "prefill": prefill,
-        "step": float(np.median(steps)),
-        "bytes": max(stored, cache.nbytes()),
-        "reads": reads / len(steps),
-        **{name: tell(cache) if isinstance(cache, KeptCache) else 0.0 for name, tell in told.items()},
-    }
-
-
-@torch.inference_mode()
-def answer_to(lm: CausalLM, prefix: Prefix, policy: Policy, question: Tensor, wanted: str) -> str:
-    """Continue a prefix by a question, which may be empty, for as long as the answer can still become `wanted`."""
-    answer: list[int] = []
-    most = len(lm.encode(wanted, chat=False)[0]) + 3
-    with policy(prefix.model) as session:
-        cache, logits, _ = prefix.replay(session)
-        chunk = question
-        while True:
-            if chunk.numel():
-                logits = prefix.model(chunk, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
-            answer.append(int(logits.argmax()))
-            text = str(lm.tokenizer.decode(answer))
-            so_far = text.strip()
-            if len(answer) == most or so_far[: len(wanted)] != wanted[: len(so_far)] or so_far.startswith(wanted):
-                return text
-            chunk = torch.tensor([answer[-1:]], device=question.device)
-
-
-@torch.inference_mode()
-def seconds_per_token(prefix: Prefix, policy: Policy, length: int, rest: Tensor) -> float:
-    """Time the tokens behind the first `length` of a prefix, one by one; the median."""
-    with policy(prefix.model) as session:
-        cache = prefix.fill(session, length)
-        steps = [
-            timed(lambda t=token: prefix.model(t[None, None], past_key_values=cache, use_cache=True))[1]
-            for token in rest
-        ]
-    return float(np.median(steps[len(steps) // 4 :]))  # the first ones grow buffers and warm up
-
-
-def survivors(prefix: Prefix, policy: Policy, bins: int = 64) -> list[list[float]] | None:
-    """Share of the tokens of each stretch of the text that each layer and head still holds; None if it is all."""
-    with policy(prefix.model) as session:
-        cache, _, _ = prefix.replay(session)
-    if all(layer.complete for layer in cache.kept_layers):
-        return None
-    edges = np.linspace(0, cache.get_seq_length(), bins + 1)
-    width = np.diff(np.ceil(edges))
-    return [
-        (np.histogram(head.numpy(), edges)[0] / np.maximum(width, 1)).tolist()
-        for positions in cache.survivors().values()
-        for head in positions
-    ]
 
 
 # -- the job -----------------------------------------------------------------------------------------------------------
@@ -381,7 +150,7 @@ def run(
     results: list[Result | Figure] = [
         Result(**common, **row, command=command, environment=described) for row in [*rows, *_verdicts(measured, arms)]
     ]
-    figures = _figures(measured, arms, Prefix(lm, documents(lm, min(contexts), 1)[0][1]))
+    figures = _figures(measured, arms, Prefix(lm, long_texts(lm, min(contexts), 1)[0][1]))
     memo.delete()
     return results + [Figure(**figure, job="keep", environment=described) for figure in figures]
 
@@ -412,9 +181,11 @@ def _measure(
             yield part, name, memo(f"{kind} {length} {part} {name} {place}", lambda p=policy: run(read(), p))
             step(f"{name}, 1/{part} of {length}")
 
-    for place, (_, ids) in enumerate(documents(lm, length + _DECODED, limit)):
+    for place, (_, ids) in enumerate(long_texts(lm, length + _DECODED, limit)):
         read = partial(Prefix, lm, ids[:, :length])
-        for part, name, found in each("decode", place, read, lambda p, q, i=ids: decode(p, q, i[0, length:])):
+        for part, name, found in each(
+            "decode", place, read, lambda p, q, i=ids: score_continuation(p, q, i[0, length:])
+        ):
             cells[length, part].decoded[name].append(found)
     asked = [(needle, q) for needle in NEEDLES for q in enumerate(questions(lm, length, 2 * limit, seed, needle))]
     for needle, (place, example) in asked:

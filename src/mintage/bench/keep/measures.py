@@ -1,115 +1,92 @@
-"""The claim checks of the papers about caches, one module each, and what they share: arms on real texts."""
+"""What the papers about caches are measured by: perplexity behind a text, needles asked for after it was read.
+
+A text is read once and every policy starts from there; see `mintage.bench.keep.prefix`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import NamedTuple
 
-import numpy as np
 from torch import Tensor
 
-from mintage.bench.keep import joint as bench
+from mintage.bench.keep.inputs import NEEDLES, SPEECHES, Question, long_texts, questions
+from mintage.bench.keep.prefix import Prefix, answer_to, score_continuation
 from mintage.keep.contract import Policy
 from mintage.keep.core.storage import KeptCache
-from mintage.measure import Interval, bootstrap, trial
-from mintage.measure.trial import silent
+from mintage.measure.retrieval import score_value
+from mintage.measure.study import Measure, Run, Study
 from mintage.models import EMBEDDED, CausalLM, load_causal_lm
+from mintage.options import option
 
-__all__ = ["Trial", "perplexity", "perplexity_ratio", "silent", "telling"]
-
-Arms = Mapping[str, Policy]
-
-
-def perplexity(nll: np.ndarray) -> float:
-    """Perplexity from the mean negative log-likelihood of every text."""
-    return float(np.exp(nll.mean()))
+__all__ = ["KeepStudy", "continuations", "needles"]
 
 
-def perplexity_ratio(one: np.ndarray, other: np.ndarray) -> Interval:
-    """Ratio of two perplexities on the same texts, which are resampled together."""
-    return bootstrap(one - other, lambda x, axis: np.exp(x.mean(axis)))
+@dataclass(frozen=True, kw_only=True)
+class KeepStudy(Study):
+    """A study of cache policies (its arms) on one model, in bfloat16."""
+
+    job = "keep"
+
+    model: str = option(EMBEDDED, "smollm2 (embedded), a folder, or a hub id.")
+
+    def subject(self, run: Run) -> CausalLM:
+        """Load the model."""
+        return load_causal_lm(self.model, dtype="bfloat16")
 
 
-def telling(name: str, tell: Callable[[KeptCache], float]) -> Callable[..., dict[str, float]]:
-    """Make a `measure` for `Trial.decoded`: `bench.decode`, and under `name` what is told of the cache in the end."""
-
-    def measure(prefix: bench.Prefix, policy: Policy, rest: Tensor) -> dict[str, float]:
-        return bench.decode(prefix, policy, rest, **{name: tell})
-
-    measure.__name__ = name
-    return measure
+class _Read(NamedTuple):
+    prefix: Prefix
+    following: Tensor  # token ids
+    answer: str = ""
 
 
-class Trial(trial.Trial):
-    """Policies on the same texts; the haystacks are made from `seed`."""
+def continuations(
+    length: int,
+    texts: int,
+    tokens: int,
+    *,
+    name: str = "perplexity",
+    corpora: Sequence[str] = SPEECHES,
+    arms: Sequence[str] | None = None,
+    **told: Callable[[KeptCache], float],
+) -> Measure:
+    """Score the `tokens` behind the first `length` of each of `texts` texts.
 
-    def __init__(
-        self,
-        method: str,
-        *,
-        seed: int,
-        command: str,
-        definition: dict[str, Any],
-        total: int,
-        progress: Callable[[int, int, str], None] = silent,
-        model: str = EMBEDDED,
-        work: Path | None = None,
-    ) -> None:
-        self.lm: CausalLM = load_causal_lm(model, dtype="bfloat16")
-        super().__init__(
-            method,
-            job="keep",
-            model=model,
-            seed=seed,
-            command=command,
-            definition=definition,
-            total=total,
-            progress=progress,
-            work=work,
-        )
+    Columns, one number per text: those of `score_continuation` (``nll`` is the mean negative log-likelihood), and what
+    each function of `told` says of the cache in the end.
+    """
 
-    def _each(
-        self, kind: str, place: int, arms: Arms, read: Callable[[], bench.Prefix], run: Callable[..., Any]
-    ) -> Any:
-        first = place % len(arms)
-        held = cache(read)
-        for name in [*arms][first:] + [*arms][:first]:
-            key = f"{kind} {name} {place}"
-            yield name, self.measured(key, lambda n=name: run(held(), arms[n]), f"{kind}: {name}")
+    def units(run: Run) -> Mapping[int, Tensor]:
+        found = long_texts(run.subject, length + tokens, texts, corpora=corpora)
+        return dict(enumerate(ids for _, ids in found))
 
-    def decoded(
-        self,
-        arms: Arms,
-        length: int,
-        texts: int,
-        tokens: int,
-        *,
-        measure: Callable[..., dict[str, float]] = bench.decode,
-        corpora: Sequence[str] = bench.SPEECHES,
-    ) -> dict[str, dict[str, np.ndarray]]:
-        """Score the `tokens` behind the first `length` of each text; what `measure` says, by text."""
-        found: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
-        for place, (_, ids) in enumerate(bench.documents(self.lm, length + tokens, texts, corpora=corpora)):
-            read, run = partial(bench.Prefix, self.lm, ids[:, :length]), partial(measure, rest=ids[0, length:])
-            for name, row in self._each(f"{measure.__name__} {length}", place, arms, read, run):
-                found[name].append(row)
-        return {name: {of: np.array([row[of] for row in rows]) for of in rows[0]} for name, rows in found.items()}
+    def read(run: Run, ids: Tensor) -> _Read:
+        return _Read(Prefix(run.subject, ids[:, :length]), ids[0, length:])
 
-    def found(
-        self, arms: Arms, length: int, number: int, needles: Sequence[str] = bench.NEEDLES
-    ) -> dict[str, np.ndarray]:
-        """Ask for needles after the text was read and compressed; 1 where one was found, by question."""
-        scores: dict[str, list[float]] = {name: [] for name in arms}
-        for needle in needles:
-            for place, example in enumerate(bench.questions(self.lm, length, number, self.seed, needle)):
-                context, question = example.ids(self.lm)
+    def of(run: Run, policy: Policy, text: _Read) -> Mapping[str, float]:
+        return score_continuation(text.prefix, policy, text.following, **told)
 
-                def ask(prefix: bench.Prefix, policy: Policy, q: Any = question, wanted: str = example.answer) -> str:
-                    return bench.answer_to(self.lm, prefix, policy, q, wanted)
+    return Measure(name=name, units=units, prepare=read, of=of, arms=arms)
 
-                read = partial(bench.Prefix, self.lm, context)
-                for name, answer in self._each(f"{needle} {length}", place, arms, read, ask):
-                    scores[name].append(bench.score_value(answer, example.answer).score)
-        return {name: np.array(held) for name, held in scores.items()}
+
+def needles(length: int, number: int, *, arms: Sequence[str] | None = None) -> Measure:
+    """Ask for `number` pass-keys and as many UUIDs after `length` tokens were read; column ``found``, 0 or 1."""
+
+    def units(run: Run) -> Mapping[str, Question]:
+        return {
+            f"{needle} {index}": question
+            for needle in NEEDLES
+            for index, question in enumerate(questions(run.subject, length, number, run.seed, needle))
+        }
+
+    def read(run: Run, question: Question) -> _Read:
+        context, asked = question.ids(run.subject)
+        return _Read(Prefix(run.subject, context), asked, question.answer)
+
+    def of(run: Run, policy: Policy, text: _Read) -> Mapping[str, float]:
+        said = answer_to(run.subject, text.prefix, policy, text.following, text.answer)
+        return {"found": score_value(said, text.answer).score}
+
+    return Measure(name="needles", units=units, prepare=read, of=of, arms=arms)

@@ -1,0 +1,59 @@
+"""What all tests of studies share: rows as they were before studies were data, and how to compare with them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mintage.measure import Figure, Result
+
+GOLDEN = Path(__file__).parent / "golden"
+FIELDS = (
+    "method job metric value unit higher_is_better interval n baseline peers claim verdict data seed settings note"
+).split()
+FIGURE_FIELDS = ("method", "job", "name", "title", "caption", "kind", "data")
+
+
+@pytest.fixture(scope="session")
+def equal_to_golden():
+    """Compare the rows of a study with ``golden/NAME.json``: every field but command, environment, model and rule.
+
+    `without` names columns of timings that no two runs share: rows whose metric holds one are compared but for numbers.
+    """
+
+    def compare(name, rows, *, rel=1e-9, without=()):
+        wanted = json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
+        got = [plain(row) for row in rows]
+        assert [key(row) for row in got] == [key(row) for row in wanted]
+        for mine, theirs in zip(got, wanted, strict=True):
+            if any(word in key(theirs) for word in without):
+                continue
+            assert near(mine, theirs, rel), f"{key(theirs)}\n{mine}\n{theirs}"
+
+    return compare
+
+
+def plain(row):
+    fields = FIELDS if isinstance(row, Result) else FIGURE_FIELDS
+    assert isinstance(row, Result | Figure)
+    return json.loads(json.dumps({name: getattr(row, name) for name in fields}))
+
+
+def key(row):
+    return row.get("metric") or row["name"]
+
+
+def near(mine, theirs, rel):
+    if isinstance(theirs, dict):
+        return (
+            isinstance(mine, dict)
+            and mine.keys() == theirs.keys()
+            and all(near(mine[k], theirs[k], rel) for k in theirs)
+        )
+    if isinstance(theirs, list):
+        return (
+            isinstance(mine, list) and len(mine) == len(theirs) and all(map(lambda a, b: near(a, b, rel), mine, theirs))
+        )
+    if isinstance(theirs, float):
+        return isinstance(mine, float | int) and mine == pytest.approx(theirs, rel=rel, abs=1e-12)
+    return mine == theirs

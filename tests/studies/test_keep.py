@@ -1,0 +1,138 @@
+"""The studies of cache policies on toy inputs: rows equal those of before, killed runs go on, every claim is asked.
+
+Where rows are compared, what a policy makes of a text is scripted (`score`, `answer`), so that numbers are those of no
+machine and needles are found by some; texts, units, arms and all that rows say are real.
+"""
+
+import dataclasses
+import gzip
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+SMALL = {"length": 128, "decoded": 4, "texts": 2, "questions": 3}
+
+
+def draw(policy, *said):
+    """A number from 0 to 1 that depends on the policy's settings and on what else is said."""
+    own = {
+        f.name: v
+        for f in dataclasses.fields(policy)
+        if isinstance(v := getattr(policy, f.name), int | float | str) and v != f.default
+    }
+    text = f"{type(policy).__name__} {sorted(own.items())} {said}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
+
+
+def score(prefix, policy, rest, **told):
+    """Stand in for the scoring of a continuation."""
+    said = prefix.ids.sum().item(), rest.sum().item()
+    return {
+        "nll": 2 + 0.5 * draw(policy) + 0.3 * draw(policy, *said),
+        "step": 0.01,
+        **{name: draw(policy, name, *said) for name in told},
+    }
+
+
+def answer(lm, prefix, policy, question, wanted):
+    """Stand in for an answer: each policy finds its own share of the needles."""
+    return wanted if draw(policy, wanted) < draw(policy, "share") else "nothing"
+
+
+def write_texts(folder):
+    """Write a corpus of speeches and of genesis."""
+    with gzip.open(folder / "long_docs.jsonl.gz", "wt") as file:
+        for corpus, name in (("inaugural", "1.txt"), ("state_union", "2.txt"), ("genesis", "english.txt")):
+            for number in range(2):
+                text = f"We the people of harbour {number} meet again, and count the boats. " * 80
+                file.write(json.dumps({"corpus": corpus, "file": name, "text": text}) + "\n")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder, tmp_path_factory):
+    """The tiny model with heads of 16, which the checks' 16 channels need."""
+    from mintage.models import tiny_causal_lm
+
+    made = tmp_path_factory.mktemp("wide") / "tiny"
+    shutil.copytree(tiny_folder, made)
+    (made / "model.safetensors").unlink()
+    vocabulary = json.loads((Path(tiny_folder) / "config.json").read_text())["vocab_size"]
+    sizes = {"hidden_size": 64, "head_dim": 16, "max_position_embeddings": 2048}
+    tiny_causal_lm(vocab_size=vocabulary, **sizes).save_pretrained(made)
+    return str(made)
+
+
+@pytest.fixture
+def toys(tmp_path, monkeypatch):
+    write_texts(tmp_path)
+    monkeypatch.setenv("MINTAGE_DATA", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    monkeypatch.setattr("mintage.bench.keep.measures.score_continuation", score)
+    monkeypatch.setattr("mintage.bench.keep.measures.answer_to", answer)
+
+
+STUDIES = {"ems": (SMALL | {"room": (40, 64)}, 10)}
+"""Settings of the toy, and the number of claims."""
+
+
+def study(name, model, **settings):
+    from mintage.bench.run import study_of
+
+    return study_of(name)(model=model, **STUDIES[name][0] | settings)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_rows_are_those_of_before(name, model, toys, scripted, equal_to_golden):
+    from mintage.measure.study import run_study
+
+    equal_to_golden(name, run_study(study(name, model), work=toys / "work"))
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_claim_is_asked_once(name, model, toys):
+    from mintage.measure import Result
+    from mintage.measure.study import run_study
+
+    told = []
+    rows = run_study(study(name, model), work=toys / "work", progress=lambda *step: told.append(step))
+    stages = list(dict.fromkeys(stage for stage, _, _ in told))
+    for stage in stages:
+        counts = [(done, of) for name, done, of in told if name == stage]
+        assert counts == [(done, counts[-1][1]) for done in range(len(counts))]
+        assert counts[-1][0] == counts[-1][1]
+    tested = [row for row in rows if isinstance(row, Result) and row.claim]
+    assert len({row.claim for row in tested}) == len(tested) == STUDIES[name][1]
+    assert all(row.verdict in ("holds", "does not hold") for row in tested)
+    assert len({row.identity for row in rows}) == len(rows)
+    assert not (toys / "work").exists()
+
+
+def test_a_killed_study_goes_on(model, toys, monkeypatch):
+    """What was measured before is not measured again."""
+    from mintage.bench.keep import measures
+    from mintage.measure.study import run_study
+
+    measured = []
+    real = measures.score_continuation
+
+    def counted(*args, **told):
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        measured.append(args)
+        return real(*args, **told)
+
+    monkeypatch.setattr(measures, "score_continuation", counted)
+    small = study("ems", model, questions=1, room=(40,))
+    with pytest.raises(KeyboardInterrupt):
+        run_study(small, work=toys / "work")
+    measured.clear()
+    monkeypatch.setattr(measures, "score_continuation", lambda *args, **told: measured.append(1) or real(*args, **told))
+    run_study(small, work=toys / "work")
+    assert len(measured) == 2 * 9 - 3
