@@ -310,7 +310,7 @@ class Finding(_Row):
     Parameters
     ----------
     value
-        From the run to the number, with its interval where it has one.
+        The number, with its interval where it has one, or how it is made from the run.
     unit, more_is_better, n
         As in `Result`; `n` may be made from the run.
     baseline, peers
@@ -319,7 +319,7 @@ class Finding(_Row):
         What a rule is asked about, where it is not the number itself.
     """
 
-    value: Callable[[Any], Interval | float]
+    value: Interval | float | Callable[[Any], Interval | float]
     unit: str
     more_is_better: bool = True
     n: int | Callable[[Any], int] = 1
@@ -329,7 +329,7 @@ class Finding(_Row):
 
     def numbers(self, run: Measured) -> tuple[dict[str, Any], Interval]:
         """See `_Row.numbers`."""
-        found = self.value(run)
+        found = self.value(run) if callable(self.value) else self.value
         interval = found if isinstance(found, Interval) else Interval(found, found, found)
         return {
             "value": float(interval.value),
