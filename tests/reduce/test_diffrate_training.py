@@ -27,7 +27,7 @@ from mintage.reduce.training.diffrate import (
     search_schedule,
     train_schedules,
 )
-from mintage.reduce.training.images import Lessons
+from mintage.reduce.training.images import TrainingImages
 from mintage.vision import ImageClassifier, Preprocessing
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "diffrate"
@@ -240,7 +240,7 @@ def lessons():
         labels = model(GREY(list(pixels))).logits.argmax(1).numpy()
     classifier = ImageClassifier(model, GREY, tuple("abcde"), "random")
     held_out = Images([*pixels[:8]], [str(i) for i in range(8)], labels[:8], tuple("abcde"))
-    return Lessons(classifier, pixels, labels, held_out, "noise")
+    return TrainingImages(classifier, pixels, labels, held_out, "noise")
 
 
 def test_a_search_comes_to_its_budget_and_is_kept_as_json(lessons, tmp_path):

@@ -13,7 +13,7 @@ from mintage.data.images import Images
 from mintage.errors import UserError
 from mintage.reduce.core.adapters import adapter_for
 from mintage.reduce.sit_slim import SelfSlimmed, Slimming
-from mintage.reduce.training.images import read_lessons
+from mintage.reduce.training.images import read_training_images
 from mintage.reduce.training.sit_slim import (
     Distillation,
     ReverseTokenSlimming,
@@ -50,7 +50,7 @@ def classifier():
 @pytest.fixture
 def lessons(classifier, monkeypatch):
     monkeypatch.setattr("mintage.reduce.training.images.read_cifar10", lambda: (toy(), toy(20, 1)))
-    return read_lessons(classifier)
+    return read_training_images(classifier)
 
 
 # -- the parts -----------------------------------------------------------------------------------------------------
@@ -269,7 +269,7 @@ def test_lessons_from_a_folder_are_resized_and_numbered_by_the_classifier(classi
         folder = tmp_path / ("Below" if label else "ABOVE")
         folder.mkdir(exist_ok=True)
         Image.fromarray(pixels).save(folder / f"{name}.png")
-    made = read_lessons(classifier, tmp_path, limit=20)
+    made = read_training_images(classifier, tmp_path, limit=20)
     assert made.pixels.shape == (18, 16, 16, 3)
     assert made.pixels.dtype == np.uint8
     bright_below = made.pixels[:, 8:].mean((1, 2, 3)) > made.pixels[:, :8].mean((1, 2, 3))
@@ -277,7 +277,7 @@ def test_lessons_from_a_folder_are_resized_and_numbered_by_the_classifier(classi
     (tmp_path / "sideways").mkdir()
     Image.fromarray(images.pixels[0]).save(tmp_path / "sideways" / "0.png")
     with pytest.raises(UserError, match="toy knows no class 'sideways'"):
-        read_lessons(classifier, tmp_path)
+        read_training_images(classifier, tmp_path)
     Image.fromarray(images.pixels[0]).save(tmp_path / "0.png")
     with pytest.raises(UserError, match="have no labels"):
-        read_lessons(classifier, tmp_path)
+        read_training_images(classifier, tmp_path)

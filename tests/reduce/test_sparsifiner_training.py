@@ -13,7 +13,7 @@ from mintage.data.images import Images
 from mintage.errors import UserError
 from mintage.reduce.core.adapters import adapter_for
 from mintage.reduce.sparsifiner import Connectivity, Sparsifiner
-from mintage.reduce.training.images import read_lessons
+from mintage.reduce.training.images import read_training_images
 from mintage.reduce.training.sparsifiner import (
     Predictors,
     Reconstruction,
@@ -55,7 +55,7 @@ def classifier():
 @pytest.fixture
 def lessons(classifier, monkeypatch):
     monkeypatch.setattr("mintage.reduce.training.images.read_cifar10", lambda: (toy(), toy(20, 1)))
-    return read_lessons(classifier)
+    return read_training_images(classifier)
 
 
 def connectivity(classifier):

@@ -15,6 +15,7 @@ METHODS = (
         name="pitome",
         job="reduce",
         entry="mintage.reduce.pitome:PiToMe",
+        study="mintage.studies.pitome:PiToMeStudy",
         title="Accelerating Transformers with Spectrum-Preserving Token Merging",
         arxiv="2405.16148",
         year=2024,
@@ -28,6 +29,7 @@ METHODS = (
         name="diffrate",
         job="reduce",
         entry="mintage.reduce.diffrate:DiffRate",
+        study="mintage.studies.diffrate:DiffRateStudy",
         title="DiffRate: Differentiable Compression Rate for Efficient Vision Transformers",
         arxiv="2305.17997",
         year=2023,
@@ -42,6 +44,7 @@ METHODS = (
         name="zero-tprune",
         job="reduce",
         entry="mintage.reduce.zero_tprune:ZeroTPrune",
+        study="mintage.studies.zero_tprune:ZeroTPruneStudy",
         title=(
             "Zero-TPrune: Zero-Shot Token Pruning through Leveraging of the Attention Graph in Pre-Trained Transformers"
         ),
@@ -145,6 +148,7 @@ METHODS = (
 
 __getattr__, __dir__ = lazy_attributes(
     __name__,
+    METHODS,
     Reducer="mintage.reduce.contract:Reducer",
     Scheduled="mintage.reduce.core.scheduled:Scheduled",
     Schedule="mintage.reduce.core.schedule:Schedule",
@@ -152,13 +156,4 @@ __getattr__, __dir__ = lazy_attributes(
     TokenState="mintage.reduce.core.state:TokenState",
     Evidence="mintage.reduce.core.state:Evidence",
     Attachment="mintage.reduce.core.attach:Attachment",
-    PiToMe="mintage.reduce.pitome:PiToMe",
-    DiffRate="mintage.reduce.diffrate:DiffRate",
-    ZeroTPrune="mintage.reduce.zero_tprune:ZeroTPrune",
-    Sparsifiner="mintage.reduce.sparsifiner:Sparsifiner",
-    SelfSlimmed="mintage.reduce.sit_slim:SelfSlimmed",
-    ToMe="mintage.reduce.baselines:ToMe",
-    RandomDrop="mintage.reduce.baselines:RandomDrop",
-    ClassAttention="mintage.reduce.baselines:ClassAttention",
-    AveragePool="mintage.reduce.baselines:AveragePool",
 )

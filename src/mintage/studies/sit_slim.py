@@ -24,7 +24,7 @@ from mintage.measure.trial import Report, Trial, silent
 from mintage.reduce.baselines import AveragePool, ClassAttention
 from mintage.reduce.contract import Reducer
 from mintage.reduce.sit_slim import SelfSlimmed, Slimming
-from mintage.reduce.training.images import Lessons, numbered, read_lessons, test_images
+from mintage.reduce.training.images import TrainingImages, numbered, read_training_images, test_images
 from mintage.reduce.training.sit_slim import distil
 from mintage.vision import SHIPPED, load_image_classifier
 
@@ -92,12 +92,12 @@ def run(
         raise UserError(f"the check slims behind three blocks; {model} has {anatomy.layers}, pass a deeper model")
     plain = subject.judged(subject.reference).correct
     assert plain is not None
-    lessons: list[Lessons] = []  # read when the first student needs them
+    lessons: list[TrainingImages] = []  # read when the first student needs them
 
     def trained(name: str) -> np.ndarray:
         def measure() -> list[float]:
             if not lessons:
-                lessons.append(read_lessons(classifier))
+                lessons.append(read_training_images(classifier))
             torch.manual_seed(seed)
             slimming = Slimming.new(classifier.model, _stages(anatomy.layers), seed=seed, init_std=INIT_STD)
             counts = "counts=" + "x".join(map(str, SelfSlimmed(weights=slimming).kept(anatomy)))

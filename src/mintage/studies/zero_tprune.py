@@ -1,32 +1,36 @@
 """Does pruning by votes over the attention graph, without any training, lose little, and less than its rivals?
 
-Top-1 accuracy on CIFAR-10's test images at equal multiply-adds, and what each part of the method contributes. The
-convolution stem of the shipped classifier is among the multiply-adds and cannot be reduced.
+Not here: how arms are judged and timed (`mintage.bench.reduce.measures`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
-import numpy as np
-
-from mintage.bench.reduce.measures import PLAIN, EqualMacs, at_shares, points
-from mintage.errors import UserError
-from mintage.measure import Figure, Result, bootstrap
-from mintage.measure.trial import Report, silent
+from mintage.bench.reduce.measures import (
+    PLAIN,
+    SharesStudy,
+    accuracies,
+    curves,
+    gap,
+    quality,
+    seconds,
+    setting_of,
+    speed,
+)
+from mintage.measure.figure import Figure
+from mintage.measure.statistics import Interval, bootstrap
+from mintage.measure.study import Comparison, Finding, Measure, Run, at_most, mean
+from mintage.options import option
 from mintage.reduce.baselines import ClassAttention, RandomDrop, ToMe
 from mintage.reduce.contract import Reducer
 from mintage.reduce.zero_tprune import ZeroTPrune
-from mintage.vision import SHIPPED
 
-__all__ = ["run"]
+__all__ = ["ZeroTPruneStudy"]
 
-OURS = "zero-tprune"
-SHARES = (0.8, 0.65, 0.5, 0.4)
-CLAIMED = 0.65
+OURS, TOME = "zero-tprune", "tome"
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "I only": {"order": "I"},
@@ -43,153 +47,92 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 """Parts switched off or changed one by one, at equal multiply-adds."""
 
 
-def run(
-    *,
-    model: str = SHIPPED,
-    limit: int | None = None,
-    seed: int = 0,
-    command: str = "",
-    work: Path | None = None,
-    progress: Report = silent,
-) -> list[Result | Figure]:
-    """Run the check; `limit` is the number of test images (default all)."""
-    trial = EqualMacs(
-        OURS,
-        model=model,
-        limit=limit,
-        seed=seed,
-        command=command,
-        progress=progress,
-        work=work,
-        definition={"shares": list(SHARES)},
-        total=1 + 4 * len(SHARES) + len(VARIANTS) + 8,
-    )
-    reducers: dict[str, Reducer] = {
-        OURS: ZeroTPrune(),
-        "class-attention": ClassAttention(),
-        "random-drop": RandomDrop(seed=seed),
-        "tome": ToMe(),
-    }
-    arms, absent = at_shares(reducers, SHARES, trial.subject)
-    if absent:
-        trial.common["settings"] |= {"left out": absent}
-    if OURS not in arms[CLAIMED]:
-        raise UserError(f"{model}: {absent[f'{OURS} at {100 * CLAIMED:.0f}%']}")
-    plain = trial.qualities({PLAIN: None})[PLAIN].correct
-    assert plain is not None
-    accuracy: dict[str, dict[float, float]] = {name: {1.0: 100 * float(plain.mean())} for name in reducers}
-    rows: list[Result | Figure] = []
-    for share in SHARES:
-        held = trial.qualities(arms[share], on=f" at {share:g}")
-        correct: dict[str, np.ndarray] = {n: q.correct for n, q in held.items() if q.correct is not None}
-        for name, right in correct.items():
-            accuracy[name][share] = 100 * float(right.mean())
-        if OURS not in correct:
-            continue
-        scores = {name: 100 * float(right.mean()) for name, right in correct.items()}
-        rows += _at(trial, share, plain, correct, scores)
-        divergence = bootstrap(held[OURS].divergence)
-        rows.append(
-            trial.result(
-                metric=f"distance to the unmodified model's output at -{100 - 100 * share:.0f}% MACs",
-                value=divergence.value,
-                interval=divergence.bounds,
-                unit="nats",
-                higher_is_better=False,
-                n=len(plain),
-                baseline={PLAIN: 0.0},
-                peers={name: float(q.divergence.mean()) for name, q in held.items() if name != OURS},
-            )
-        )
-    rows += _parts(trial, plain)
-    rows += _speed(trial, arms[CLAIMED])
-    rows.append(trial.curves("zero-tprune-accuracy", "Accuracy without any training", "top-1 accuracy, %", accuracy))
-    trial.memo.delete()
-    return rows
+@dataclass(frozen=True, kw_only=True)
+class ZeroTPruneStudy(SharesStudy):
+    """Does pruning by votes over the attention graph, without any training, lose little, and less than its rivals?
 
+    Top-1 accuracy on CIFAR-10's test images at equal multiply-adds, and what each part of the method contributes. The
+    convolution stem of the shipped classifier is among the multiply-adds and cannot be reduced.
 
-def _at(
-    trial: EqualMacs, share: float, plain: np.ndarray, correct: Mapping[str, np.ndarray], scores: Mapping[str, float]
-) -> list[Result | Figure]:
-    """How much is lost at one share, and how much less than by rivals."""
-    setting = f"at -{100 - 100 * share:.0f}% MACs"
-    told: dict[str, Any] = {}
-    lost = points(plain - correct[OURS])
-    if share == CLAIMED:
-        told = {
-            "claim": f"{setting} and without training at most 1 point of top-1 is lost",
-            "verdict": "holds" if lost.value <= 1 else "does not hold",
-        }
-    others = {name: score for name, score in scores.items() if name != OURS}
-    whole = {PLAIN: 100 * float(plain.mean())}
-    rows: list[Result | Figure] = [
-        trial.result(
+    Example: mintage bench zero-tprune --test-images 500
+    """
+
+    method: ClassVar[str] = OURS
+    needed: ClassVar[tuple[str, ...]] = (OURS,)
+
+    claimed: float = option(0.65, "The share that is claimed about; one of --shares.", above=0, most=1)
+
+    def reducers(self) -> Mapping[str, Reducer]:
+        """Return Zero-TPrune and its rivals."""
+        rivals = {"class-attention": ClassAttention(), "random-drop": RandomDrop(seed=self.seed), TOME: ToMe()}
+        return {OURS: ZeroTPrune(), **rivals}
+
+    def arms(self, run: Run) -> Mapping[str, Reducer | None]:
+        """Return the unmodified model, every method at every share, and the variants at the claimed one."""
+        arms = super().arms(run)
+        variants = {name: replace(ZeroTPrune(), **fields) for name, fields in VARIANTS.items()}
+        return {**arms, **{name: arm.at(self.claimed, run.subject.anatomy) for name, arm in variants.items()}}
+
+    def measures(self, run: Run) -> Iterable[Measure]:
+        """Judge, then time."""
+        yield quality()
+        yield seconds([PLAIN, f"{OURS} at {self.claimed:g}", *self.peers(run, self.claimed).values()], self.rounds)
+
+    def rows(self, run: Run) -> Iterator[Comparison | Finding]:
+        """Yield what is lost at every share, what the parts contribute, and speed."""
+        for share in self.shares:
+            if f"{OURS} at {share:g}" in run.arms:
+                yield from self._at(run, share)
+        ours, setting = f"{OURS} at {self.claimed:g}", setting_of(self.claimed)
+        variants = {name: name for name in VARIANTS}
+        for name in variants:
+            yield gap(f"top-1 minus that of the variant '{name}' {setting}", ours, name, variants)
+        peers = self.peers(run, self.claimed)
+        yield speed(f"images per second {setting}", ours, peers, lambda run: _counted(run, {OURS: ours, **peers}))
+
+    def _at(self, run: Run, share: float) -> Iterator[Comparison | Finding]:
+        ours, peers, setting = f"{OURS} at {share:g}", self.peers(run, share), setting_of(share)
+        claimed = share == self.claimed
+        yield Finding(
             metric=f"top-1 lost {setting}",
-            value=lost.value,
-            interval=lost.bounds,
+            value=lambda run: _lost(run, ours),
             unit="points",
-            higher_is_better=False,
-            n=len(plain),
+            more_is_better=False,
+            n=lambda run: len(run.subject),
             baseline={PLAIN: 0.0},
-            peers={name: whole[PLAIN] - score for name, score in others.items()},
-            **told,
+            peers=lambda run: {
+                name: accuracies(run, {PLAIN: PLAIN})[PLAIN] - score for name, score in accuracies(run, peers).items()
+            },
+            claim=f"{setting} and without training at most 1 point of top-1 is lost" if claimed else "",
+            holds=at_most(1) if claimed else None,
         )
-    ]
-    for other in others:
-        claimed = share == CLAIMED and other != "tome"
-        rows.append(
-            trial.gap(
-                f"top-1 minus that of {other} {setting}",
-                correct[OURS],
-                correct[other],
-                claim=f"{setting} it is above {other}" if claimed else "",
-                baseline=whole,
-                peers=others,
-                note=f"baseline and peers are accuracies; its own is {scores[OURS]:.2f}",
-            )
+        for other, arm in peers.items():
+            claim = f"{setting} it is above {other}" if claimed and other != TOME else ""
+            yield gap(f"top-1 minus that of {other} {setting}", ours, arm, peers, claim=claim)
+        yield Comparison(
+            metric=f"distance to the unmodified model's output {setting}",
+            ours=ours,
+            of="divergence",
+            by=mean("nats", more_is_better=False),
+            baseline=[PLAIN],
+            peers=peers,
         )
-    return rows
+
+    def figures(self, run: Run) -> Iterator[Figure]:
+        """Yield the accuracy against the share."""
+        plain = accuracies(run, {PLAIN: PLAIN})[PLAIN]
+        series: dict[str, dict[float, float]] = {name: {1.0: plain} for name in self.reducers()}
+        for share in self.shares:
+            for name, score in accuracies(run, self.reached(run, share)).items():
+                series[name][share] = score
+        yield curves(run, "zero-tprune-accuracy", "Accuracy without any training", "top-1 accuracy, %", series)
 
 
-def _parts(trial: EqualMacs, plain: np.ndarray) -> list[Result | Figure]:
-    """The method minus each variant of it, at the claimed share."""
-    whole = ZeroTPrune()
-    arms: dict[str, Reducer] = {OURS: whole.at(CLAIMED, trial.subject.anatomy)}
-    for name, fields in VARIANTS.items():
-        arms[name] = replace(whole, **fields).at(CLAIMED, trial.subject.anatomy)
-    held = trial.qualities(arms, on=f" at {CLAIMED:g}")
-    correct = {name: q.correct for name, q in held.items() if q.correct is not None}
-    ours = correct.pop(OURS)
-    scores = {name: 100 * float(right.mean()) for name, right in correct.items()}
-    return [
-        trial.gap(
-            f"top-1 minus that of the variant '{name}' at -{100 - 100 * CLAIMED:.0f}% MACs",
-            ours,
-            right,
-            baseline={PLAIN: 100 * float(plain.mean())},
-            peers=scores,
-            note=f"baseline and peers are accuracies; its own is {100 * ours.mean():.2f}",
-        )
-        for name, right in correct.items()
-    ]
+def _lost(run: Run, arm: str) -> Interval:
+    return bootstrap(100 * (run.columns[PLAIN]["correct"] - run.columns[arm]["correct"]))
 
 
-def _speed(trial: EqualMacs, arms: Mapping[str, Reducer]) -> list[Result | Figure]:
-    """Images per second, the votes counted."""
-    speeds = trial.speeds(arms, f"at {CLAIMED:g}")
-    ours = speeds[OURS]
-    counted = {name: trial.subject.macs(reducer) / trial.subject.macs(None) for name, reducer in arms.items()}
-    return [
-        trial.result(
-            metric=f"images per second at -{100 - 100 * CLAIMED:.0f}% MACs",
-            value=ours.value,
-            interval=ours.bounds,
-            unit="x",
-            higher_is_better=True,
-            n=8,
-            baseline={PLAIN: 1.0},
-            peers={name: speed.value for name, speed in speeds.items() if name != OURS},
-            note="multiply-adds counted while running, votes and similarities included: "
-            + ", ".join(f"{name} {share:.3f}" for name, share in counted.items()),
-        )
-    ]
+def _counted(run: Run, arms: Mapping[str, str]) -> str:
+    whole = run.subject.macs(None)
+    shares = ", ".join(f"{name} {run.subject.macs(run.arms[arm]) / whole:.3f}" for name, arm in arms.items())
+    return f"multiply-adds counted while running, votes and similarities included: {shares}"

@@ -10,7 +10,6 @@ unmodified model. A method that was trained for one setting runs at that one.
 from __future__ import annotations
 
 import base64
-import importlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -87,12 +86,6 @@ def run(
     UserError
         Unknown methods or settings, budgets outside 1..99, a model that is not supported, missing or broken images.
     """
-    if len(methods) == 1 and ":" not in methods[0] and catalog.find(methods[0], "reduce").role == "paper":
-        row = catalog.find(methods[0], "reduce")
-        if row.status != "ready":
-            raise UserError(row.problem or f"{row.name} is {row.status}, there is nothing to measure yet")
-        claim = importlib.import_module(f"mintage.studies.{row.name.replace('-', '_')}")
-        return claim.run(model=model, limit=limit, seed=seed, command=command, work=work, progress=progress)
     if not budgets or not all(0 < percent < 100 for percent in budgets):
         raise UserError(f"--budgets {','.join(map(str, budgets))}: pass percents of the multiply-adds, e.g. 80,65,50")
     given = _load(model, images, limit=limit, on_error=on_error, device=device)

@@ -1,175 +1,263 @@
-"""What checks of reducers at equal multiply-adds share: a classifier, its test images, every arm judged on all of them.
+"""What studies of reducers share: a classifier and its test images, how arms are judged and timed on them, rows.
 
 Not here: which arms, and what is claimed of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 
-from mintage.bench.reduce.quality import Quality, Subject, spread
+from mintage.bench.reduce.quality import Subject, spread
 from mintage.errors import UserError
-from mintage.measure import Figure, Interval, Result, bootstrap, bootstrap_ratio
-from mintage.measure.trial import Report, Trial
+from mintage.measure.figure import Figure
+from mintage.measure.statistics import Interval, bootstrap_ratio
+from mintage.measure.study import POINTS, Comparison, Finding, Measure, Run, Study, above
+from mintage.options import option
 from mintage.reduce.contract import Reducer
 from mintage.reduce.training.images import numbered, test_images
-from mintage.vision import load_image_classifier
+from mintage.vision import SHIPPED, load_image_classifier
 
-__all__ = ["PLAIN", "EqualMacs", "at_shares", "points"]
+__all__ = [
+    "PLAIN",
+    "ReducerStudy",
+    "SharesStudy",
+    "TestedClassifier",
+    "accuracies",
+    "at_shares",
+    "curves",
+    "gap",
+    "note_of",
+    "quality",
+    "seconds",
+    "setting_of",
+    "speed",
+    "speedup",
+]
 
 PLAIN = "unmodified"
-_ROUNDS = 8
 
 
-class EqualMacs(Trial):
-    """Reducers on one classifier and CIFAR-10's test images.
+class TestedClassifier(Subject):
+    """A classifier and CIFAR-10's test images, or as many of them, evenly spread.
 
     Parameters
     ----------
-    method
-        Whose claim is checked.
-    model
+    name
         What `mintage.vision.load_image_classifier` takes.
-    limit
-        Images at most, spread over the test images.
-    seed, command, progress, work
-        As of `mintage.measure.trial.Trial`.
-    definition
-        What else defines the run.
-    total
-        Number of measurements.
+    count
+        Images at most; None takes all.
+    """
+
+    def __init__(self, name: str, count: int | None) -> None:
+        self.classifier = load_image_classifier(name)
+        images = numbered(test_images(), self.classifier)
+        self.images = images.take(spread(count or len(images), len(images)))
+        pixels = self.classifier.preprocess(self.images.pixels)
+        super().__init__(self.classifier.model, pixels, self.images.labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReducerStudy(Study, ABC):
+    """A study of reducers on one classifier; ``run.subject`` is a `TestedClassifier`."""
+
+    job: ClassVar[str] = "reduce"
+
+    model: str = option(SHIPPED, "The shipped classifier, a file, a folder, a hub id, or timm:name.")
+    test_images: int | None = option(None, "Test images, evenly spread; default all.", least=1)
+
+    def subject(self, run: Run) -> TestedClassifier:
+        """Load the classifier and its test images."""
+        return TestedClassifier(self.model, self.test_images)
+
+    def common(self, run: Run) -> Mapping[str, Any]:
+        """Return what all rows say."""
+        return {"model": self.model, "data": "CIFAR-10, test images", "settings": self.settings(run)}
+
+    def settings(self, run: Run) -> dict[str, Any]:
+        """Return the settings that stand in the rows."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharesStudy(ReducerStudy, ABC):
+    """A study of methods that are all set to the same shares of the multiply-adds, one of which is claimed about.
 
     Attributes
     ----------
-    classifier, images, subject
-        The model, its images, and both together.
+    needed
+        Methods without which nothing can be claimed.
     """
 
-    def __init__(
-        self,
-        method: str,
-        *,
-        model: str,
-        limit: int | None,
-        seed: int,
-        command: str,
-        progress: Report,
-        work: Path | None,
-        definition: Mapping[str, Any],
-        total: int,
-    ) -> None:
-        super().__init__(
-            method,
-            job="reduce",
-            model=model,
-            seed=seed,
-            command=command,
-            definition={"limit": limit, **definition},
-            total=total,
-            progress=progress,
-            work=work,
-        )
-        self.work = Path(".mintage") / "reduce" / method if work is None else work
-        self.classifier = load_image_classifier(model)
-        images = numbered(test_images(), self.classifier)
-        self.images = images.take(spread(limit or len(images), len(images)))
-        pixels = self.classifier.preprocess(self.images.pixels)
-        self.subject = Subject(self.classifier.model, pixels, self.images.labels)
-        self.common |= {"data": "CIFAR-10, test images", "settings": dict(definition)}
+    needed: ClassVar[tuple[str, ...]]
 
-    def qualities(
-        self, arms: Mapping[str, Reducer | None], *, on: str = "", subject: Subject | None = None
-    ) -> dict[str, Quality]:
-        """Judge every arm on every image.
+    shares: tuple[float, ...] = option((0.8, 0.65, 0.5, 0.4), "Shares of the multiply-adds.", above=0, most=1)
+    claimed: float = option(0.5, "The share that is claimed about; one of --shares.", above=0, most=1)
+    rounds: int = option(8, "Timed batches per arm.", least=1)
 
-        Parameters
-        ----------
-        arms
-            By name; None is the unmodified model.
-        on, subject
-            Name and images of another subject than the test images.
+    @abstractmethod
+    def reducers(self) -> Mapping[str, Reducer]:
+        """Return the methods by name, at any strength."""
+
+    def settings(self, run: Run) -> dict[str, Any]:
+        """Return the shares, and what is left out."""
+        absent = at_shares(self.reducers(), self.shares, run.subject)[1]
+        return {"shares": list(self.shares)} | ({"left out": absent} if absent else {})
+
+    def arms(self, run: Run) -> Mapping[str, Reducer | None]:
+        """Return the unmodified model, and every method at every share.
+
+        Raises
+        ------
+        UserError
+            What is claimed about cannot be measured.
         """
-        return {name: self._quality(f"{name}{on}", reducer, subject or self.subject) for name, reducer in arms.items()}
+        made, absent = at_shares(self.reducers(), self.shares, run.subject)
+        for name in self.needed:
+            if f"{name} at {self.claimed:g}" not in made:
+                why = absent.get(f"{name} at {100 * self.claimed:.0f}%", f"shares lack {self.claimed:g}; add it")
+                raise UserError(f"{self.model}: {why}")
+        return {PLAIN: None, **made}
 
-    def _quality(self, name: str, reducer: Reducer | None, subject: Subject) -> Quality:
-        def measure() -> list[list[float]]:
-            torch.manual_seed(self.seed)
-            found = subject.judged(subject.reference) if reducer is None else subject.quality(reducer)
-            assert found.correct is not None
-            return [found.correct.tolist(), found.agrees.tolist(), found.divergence.tolist()]
+    def reached(self, run: Run, share: float) -> dict[str, str]:
+        """Return the arms that are set to a share, by method."""
+        held = {name: f"{name} at {share:g}" for name in self.reducers()}
+        return {name: arm for name, arm in held.items() if arm in run.arms}
 
-        return Quality(*map(np.array, self.measured(f"quality {name}", measure, name)))
-
-    def speeds(self, arms: Mapping[str, Reducer], label: str) -> dict[str, Interval]:
-        """Images per second over the unmodified model's, from rounds in which every arm is timed once."""
-        all_arms: dict[str, Reducer | None] = {PLAIN: None, **arms}
-
-        def round_of(turn: int) -> dict[str, float]:
-            if turn == 0:
-                self.subject.seconds(all_arms, 0)  # warms up
-            return self.subject.seconds(all_arms, turn)
-
-        rounds = [
-            self.measured(f"seconds {label} {turn}", lambda t=turn: round_of(t), f"time {label}")
-            for turn in range(_ROUNDS)
-        ]
-        plain = [found[PLAIN] for found in rounds]
-        return {name: bootstrap_ratio(plain, [found[name] for found in rounds], of="median") for name in arms}
-
-    def gap(
-        self,
-        metric: str,
-        ours: np.ndarray,
-        other: np.ndarray,
-        *,
-        claim: str = "",
-        threshold: float = 0.0,
-        **fields: Any,
-    ) -> Result:
-        """Make a row of the paired difference of two accuracies; a claim holds if its interval is above `threshold`."""
-        found = points(ours - other)
-        told: dict[str, Any] = {}
-        if claim:
-            told = {"claim": claim, "verdict": "holds" if found.low > threshold else "does not hold"}
-        return self.result(
-            metric=metric,
-            value=found.value,
-            interval=found.bounds,
-            unit="points",
-            higher_is_better=True,
-            n=len(ours),
-            **told,
-            **fields,
-        )
-
-    def curves(self, name: str, title: str, label: str, series: Mapping[str, Mapping[float, float]]) -> Figure:
-        """Make a figure of one number against the share of the multiply-adds."""
-        lines = [{"name": n, "x": sorted(held), "y": [held[x] for x in sorted(held)]} for n, held in series.items()]
-        data = {"x_label": "share of the multiply-adds", "y_label": label, "series": lines}
-        caption = f"{self.common['model']}, {self.common['data']}; nothing was trained with fewer tokens."
-        return self.figure(name=name, title=title, caption=caption, kind="curve", data=data)
+    def peers(self, run: Run, share: float, among: Iterable[str] | None = None) -> dict[str, str]:
+        """Return the arms of the other methods, or of some, at a share, by method."""
+        held = self.reached(run, share)
+        return {name: held[name] for name in (held if among is None else among) if name in held.keys() - {self.method}}
 
 
-def points(difference: np.ndarray) -> Interval:
-    """Mean difference of two accuracies, in points, over images."""
-    return bootstrap(100 * difference)
+# -- measures ------------------------------------------------------------------------------------------------------
+
+
+def quality(
+    arms: Sequence[str] | None = None, *, on: str = "", subject: Callable[[Run], Subject] = lambda run: run.subject
+) -> Measure:
+    """Judge arms (reducers, None for the unmodified model): columns ``correct`` and ``divergence``, by image.
+
+    Parameters
+    ----------
+    arms
+        Names; default all.
+    on
+        Begins the names of the columns, where it is another subject than the study's.
+    subject
+        Gives the images.
+    """
+
+    def judge(run: Run, reducer: Reducer | None, subject: Subject) -> dict[str, Any]:
+        torch.manual_seed(run.seed)
+        found = subject.judged(subject.reference) if reducer is None else subject.quality(reducer)
+        return {f"{on}correct": found.correct, f"{on}divergence": found.divergence}
+
+    return Measure(name=f"{on}quality", units=lambda run: {"images": subject(run)}, of=judge, arms=arms)
+
+
+def seconds(arms: Sequence[str], rounds: int) -> Measure:
+    """Time arms round by round on one batch of images each: column ``seconds``."""
+
+    def turns(run: Run) -> dict[int, int]:
+        for name in arms:
+            run.subject.second(run.arms[name], 0)  # warms up
+        return {turn: turn for turn in range(rounds)}
+
+    def time(run: Run, reducer: Reducer | None, turn: int) -> dict[str, float]:
+        return {"seconds": run.subject.second(reducer, turn)}
+
+    return Measure(name="seconds", units=turns, of=time, arms=arms)
 
 
 def at_shares(
     reducers: Mapping[str, Reducer], shares: Sequence[float], subject: Subject
-) -> tuple[dict[float, dict[str, Reducer]], dict[str, str]]:
-    """Set every reducer to every share of the multiply-adds; what cannot be reached is left out with the reason."""
-    made: dict[float, dict[str, Reducer]] = {share: {} for share in shares}
-    absent: dict[str, str] = {}
+) -> tuple[dict[str, Reducer], dict[str, str]]:
+    """Set every reducer to every share of the multiply-adds: ``"tome at 0.5"``.
+
+    Returns
+    -------
+    made, absent
+        Reducers, and of those that cannot get there the reason (``"tome at 50%"``).
+    """
+    made, absent = {}, {}
     for share in shares:
         for name, reducer in reducers.items():
             try:
-                made[share][name] = reducer.at(share, subject.anatomy)
+                arm = reducer.at(share, subject.anatomy)
+                arm.kept(subject.anatomy)
+                made[f"{name} at {share:g}"] = arm
             except UserError as error:
                 absent[f"{name} at {100 * share:.0f}%"] = str(error)
     return made, absent
+
+
+# -- rows ----------------------------------------------------------------------------------------------------------
+
+
+def setting_of(share: float) -> str:
+    """Say a share of the multiply-adds as rows do."""
+    return f"at -{100 - 100 * share:.0f}% MACs"
+
+
+def accuracies(run: Run, arms: Mapping[str, str], on: str = "") -> dict[str, float]:
+    """Return arms' accuracies in percent, by the names that a row gives them."""
+    return {name: 100 * float(run.columns[arm][f"{on}correct"].mean()) for name, arm in arms.items()}
+
+
+def gap(
+    metric: str, ours: str, other: str, peers: Mapping[str, str], *, claim: str = "", on: str = "", **said: Any
+) -> Comparison:
+    """Make the row of a paired difference of two accuracies; a claim holds if its interval is above 0.
+
+    Parameters
+    ----------
+    metric, claim
+        Of the row.
+    ours, other
+        Arms.
+    peers
+        Arms that stand beside, by the name that the row gives them; the unmodified model is the baseline.
+    on
+        See `quality`.
+    """
+    own = {"baseline": [PLAIN], "note": lambda run: note_of(run, ours, on)}
+    held = {"claim": claim, "holds": above(0)} if claim else {}
+    return Comparison(
+        metric=metric, ours=ours, rival=other, of=f"{on}correct", by=POINTS, peers=peers, **own | held | said
+    )
+
+
+def note_of(run: Run, ours: str, on: str = "") -> str:
+    """Say what stands beside an accuracy, and what it was."""
+    return f"baseline and peers are accuracies; its own is {accuracies(run, {ours: ours}, on)[ours]:.2f}"
+
+
+def speedup(run: Run, arm: str, over: str = PLAIN) -> Interval:
+    """Images per second over another arm's: median of paired rounds."""
+    return bootstrap_ratio(run.columns[over]["seconds"], run.columns[arm]["seconds"], of="median")
+
+
+def speed(metric: str, ours: str, peers: Mapping[str, str], note: str | Callable[[Run], str]) -> Finding:
+    """Make the row of images per second over the unmodified model's; see `seconds`."""
+    return Finding(
+        metric=metric,
+        value=lambda run: speedup(run, ours),
+        unit="x",
+        n=lambda run: len(run.columns[ours]["seconds"]),
+        baseline={PLAIN: 1.0},
+        peers=lambda run: {name: speedup(run, arm).value for name, arm in peers.items()},
+        note=note,
+    )
+
+
+def curves(run: Run, name: str, title: str, label: str, series: Mapping[str, Mapping[float, float]]) -> Figure:
+    """Make a figure of one number against the share of the multiply-adds."""
+    lines = [{"name": n, "x": sorted(held), "y": [held[x] for x in sorted(held)]} for n, held in series.items()]
+    data = {"x_label": "share of the multiply-adds", "y_label": label, "series": lines}
+    caption = f"{run.common['model']}, {run.common['data']}; nothing was trained with fewer tokens."
+    return run.figure(name=name, title=title, caption=caption, kind="curve", data=data)

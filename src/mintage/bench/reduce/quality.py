@@ -157,16 +157,17 @@ class Subject:
             return peak_tensor_bytes(lambda: self.outputs(self.pixels[: self.batch]))
 
     def seconds(self, arms: Mapping[str, Reducer | None], turn: int) -> dict[str, float]:
-        """Time one batch under every arm, the first in turn another one each time; attaching is not timed."""
+        """Time one batch under every arm, the first in turn another one each time."""
         names = list(arms)
         first = turn % len(names)
+        return {name: self.second(arms[name], turn) for name in names[first:] + names[:first]}
+
+    def second(self, reducer: Reducer | None, turn: int) -> float:
+        """Time one batch, in turn another one each time; attaching is not timed."""
         start = (turn * self.batch) % max(len(self) - self.batch + 1, 1)
         pixels = self.pixels[start : start + self.batch]
-        found = {}
-        for name in names[first:] + names[:first]:
-            with plain_or(arms[name], self.model):
-                found[name] = timed(lambda: self.outputs(pixels))[1]
-        return found
+        with plain_or(reducer, self.model):
+            return timed(lambda: self.outputs(pixels))[1]
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from mintage.errors import UserError
 from mintage.reduce.contract import Anatomy, Evidence, Reducer, TokenState
 from mintage.reduce.core.adapters import adapter_for
 from mintage.reduce.diffrate import DiffRate, RateSchedule, merge_into_important, write_schedules
-from mintage.reduce.training.images import Lessons, Report, accuracy, logits_of, on_device, silent
+from mintage.reduce.training.images import Report, TrainingImages, accuracy, logits_of, on_device, silent
 from mintage.train import Settings, train
 
 __all__ = ["MaskedDiffRate", "Rate", "RateProxy", "RateSearch", "Rates", "expected_macs", "masked_softmax"]
@@ -386,7 +386,7 @@ class RateSearch:
 
 
 def search_schedule(
-    lessons: Lessons,
+    lessons: TrainingImages,
     folder: str | Path,
     share: float,
     *,
@@ -455,7 +455,7 @@ def search_schedule(
 
 
 def train_schedules(
-    lessons: Lessons,
+    lessons: TrainingImages,
     output: str | Path,
     *,
     folder: str | Path,

@@ -24,13 +24,13 @@ from mintage.reduce.training.vit import ViTRecipe, top1
 from mintage.vision import ImageClassifier
 
 __all__ = [
-    "Lessons",
     "Report",
+    "TrainingImages",
     "accuracy",
     "logits_of",
     "numbered",
     "on_device",
-    "read_lessons",
+    "read_training_images",
     "silent",
     "test_images",
 ]
@@ -47,7 +47,7 @@ def silent(stage: str, done: int, of: int) -> None:
 
 
 @dataclass(frozen=True)
-class Lessons:
+class TrainingImages:
     """Images to train on, and some that are held out for choices made before test images are looked at.
 
     Attributes
@@ -82,7 +82,9 @@ class Lessons:
         return made.batch
 
 
-def read_lessons(classifier: ImageClassifier, source: str | Path | None = None, *, limit: int | None = None) -> Lessons:
+def read_training_images(
+    classifier: ImageClassifier, source: str | Path | None = None, *, limit: int | None = None
+) -> TrainingImages:
     """Read images for a classifier; a tenth of them, at most 1,000, is held out.
 
     Parameters
@@ -110,7 +112,7 @@ def read_lessons(classifier: ImageClassifier, source: str | Path | None = None, 
     held_out, rows = np.split(order, [min(_HELD_OUT, len(images) // 10)])
     train = images.take(rows.tolist())
     assert train.labels is not None
-    return Lessons(classifier, _sized(train, classifier), train.labels, images.take(held_out.tolist()), name)
+    return TrainingImages(classifier, _sized(train, classifier), train.labels, images.take(held_out.tolist()), name)
 
 
 def test_images() -> Images:

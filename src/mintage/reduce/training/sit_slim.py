@@ -27,7 +27,7 @@ from mintage.reduce.contract import Reducer
 from mintage.reduce.core.adapters import Adapter, adapter_for
 from mintage.reduce.core.artefact import Imprint
 from mintage.reduce.sit_slim import SelfSlimmed, Slimming
-from mintage.reduce.training.images import Lessons, Report, accuracy, logits_of, on_device, silent
+from mintage.reduce.training.images import Report, TrainingImages, accuracy, logits_of, on_device, silent
 from mintage.train import Settings, train
 
 __all__ = [
@@ -223,7 +223,7 @@ class Distillation:
 
 
 def distil(
-    lessons: Lessons,
+    lessons: TrainingImages,
     reducer: Reducer,
     folder: str | Path,
     *,
@@ -290,7 +290,7 @@ def distil(
 
 
 def train_self_slimmed(
-    lessons: Lessons,
+    lessons: TrainingImages,
     output: str | Path,
     *,
     folder: str | Path,

@@ -29,7 +29,7 @@ from mintage.reduce.contract import Anatomy, Evidence, Reducer, TokenState
 from mintage.reduce.core.adapters import Adapter, adapter_for
 from mintage.reduce.core.artefact import Imprint
 from mintage.reduce.sparsifiner import Connectivity, Sparsifiner, reconstruction_loss
-from mintage.reduce.training.images import Lessons, Report, accuracy, logits_of, on_device, silent
+from mintage.reduce.training.images import Report, TrainingImages, accuracy, logits_of, on_device, silent
 from mintage.train import Settings, train
 
 __all__ = [
@@ -266,7 +266,7 @@ class Tuning:
 
 
 def train_sparsifiner(
-    lessons: Lessons,
+    lessons: TrainingImages,
     output: str | Path,
     *,
     folder: str | Path,
