@@ -11,6 +11,8 @@ from pathlib import Path
 
 from mintage import catalog
 from mintage.catalog import Method
+from mintage.data.corpora import CORPORA, READS_BOTH
+from mintage.data.sets import SETS, DataSet
 from mintage.measure import Result, newest, read_results
 from mintage.measure.standing import standings
 
@@ -116,6 +118,41 @@ def laws(job: str) -> str:
     from mintage.testing import laws as of
 
     return "\n".join(f"- `{name}`: {(law.__doc__ or '').strip().splitlines()[0]}" for name, law in of(job).items())
+
+
+def datasets() -> str:
+    """Every data set: size, where it is, licence and origin."""
+
+    def got(one: DataSet) -> str:
+        public = "the hub" if one.hub else f"`get`: {len(one.whole)} of the origin" if one.whole else "`get --from`"
+        return f"in a clone; {public}" if one.ships else public
+
+    return _table(
+        ("data set", "what it is", "MB", "how to get it", "licence", "origin"),
+        [
+            (f"`{one.name}`", one.about, f"{one.size / 1e6:.1f}", got(one), one.licence, one.origin)
+            for one in SETS.values()
+        ],
+    )
+
+
+def corpora() -> str:
+    """Every corpus of texts with its split."""
+    return _table(
+        ("corpus", "data set", "train", "held-out"),
+        [
+            (f"`{c.name}`", c.data or "none: the interpreter", c.train or "-", c.held_out or "-")
+            for c in CORPORA.values()
+        ],
+    )
+
+
+def whole_corpora() -> str:
+    """Who reads both splits of a corpus, and why that is no leak."""
+    return _table(
+        ("corpus", "reader", "why"),
+        [(f"`{corpus}`", f"`{reader}`", why) for (corpus, reader), why in sorted(READS_BOTH.items())],
+    )
 
 
 # -- what was measured ---------------------------------------------------------------------------------------------
@@ -270,6 +307,9 @@ _KINDS: dict[str, Callable[..., str]] = {
     "laws": laws,
     "modules": modules,
     "results": results,
+    "datasets": datasets,
+    "corpora": corpora,
+    "whole-corpora": whole_corpora,
 }
 
 

@@ -216,7 +216,7 @@ def test_data_file_says_what_to_set(monkeypatch, value):
     monkeypatch.delenv("MINTAGE_DATA", raising=False)
     if value is not None:
         monkeypatch.setenv("MINTAGE_DATA", value)
-    with pytest.raises(UserError, match=r"words.txt is not shipped with mintage; set MINTAGE_DATA to the folder"):
+    with pytest.raises(UserError, match=r"^words.txt is not on this machine; set MINTAGE_DATA to a folder that holds"):
         data_file("words.txt")
 
 
@@ -225,5 +225,6 @@ def test_data_file_names_what_is_missing(monkeypatch, tmp_path):
     with pytest.raises(UserError) as caught:
         data_file("words.txt")
     assert str(caught.value) == (
-        f"{tmp_path / 'words.txt'} does not exist; MINTAGE_DATA={tmp_path} should hold words.txt"
+        f"words.txt is not on this machine (MINTAGE_DATA={tmp_path} lacks it); "
+        "set MINTAGE_DATA to a folder that holds words.txt"
     )

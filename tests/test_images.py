@@ -186,9 +186,10 @@ def test_nothing_is_unpickled(tmp_path):
 
 def test_cifar10_joins_both_files_and_keeps_the_test_images_apart(tmp_path, monkeypatch):
     monkeypatch.setenv("MINTAGE_DATA", str(tmp_path))
+    monkeypatch.setenv("MINTAGE_CACHE", str(tmp_path / "cache"))
     classes = np.array(CIFAR10)
     write_npz(tmp_path / "cifar10_jpeg.npz", 3, labels=np.arange(3), is_test=np.array([0, 1, 0]), classes=classes)
-    with pytest.raises(UserError, match=r"cifar10_train_rest_jpeg\.npz does not exist"):
+    with pytest.raises(UserError, match=r"cifar10_train_rest_jpeg\.npz is not on this machine"):
         read_cifar10()
     rest = tmp_path / "cifar10_train_rest_jpeg.npz"
     write_npz(rest, 2, labels=np.array([8, 9]), is_test=np.zeros(2), classes=classes)
@@ -202,14 +203,17 @@ def test_cifar10_joins_both_files_and_keeps_the_test_images_apart(tmp_path, monk
         read_cifar10()
 
 
-def test_without_a_data_folder_the_next_step_is_told(monkeypatch):
+def test_without_a_data_folder_the_next_step_is_told(monkeypatch, tmp_path):
     monkeypatch.delenv("MINTAGE_DATA", raising=False)
+    monkeypatch.setenv("MINTAGE_CACHE", str(tmp_path))
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"set MINTAGE_DATA .* or run: pip install 'mintage\[data\]'"):
+    with pytest.raises(UserError, match=r"pip install 'mintage\[data\]' .* or mintage data get cifar10 --from FOLDER"):
         read_cifar10()
 
 
-def test_without_a_data_folder_the_hub_is_read(monkeypatch):
+def test_without_a_data_folder_the_hub_is_read(monkeypatch, tmp_path):
+    monkeypatch.setenv("MINTAGE_CACHE", str(tmp_path))
+
     class Hub:
         @staticmethod
         def load_dataset(name, split):

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mintage.data.corpus import data_file
+from mintage.data.sets import data_file
 from mintage.errors import UserError, missing_extra
 from mintage.models import fetched, quiet
 from mintage.weights import read_weights, write_weights

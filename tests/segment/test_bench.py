@@ -226,5 +226,6 @@ def test_mistakes_are_told_before_anything_is_trained(data, methods, settings, l
 
 def test_absent_data_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setenv("MINTAGE_DATA", str(tmp_path))
-    with pytest.raises(UserError, match=r"wikitext2_valid.txt.gz does not exist"):
+    monkeypatch.setattr("mintage.data.sets._folders", lambda: [tmp_path])  # an installed package, without a clone
+    with pytest.raises(UserError, match=r"wikitext2_valid.txt.gz is not on this machine .*; run: mintage data get"):
         run(["bytes"])

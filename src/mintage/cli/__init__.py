@@ -12,6 +12,7 @@ from mintage import __version__
 from mintage.cli.audit import app as audit
 from mintage.cli.bench import app as bench
 from mintage.cli.calibrate import calibrate
+from mintage.cli.data import app as data
 from mintage.cli.generate import generate
 from mintage.cli.methods import methods
 from mintage.cli.report import report
@@ -33,6 +34,7 @@ app = typer.Typer(
 
 app.command(rich_help_panel="Look")(methods)
 app.command(rich_help_panel="Look")(show)
+app.add_typer(data, name="data", rich_help_panel="Look")
 app.command(rich_help_panel="Use")(generate)
 app.add_typer(train, name="train", rich_help_panel="Use")
 app.command(rich_help_panel="Use")(calibrate)

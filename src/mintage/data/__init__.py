@@ -4,9 +4,10 @@ Looking at this front door imports nothing heavy.
 """
 
 from mintage.data.corpora import Document, texts
-from mintage.data.corpus import Corpus, Texts, as_corpus, data_file
+from mintage.data.corpus import Corpus, Texts, as_corpus
 from mintage.data.counting import count_words
 from mintage.data.prompts import Prompt, read_prompts, spread
+from mintage.data.sets import data_file
 
 __all__ = [
     "Corpus",

@@ -28,7 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from mintage.data.corpus import Corpus, data_file
+from mintage.data.corpus import Corpus
+from mintage.data.sets import data_file
 from mintage.errors import UserError, did_you_mean
 from mintage.files import read_jsonl
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from mintage.errors import UserError, missing_extra
 
-__all__ = ["Corpus", "Texts", "as_corpus", "data_file"]
+__all__ = ["Corpus", "Texts", "as_corpus"]
 
 _LONGEST = 1 << 20  # characters of a line read at once
 _HUB = "hub:"
@@ -176,20 +175,3 @@ def gather(corpus: Iterable[str], size: int) -> Iterator[list[str]]:
             batch, held = [], 0
     if batch:
         yield batch
-
-
-def data_file(name: str) -> Path:
-    """Return a file of the data folder, ``$MINTAGE_DATA``.
-
-    Raises
-    ------
-    UserError
-        The variable is not set, or the file is not there.
-    """
-    folder = os.environ.get("MINTAGE_DATA")
-    if not folder:
-        raise UserError(f"{name} is not shipped with mintage; set MINTAGE_DATA to the folder that holds it")
-    path = Path(folder) / name
-    if not path.exists():
-        raise UserError(f"{path} does not exist; MINTAGE_DATA={folder} should hold {name}")
-    return path

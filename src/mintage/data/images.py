@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from mintage.data.corpus import data_file
+from mintage.data.sets import SETS, data_file, find_data
 from mintage.errors import UserError, missing_extra
 
 __all__ = ["CIFAR10", "Images", "OnError", "read_cifar10", "read_images"]
@@ -29,7 +29,7 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"}
 _FILES = ("cifar10_jpeg.npz", "cifar10_train_rest_jpeg.npz")
-_HUB = "uoft-cs/cifar10"
+_HUB = SETS["cifar10"].hub
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,8 @@ def read_images(source: str | Path, *, on_error: OnError = "refuse", limit: int 
 def read_cifar10() -> tuple[Images, Images]:
     """Read CIFAR-10: its training images and its test images.
 
-    They come from ``cifar10_jpeg.npz`` (20,000 and 2,500) and ``cifar10_train_rest_jpeg.npz`` (30,000) in
-    ``$MINTAGE_DATA``; where that is not set, from the hub (50,000 and 10,000) with the extra ``data``.
+    They come from ``cifar10_jpeg.npz`` (20,000 and 2,500) and ``cifar10_train_rest_jpeg.npz`` (30,000), found as
+    `mintage.data.sets` says; where neither is, from the hub (50,000 and 10,000) with the extra ``data``.
 
     Returns
     -------
@@ -136,12 +136,9 @@ def read_cifar10() -> tuple[Images, Images]:
     UserError
         A file, pillow or the network is missing, or the hub's data set is not what it should be.
     """
-    try:
-        paths = [data_file(name) for name in _FILES]
-    except UserError as error:
-        if "set MINTAGE_DATA" not in str(error):
-            raise
+    if not any(find_data(name) for name in _FILES):
         return _cifar10_from_hub("train"), _cifar10_from_hub("test")
+    paths = [data_file(name) for name in _FILES]
     parts = [read_images(path) for path in paths]
     for path, part in zip(paths, parts, strict=True):
         if part.labels is None or part.is_test is None or part.classes != CIFAR10:
@@ -165,8 +162,8 @@ def _cifar10_from_hub(split: str) -> Images:
         import datasets
     except ModuleNotFoundError:
         raise UserError(
-            f"CIFAR-10 is not shipped with mintage; set MINTAGE_DATA to the folder that holds {' and '.join(_FILES)}, "
-            "or run: pip install 'mintage[data]'"
+            "CIFAR-10 may not be shipped with mintage; run: pip install 'mintage[data]' (it is taken from the hub), or "
+            f"mintage data get cifar10 --from FOLDER that holds {' and '.join(_FILES)}"
         ) from None
     try:
         rows: Any = datasets.load_dataset(_HUB, split=split)
