@@ -412,7 +412,7 @@ def load_vit_s14(path: str | Path | None = None) -> tuple[Any, Preprocessing]:
     Parameters
     ----------
     path
-        Its safetensors file; default ``vit_s14_dinov2_saliency_fp16.safetensors`` in ``$MINTAGE_DATA``.
+        Its safetensors file; default that of the data set ``vit-s14`` (`mintage.data.sets`).
 
     Returns
     -------

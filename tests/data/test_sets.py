@@ -67,8 +67,11 @@ def test_the_users_folder_comes_first_then_what_was_fetched_then_the_clone(bare,
     ("name", "line"),
     [
         ("words.txt", "words.txt is not on this machine; set MINTAGE_DATA to a folder that holds words.txt"),
-        ("cifar10_jpeg.npz", r"may not be shipped; run: mintage data get cifar10 \(from the hub\), or .* --from"),
-        ("sts.jsonl.gz", "may not be shipped .*; run: mintage data get sts --from FOLDER-OR-URL"),
+        (
+            "cifar10_jpeg.npz",
+            r"is not shipped; run: mintage data get cifar10 \(from the hub\), or .* --from .* --images",
+        ),
+        ("sts.jsonl.gz", "is not shipped .*; run: mintage data get sts --from FOLDER-OR-URL"),
     ],
 )
 def test_what_is_absent_says_how_to_get_it(bare, monkeypatch, name, line):

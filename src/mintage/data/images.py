@@ -162,8 +162,9 @@ def _cifar10_from_hub(split: str) -> Images:
         import datasets
     except ModuleNotFoundError:
         raise UserError(
-            "CIFAR-10 may not be shipped with mintage; run: pip install 'mintage[data]' (it is taken from the hub), or "
-            f"mintage data get cifar10 --from FOLDER that holds {' and '.join(_FILES)}"
+            "CIFAR-10 is not shipped with mintage; run: pip install 'mintage[data]' (it is taken from the hub), or "
+            f"mintage data get cifar10 --from FOLDER that holds {' and '.join(_FILES)}; or pass images of your own, "
+            "where the command has --images"
         ) from None
     try:
         rows: Any = datasets.load_dataset(_HUB, split=split)

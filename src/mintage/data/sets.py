@@ -87,11 +87,12 @@ class DataSet:
     def how(self) -> str:
         """The command that gets `files`, as errors say it."""
         get = f"mintage data get {self.name}"
+        own = "; or pass images of your own, where the command has --images" if self.kind == "images" else ""
         if self.hub:
-            return f"it may not be shipped; run: {get} (from the hub), or {get} --from FOLDER-OR-URL"
+            return f"it is not shipped; run: {get} (from the hub), or {get} --from FOLDER-OR-URL{own}"
         if self.ships:
             return f"it lies in the folder data of mintage's repository; run: {get} --from FOLDER-OR-URL"
-        return f"it may not be shipped (made from {self.origin}); run: {get} --from FOLDER-OR-URL"
+        return f"it is not shipped (made from {self.origin}); run: {get} --from FOLDER-OR-URL{own}"
 
 
 # -- where files are ---------------------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ def run(
     methods
         Specs of the job's methods, e.g. ``"pitome:schedule=ratio=0.9"``; default every ready one.
     model
-        What `mintage.vision.load_image_classifier` takes, or ``"vit-s14"``, the backbone in ``$MINTAGE_DATA``.
+        What `mintage.vision.load_image_classifier` takes, or ``"vit-s14"``, the backbone of that data set.
     images
         A folder of images (sub-folders are classes) or an ``.npz``; default what belongs to the model.
     on_error
