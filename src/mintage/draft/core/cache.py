@@ -79,6 +79,18 @@ class TreeCache(Cache):
         """Whether some row is shorter than another, so that there are holes."""
         return min(self.lengths) != max(self.lengths)
 
+    def reserve(self, columns: int, like: Tensor) -> int:
+        """Allocate at least `columns` columns in every layer, for what shape and dtype `like` has; return how many."""
+        for layer in self.layers:
+            if not layer.storage or layer.capacity < columns:  # type: ignore[attr-defined]
+                layer._grow(columns, like, like)  # type: ignore[attr-defined]
+        return self.layers[0].capacity  # type: ignore[attr-defined]
+
+    def advance(self, end: int) -> None:
+        """Declare that every layer's columns up to `end` were written, by something else than `update`."""
+        for layer in self.layers:
+            layer.end = end  # type: ignore[attr-defined]
+
     def fill(self, lengths: Sequence[int]) -> None:
         """Declare that the last forward was a prefill of right-padded rows of these `lengths`."""
         self._set(list(lengths))

@@ -22,7 +22,7 @@ from mintage.draft.core.target import Target
 from mintage.draft.core.tree import TokenTree, Topology
 from mintage.files import cache_dir, replace_file
 
-__all__ = ["LatencyCurve", "latency_curve"]
+__all__ = ["LatencyCurve", "fingerprint_of", "latency_curve"]
 
 _SIZES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
 _CONTEXT = 256
@@ -88,7 +88,7 @@ def latency_curve(target: Target) -> LatencyCurve:
 
     The key is the model's configuration, device, dtype, attention function, number of threads and torch version.
     """
-    path = str(cache_dir() / "latency" / f"{_fingerprint(target)}.json")
+    path = str(cache_dir() / "latency" / f"{fingerprint_of(target)}.json")
     if (known := _curve_at(path)) is not None:
         return known
     curve = _measure(target)
@@ -98,7 +98,8 @@ def latency_curve(target: Target) -> LatencyCurve:
     return curve
 
 
-def _fingerprint(target: Target) -> str:
+def fingerprint_of(target: Target) -> str:
+    """Name a target on this machine: what its speed depends on."""
     device = torch.cuda.get_device_name(target.device) if target.device.type == "cuda" else platform.processor()
     parts = (
         target.config.to_json_string(),
@@ -107,6 +108,7 @@ def _fingerprint(target: Target) -> str:
         target.config._attn_implementation,
         str(torch.get_num_threads()),
         torch.__version__,
+        type(target).__name__,
     )
     if target.compiled:
         parts = (*parts, f"compiled for {target.compiled} nodes")

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from mintage.draft.contract import Context, Drafter
+from mintage.draft.core.engine import Engine, target_for
 from mintage.draft.core.target import Target
 from mintage.draft.core.tree import TokenTree, Topology
 from mintage.draft.core.verify import GreedyMatch, TargetLaws
@@ -136,6 +137,7 @@ def generate(
     streamer: Streamer | None = None,
     seed: int | None = None,
     compile: bool | int = False,
+    engine: Engine = "torch",
 ) -> Generation:
     """Generate with a drafter; the output has exactly the law of decoding `model` without one.
 
@@ -162,6 +164,9 @@ def generate(
     compile
         Score trees with a compiled step of a fixed number of nodes (True: 8), CPU only; the first use compiles for a
         minute or so, later ones load the package from mintage's cache. See `mintage.draft.core.compiled`.
+    engine
+        What runs the forwards: ``"torch"``, ``"native"`` (a C++ step for the CPU, float32 sums over weights as they are
+        stored), or ``"auto"``, the faster one by measurement. See `mintage.draft.core.engine`.
 
     Raises
     ------
@@ -169,7 +174,7 @@ def generate(
         Empty prompt, prompt and new tokens longer than the model's context, a value out of range, a model that cannot
         branch, a drafter made for another vocabulary, or NaN logits.
     """
-    target = _target(model, compile)
+    target = _target(model, compile, engine)
     warp = Warp(temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty)
     config = model.generation_config
     if eos_token_id is None:
@@ -187,9 +192,11 @@ def generate(
     return Generation(_pad(input_ids, rows, pad_token_id), run.stats)
 
 
-def _target(model: Any, compile: bool | int) -> Target:
+def _target(model: Any, compile: bool | int, engine: Engine) -> Target:
     if not compile:
-        return Target(model)
+        return target_for(model, engine)
+    if engine != "torch":
+        raise UserError(f"compile={compile} and engine={engine!r} are two ways to run a step; pass one of them")
     from mintage.draft.core.compiled import NODES, CompiledTarget
 
     return CompiledTarget(model, NODES if compile is True else compile)

@@ -1,0 +1,154 @@
+"""The C++ step: the same logits as torch, over prompts, trees and ragged batches; refused where it would be wrong."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from mintage.draft import Plain, PromptLookup, generate
+from mintage.draft.core.engine import engine_seconds, target_for
+from mintage.draft.core.native import NativeTarget
+from mintage.draft.core.target import Target
+from mintage.draft.core.tree import TokenTree, Topology
+from mintage.errors import UserError
+
+SIZES = {"vocab_size": 67, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "eos_token_id": None}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "pad_token_id": 0}
+
+
+def small(kind=LlamaForCausalLM, config=LlamaConfig, dtype=torch.float32, **more):
+    torch.manual_seed(5)
+    model = kind(config(**SIZES, **HEADS, **more)).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.mul_(3) if weight.ndim > 1 else weight.add_(
+                0.1 * torch.randn_like(weight)
+            ) if "norm" in name else None
+    return model.to(dtype)
+
+
+MODELS = {
+    "llama": lambda: small(),
+    "llama with biases": lambda: small(attention_bias=True),
+    "llama with scaled rotation": lambda: small(rope_scaling={"rope_type": "linear", "factor": 2.0}),
+    "tied": lambda: small(tie_word_embeddings=True),
+    "qwen2": lambda: small(Qwen2ForCausalLM, Qwen2Config),
+    "qwen3": lambda: small(Qwen3ForCausalLM, Qwen3Config, head_dim=32),
+}
+
+TREES = (
+    TokenTree(tokens=torch.tensor([20, 21, 22, 23, 24]), topology=Topology((-1, 0, 0, 1, 3))),
+    TokenTree(tokens=torch.tensor([30, 31]), topology=Topology((-1, 0))),
+)
+
+
+@torch.no_grad()
+def scored(target: Target) -> list[torch.Tensor]:
+    """Logits over a ragged prompt and two rounds of trees, after paths that move columns."""
+    cache = target.new_cache(2, 4)
+    found = [target.prefill(torch.tensor([[1, 5, 7, 9, 11], [3, 4, 5, 0, 0]]), [5, 3], cache, all_logits=True)[0]]
+    found += target.score(TREES, cache)
+    cache.commit([[0, 1, 3], [0]])
+    found += target.score(TREES[::-1], cache)
+    cache.commit([[0], [0, 2]])
+    return found + target.score(TREES, cache)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_are_torchs(name):
+    model = MODELS[name]()
+    for mine, own in zip(scored(NativeTarget(model)), scored(Target(model)), strict=True):
+        torch.testing.assert_close(mine, own, atol=2e-4, rtol=2e-4)
+
+
+def test_a_long_prompt_is_read_in_pieces():
+    model = small()
+    ids = torch.randint(67, (1, 200), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        mine, own = (
+            t.prefill(ids, [200], t.new_cache(1, 8), all_logits=True) for t in (NativeTarget(model), Target(model))
+        )
+    torch.testing.assert_close(mine, own, atol=2e-4, rtol=2e-4)
+
+
+def test_bfloat16_weights_are_read_exactly():
+    model = small(dtype=torch.bfloat16)
+    exact = copy.deepcopy(model).float()
+    for mine, own in zip(scored(NativeTarget(model)), scored(Target(exact)), strict=True):
+        assert mine.dtype == torch.float32
+        torch.testing.assert_close(mine, own, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("drafter", [Plain(), PromptLookup()], ids=["plain", "look-up"])
+def test_generation_says_what_torch_says(drafter):
+    model = small()
+    ids = torch.tensor([[5, 6, 7, 5, 6, 7, 5, 6], [0, 0, 9, 8, 9, 8, 9, 8]])
+    mask = (ids != 0).long()
+    wanted = generate(model, ids, drafter, attention_mask=mask, max_new_tokens=24)
+    found = generate(model, ids, drafter, attention_mask=mask, max_new_tokens=24, engine="native")
+    assert torch.equal(found.sequences, wanted.sequences)
+
+
+def test_changed_weights_are_read_again():
+    model = small()
+    before = scored(NativeTarget(model))[0]
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.mul_(2)
+    after = scored(NativeTarget(model))[0]
+    assert (before - after).abs().max() > 1e-2
+    torch.testing.assert_close(after, scored(Target(model))[0], atol=2e-4, rtol=2e-4)
+
+
+def hooked():
+    model = small()
+    model.model.layers[1].register_forward_hook(lambda *_: None)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: small(hidden_act="gelu"), "its activation is gelu"),
+        (hooked, "it has forward hooks"),
+        (lambda: small().half(), "neither float32 nor bfloat16"),
+        (lambda: small(Qwen2ForCausalLM, Qwen2Config, use_sliding_window=True, max_window_layers=1), "attends"),
+    ],
+    ids=["gelu", "hooks", "float16", "window"],
+)
+def test_what_it_cannot_run_is_refused_and_auto_runs_it_by_torch(make, reason):
+    model = make()
+    with pytest.raises(UserError, match=reason):
+        NativeTarget(model)
+    assert type(target_for(model, "auto")) is Target
+
+
+def test_auto_takes_the_faster_one_by_a_measurement_that_is_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("MINTAGE_CACHE", str(tmp_path))
+    model = small()
+    from mintage.draft.core import engine
+
+    monkeypatch.setattr(engine, "_measured", lambda targets: {"torch": (1.0, 2.0), "native": (0.9, 1.0)})
+    assert type(target_for(model, "auto")) is NativeTarget
+    monkeypatch.setattr(engine, "_measured", lambda targets: pytest.fail("measured twice"))
+    assert type(target_for(model, "auto")) is NativeTarget
+    (file,) = (tmp_path / "latency").glob("engines-*.json")
+    file.write_text("{damaged")
+    monkeypatch.setattr(engine, "_measured", lambda targets: {"torch": (0.5, 0.5), "native": (0.9, 1.0)})
+    assert type(target_for(model, "auto")) is Target
+
+
+def test_both_are_measured_on_one_and_eight_tokens(monkeypatch, tmp_path):
+    monkeypatch.setenv("MINTAGE_CACHE", str(tmp_path))
+    model = small()
+    seconds = engine_seconds({"torch": Target(model), "native": NativeTarget(model)})
+    assert all(0 < value < 60 for pair in seconds.values() for value in pair)
+
+
+def test_an_unknown_engine_and_two_ways_at_once_are_refused():
+    with pytest.raises(UserError, match="engine='onnx' is not one of auto, torch, native"):
+        target_for(small(), "onnx")
+    with pytest.raises(UserError, match="two ways to run a step"):
+        generate(small(), torch.tensor([[1, 2]]), Plain(), compile=True, engine="native")
