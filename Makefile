@@ -92,7 +92,7 @@ docs: $(DOCS) readme ## build the site into site/ (any warning is an error)
 	@$(BIN)/mkdocs build --quiet --strict
 	@echo "site/index.html"
 
-readme: $(DEV) ## rewrite what is made from results/: tables of README.md, the rows that are shipped
+readme: $(DEV) ## rewrite what is made from results/: README's tables, docs/choose.md, the rows that are shipped
 	@$(BIN)/python docs/generate.py
 
 wheel: $(DEV) ## build dist/*.whl

@@ -1,6 +1,6 @@
 """Rewrite what is made from the catalogue and the results; with --check only tell (status 1) what is stale.
 
-The tables of README.md, and the rows that travel with the package.
+The tables of README.md, the page that helps to choose, and the rows that travel with the package.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from choose import page
 from tables import RESULTS, ROOT, readme_results, replace_between, status
 
 from mintage.measure import read_results
@@ -27,12 +28,13 @@ def scoreboard() -> str:
         return write_scoreboard(read_results(RESULTS), Path(folder) / SHIPPED.name).read_text(encoding="utf-8")
 
 
-MADE = {ROOT / "README.md": readme, SHIPPED: scoreboard}
+MADE = {ROOT / "README.md": readme, ROOT / "docs" / "choose.md": page, SHIPPED: scoreboard}
 
 
 def main(arguments: list[str]) -> int:
     """Write or check the files."""
-    stale = {path: text for path, make in MADE.items() if (text := make()) != path.read_text(encoding="utf-8")}
+    made = {path: make() for path, make in MADE.items()}
+    stale = {path: text for path, text in made.items() if not path.exists() or text != path.read_text(encoding="utf-8")}
     for path, text in stale.items():
         name = path.relative_to(ROOT)
         if "--check" in arguments:

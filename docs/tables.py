@@ -16,7 +16,7 @@ from mintage.data.sets import SETS, DataSet
 from mintage.measure import Result, newest, read_results
 from mintage.measure.standing import standings
 
-__all__ = ["ROOT", "readme_results", "render", "replace_between", "status"]
+__all__ = ["ROOT", "measured", "readme_results", "render", "replace_between", "status", "table"]
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
@@ -24,7 +24,8 @@ RESULTS = ROOT / "results"
 _MARK = re.compile(r"<!-- (?P<kind>[a-z-]+)(?:: (?P<argument>[\w.]+))? -->")
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Write a table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
@@ -45,7 +46,7 @@ def _paper(method: Method) -> str:
 
 def methods(job: str) -> str:
     """Every method of a job: what it does, where it is from, what its paper claims, whether it is built."""
-    return _table(
+    return table(
         ("method", "what it does", "paper", "year", "trains", "the paper's claim", "status"),
         [
             (
@@ -69,7 +70,7 @@ def jobs() -> str:
         papers = [m for m in _rows(job) if m.role == "paper"]
         ready = sum(m.status == "ready" for m in papers)
         rows.append((f"[{job}]({job}.md)", catalog.job_summary(job), f"{ready} of {len(papers)}"))
-    return _table(("job", "what it is", "papers ready"), rows)
+    return table(("job", "what it is", "papers ready"), rows)
 
 
 def status() -> str:
@@ -100,7 +101,7 @@ def chooser(job: str) -> str:
                 f"`{verifier}`" if verifier else "",
             )
         )
-    return _table(("method", "trains", "needs", "settings", "verified when sampling by"), rows)
+    return table(("method", "trains", "needs", "settings", "verified when sampling by"), rows)
 
 
 def modules(package: str) -> str:
@@ -160,14 +161,14 @@ def whole_corpora() -> str:
 
 def results(job: str) -> str:
     """The newest row of everything measured in one job."""
-    rows = [r for r in _measured() if r.job == job]
+    rows = [r for r in measured() if r.job == job]
     if not rows:
         return f"Nothing measured yet: run `mintage bench {job}`."
     tested, informing = [r for r in rows if r.claim], [r for r in rows if not r.claim]
     parts = [_claims(tested)] if tested else []
     if informing:
         parts.append(
-            _table(
+            table(
                 ("method", "metric", "here (95% interval, n)", "baseline", "best peer", "model", "data", "device"),
                 [
                     (f"`{r.method}`", r.metric, _number(r), _named(r.baseline), _peer(r), r.model, r.data, r.device)
@@ -180,7 +181,7 @@ def results(job: str) -> str:
 
 def readme_results() -> str:
     """How fast the drafters are, and every method's claims in one line each, misses counted."""
-    rows = _measured()
+    rows = measured()
     tested = [r for r in rows if r.claim]
     if not tested:
         return "Nothing measured yet: run `mintage bench draft`."
@@ -205,7 +206,7 @@ def _claims_in_brief(rows: Sequence[Result]) -> str:
         "device",
     )
     told = [(stands, first) for stands in standings(rows).values() if (first := stands.headline)]
-    return _table(
+    return table(
         head,
         [
             (
@@ -250,14 +251,14 @@ def draft_speeds(rows: Sequence[Result]) -> str:
     threads = one.environment.get("threads", "?")
     where = f"{one.device}, threads used: {threads}"
     head = f"Greedy decoding of {one.model} in bfloat16, {one.data}, n={one.n}, {where}, one run:\n\n"
-    return head + _table(("decoder", *metrics), [(n, *(c.get(m, "") for m in metrics)) for n, c in cells.items()])
+    return head + table(("decoder", *metrics), [(n, *(c.get(m, "") for m in metrics)) for n, c in cells.items()])
 
 
 _RUN = {"dtype": "", "max_new_tokens": "new tokens"}
 
 
 def _claims(rows: Sequence[Result]) -> str:
-    return _table(
+    return table(
         ("method", "tested claim", "verdict", "here (95% interval, n)", "baseline", "best peer", "run", "device"),
         [
             (
@@ -275,7 +276,8 @@ def _claims(rows: Sequence[Result]) -> str:
     )
 
 
-def _measured() -> list[Result]:
+def measured() -> list[Result]:
+    """Return the newest row of each key in the repository's results."""
     if not any(RESULTS.glob("*.jsonl")):
         return []
     return newest(row for row in read_results(RESULTS) if isinstance(row, Result))

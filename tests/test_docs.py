@@ -61,7 +61,7 @@ def test_commands_on_the_pages_exist():
 
 
 def test_what_is_made_from_the_results_is_up_to_date():
-    """The tables of the README, and the rows that are shipped."""
+    """The tables of the README, the page that helps to choose, and the rows that are shipped."""
     done = subprocess.run(
         [sys.executable, "docs/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -457,6 +457,13 @@ def test_show_tells_anywhere_what_was_measured_before_it_was_shipped(mintage, tm
     assert "Nothing measured" in mintage("show", "wechsel").out
 
 
+def test_show_tells_when_a_method_pays_and_when_not(mintage):
+    shown = " ".join(mintage("show", "ems").out.split())
+    assert re.search(r"Pays when the cache must be tiny .* [\d.]+x \[.*n=\d+\] that of H2O\.", shown)
+    assert re.search(r"Does not pay when .*: -\d+ points \[.*n=\d+\]", shown)
+    assert "Pays when" not in mintage("show", "wechsel").out
+
+
 # -- generate ------------------------------------------------------------------------------------------------------
 
 

@@ -37,7 +37,8 @@ def show(
 
     Next: [bold]mintage bench token-recycling[/bold]
     """
-    from mintage.measure.scoreboard import evidence
+    from mintage.measure.advice import advise
+    from mintage.measure.scoreboard import evidence, shipped
 
     row = catalog.find(name)
     found = evidence(row.name, results)  # before the first line is printed: a broken file is one line
@@ -49,6 +50,9 @@ def show(
     for text in (row.summary, f"Claim: {row.claim}" if row.claim else "", row.problem):
         if text:
             console.print(escape(text))
+    if advice := advise(row.name, shipped()):
+        console.print(escape(f"Pays when {advice.pays}."))
+        console.print(escape(f"Does not pay when {advice.pays_not}."))
     if row.status != "ready":
         return
     method_class = row.load()

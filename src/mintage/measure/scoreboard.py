@@ -17,6 +17,7 @@ from pathlib import Path
 import mintage
 from mintage.catalog import Method, methods
 from mintage.files import replace_file
+from mintage.measure.advice import cited
 from mintage.measure.figure import Figure
 from mintage.measure.result import Result, newest, read_results, to_line
 from mintage.measure.standing import Standing, method_name, standing
@@ -39,27 +40,32 @@ class Evidence:
 
 
 def compact(rows: Iterable[Result | Figure], catalogue: Sequence[Method] | None = None) -> list[Result]:
-    """Return what of `rows` is shipped: the newest row of every claim of every method, without all but its best peer.
+    """Return what of `rows` is shipped: the newest row of every claim of every method, and what its advice cites.
 
-    A method that claims nothing keeps the row that comes first.
+    Of the peers only the best stays, and any that is cited. A method that claims nothing keeps the row told first.
     """
     results = newest(row for row in rows if isinstance(row, Result))
-    kept: list[Result] = []
+    kept: dict[tuple[str, ...], Result] = {}
+    named: dict[tuple[str, ...], set[str]] = {}
     for method in methods() if catalogue is None else catalogue:
         stands = standing(row for row in results if method_name(row) == method.name)
         headline = stands.headline
-        kept += stands.claims or ([headline] if headline else [])
-    return [_short(row) for row in kept]
+        chosen = list(stands.claims or ([headline] if headline else []))
+        for number in cited(method.name, results):
+            chosen.append(number.row)
+            named.setdefault(number.row.identity, set()).add(number.of)
+        kept |= {row.identity: row for row in chosen if row.identity not in kept}
+    return [_short(row, named.get(identity, set())) for identity, row in kept.items()]
 
 
-def _short(row: Result) -> Result:
+def _short(row: Result, named: set[str]) -> Result:
     best = row.best_peer()
     return dataclasses.replace(
         row,
         value=_rounded(row.value),
         interval=None if row.interval is None else (_rounded(row.interval[0]), _rounded(row.interval[1])),
         baseline={name: _rounded(value) for name, value in row.baseline.items()},
-        peers={best[0]: _rounded(best[1])} if best else {},
+        peers={name: _rounded(v) for name, v in row.peers.items() if name in named or (best and name == best[0])},
         environment={name: row.environment[name] for name in _ENVIRONMENT if row.environment.get(name) is not None},
     )
 
