@@ -128,7 +128,7 @@ def datasets() -> str:
         public = "the hub" if one.hub else f"`get`: {len(one.whole)} of the origin" if one.whole else "`get --from`"
         return f"in a clone; {public}" if one.ships else public
 
-    return _table(
+    return table(
         ("data set", "what it is", "MB", "how to get it", "licence", "origin"),
         [
             (f"`{one.name}`", one.about, f"{one.size / 1e6:.1f}", got(one), one.licence, one.origin)
@@ -139,7 +139,7 @@ def datasets() -> str:
 
 def corpora() -> str:
     """Every corpus of texts with its split."""
-    return _table(
+    return table(
         ("corpus", "data set", "train", "held-out"),
         [
             (f"`{c.name}`", c.data or "none: the interpreter", c.train or "-", c.held_out or "-")
@@ -150,7 +150,7 @@ def corpora() -> str:
 
 def whole_corpora() -> str:
     """Who reads both splits of a corpus, and why that is no leak."""
-    return _table(
+    return table(
         ("corpus", "reader", "why"),
         [(f"`{corpus}`", f"`{reader}`", why) for (corpus, reader), why in sorted(READS_BOTH.items())],
     )
