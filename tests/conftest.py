@@ -42,6 +42,15 @@ _CHAT = (
 )
 
 
+@pytest.fixture
+def as_users_call():
+    """Without the checks of types that tests switch on: what a user is told of a wrong argument."""
+    from mintage.testing.settings import without_shape_checks
+
+    with without_shape_checks():
+        yield
+
+
 @pytest.fixture(scope="session")
 def save_tiny_model():
     """Save a random two-layer Llama over bytes, with its tokenizer, as any Hugging Face folder; float32."""

@@ -4,14 +4,11 @@ import re
 from dataclasses import replace
 
 import pytest
-import torch
 
 from mintage import catalog
-from mintage.audit import needle_threading
-from mintage.audit.needle_threading import NeedleThreading, examples, tokenizer_report
+from mintage.audit.needle_threading import NeedleThreading, examples
 from mintage.data.haystack import TASKS
 from mintage.errors import UserError
-from mintage.studies import needle_threading as claims
 
 
 class Scripted(NeedleThreading):
@@ -141,38 +138,14 @@ def test_nothing_is_cut_to_fit(lm, monkeypatch):
         {"threshold": 0.0},
         {"pairs": (3,), "steps": (4,)},
         {"pairs": (3,), "threads": 2},
+        {"form": "verse"},
+        {"direction": "up"},
+        {"placement": "heap"},
+        {"depths": (101,)},
     ],
 )
+@pytest.mark.usefixtures("as_users_call")
 def test_wrong_settings_are_told(wrong):
     with pytest.raises(UserError) as told:
         NeedleThreading(**wrong)
     assert "\n" not in str(told.value)
-
-
-def test_tokens_are_counted_per_text():
-    rows = tokenizer_report({"words": lambda t: len(t.split()), "bytes": len}, {"prose": "a bc d", "one": "abcdef"})
-    assert [row["tokens"] for row in rows] == [3, 6, 1, 6]
-    assert rows[0]["characters per token"] == 2
-    assert claims.order_changes(rows, "prose", "one") == []
-    rows[2]["tokens"] = 9
-    assert claims.order_changes(rows, "prose", "one") == [("words", "bytes")]
-    with pytest.raises(UserError, match="empty"):
-        tokenizer_report({"bytes": len}, {"nothing": ""})
-
-
-def test_the_claim_check_runs_small(tiny_folder, tmp_path, monkeypatch):
-    (tmp_path / "wikitext2_valid.txt.gz").write_bytes(__import__("gzip").compress(b"The sea is wide. " * 500))
-    monkeypatch.setenv("MINTAGE_DATA", str(tmp_path))
-    monkeypatch.delenv("MINTAGE_TOKENIZERS", raising=False)
-    monkeypatch.setattr(claims, "PAIRS", (4, 6, 8))
-    monkeypatch.setattr(needle_threading, "_window", lambda lm: None)
-    monkeypatch.setattr(needle_threading, "_new_tokens", lambda lm, example: 3)
-    told = []
-    with torch.inference_mode():
-        rows = claims.check(
-            limit=1, model=str(tiny_folder), work=tmp_path / "work", progress=lambda *step: told.append(step)
-        )
-    claimed = [row.claim for row in rows if getattr(row, "claim", "")]
-    assert len(claimed) == len(set(claimed)) == 5
-    assert told[-1][0] == told[-1][1]
-    assert not (tmp_path / "work").exists()

@@ -85,7 +85,10 @@ def test_a_truncated_tokenizer_is_one_line(mintage, here, tmp_path):
 def test_bench_refuses_what_a_check_does_not_take(mintage):
     status, _, err = mintage("bench", "data-mixture", "--temperature", "1")
     assert status == 2
-    assert "has no --temperature" in err
+    assert "No such option: --temperature" in err
     status, _, err = mintage("bench", "data-mixture:max_merges=5")
     assert status == 2
-    assert "has its own settings" in err
+    assert "has options of its own (mintage bench data-mixture --help)" in err
+    status, _, err = mintage("bench", "audit", "data-mixture:max_merges=5", "--no-save")
+    assert status == 2
+    assert "has options of its own" in err

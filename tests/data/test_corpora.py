@@ -195,13 +195,10 @@ WAITING = {
     "mintage.retrofit.training.composer",
     "mintage.retrofit.training.zett",
     "mintage.studies.compoundpiece",
-    "mintage.studies.data_mixture",
     "mintage.studies.dynamic_tokens",
     "mintage.studies.equal_info",
     "mintage.studies.exact_bytes",
     "mintage.studies.less_is_better",
-    "mintage.studies.needle_threading",
-    "mintage.studies.number_tokens",
     "mintage.studies.zett",
 }
 """Modules that still open a corpus themselves. The set may only shrink."""

@@ -7,6 +7,7 @@ METHODS = (
         name="data-mixture",
         job="audit",
         entry="mintage.audit.data_mixture:DataMixture",
+        study="mintage.studies.data_mixture:DataMixtureStudy",
         title="Data Mixture Inference: What do BPE Tokenizers Reveal about their Training Data?",
         arxiv="2407.16607",
         year=2024,
@@ -19,6 +20,7 @@ METHODS = (
         name="number-tokens",
         job="audit",
         entry="mintage.audit.number_tokens:NumberTokens",
+        study="mintage.studies.number_tokens:NumberTokensStudy",
         title="Tokenization counts: the impact of tokenization on arithmetic in frontier LLMs",
         arxiv="2402.14903",
         year=2024,
@@ -43,6 +45,7 @@ METHODS = (
         name="needle-threading",
         job="audit",
         entry="mintage.audit.needle_threading:NeedleThreading",
+        study="mintage.studies.needle_threading:NeedleThreadingStudy",
         title="Needle Threading: Can LLMs Follow Threads through Near-Million-Scale Haystacks?",
         arxiv="2411.05000",
         year=2024,
@@ -54,11 +57,8 @@ METHODS = (
     ),
 )
 
+BENCH = "mintage.bench.audit.claims:AuditBench"
+
 __getattr__, __dir__ = lazy_attributes(
-    __name__,
-    Audit="mintage.audit.contract:Audit",
-    Report="mintage.audit.contract:Report",
-    DataMixture="mintage.audit.data_mixture:DataMixture",
-    NeedleThreading="mintage.audit.needle_threading:NeedleThreading",
-    NumberTokens="mintage.audit.number_tokens:NumberTokens",
+    __name__, METHODS, Audit="mintage.audit.contract:Audit", Report="mintage.audit.contract:Report"
 )

@@ -12,24 +12,20 @@ from __future__ import annotations
 import dataclasses
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from mintage.errors import UserError
 from mintage.files import replace_file
 from mintage.measure.figure import Figure
+from mintage.options import check_fields
+from mintage.progress import Progress, silent
 
-__all__ = ["Audit", "Progress", "Report"]
+__all__ = ["Audit", "Cell", "Report"]
 
 Cell = str | int | float | None
-Progress = Callable[[str, int, int], None]
-"""``progress(stage, done, of)``; `of` is 0 where the end is not known."""
-
-
-def silent(stage: str, done: int, of: int) -> None:
-    """Report nothing."""
+"""What stands in a table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +74,21 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Audit(ABC):
-    """A question. Fields of subclasses are the paper's settings with the paper's defaults."""
+    """A question. Fields of subclasses are the paper's settings with the paper's defaults.
+
+    The docstring of a subclass is the help of its command, ``mintage audit NAME``, its fields are the options.
+
+    Raises
+    ------
+    UserError
+        A setting is out of range or none of its choices.
+    """
+
+    subject: ClassVar[Literal["tokenizer", "model"]] = "tokenizer"
+    """What is audited: a ``tokenizers.Tokenizer``, or a `mintage.models.CausalLM`."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @abstractmethod
     def run(self, subject: Any, *, name: str = "", progress: Progress = silent) -> Report:

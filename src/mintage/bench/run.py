@@ -15,7 +15,7 @@ from mintage.errors import UserError, did_you_mean
 from mintage.measure.figure import Figure
 from mintage.measure.result import Result
 from mintage.measure.study import Study, run_study
-from mintage.progress import Progress, silent
+from mintage.progress import Note, Progress, silent, unheard
 
 __all__ = ["bench_of", "benches", "run_claims", "sources_of", "study_of"]
 
@@ -59,6 +59,7 @@ def run_claims(
     *,
     command: str = "",
     progress: Progress = silent,
+    note: Note = unheard,
     work: Path | None = None,
 ) -> list[Result | Figure]:
     """Run the claim check of a method.
@@ -69,7 +70,7 @@ def run_claims(
         Catalogue name.
     settings
         Fields of its study; the others keep their defaults.
-    command, progress, work
+    command, progress, note, work
         As in `mintage.measure.study.Run`.
 
     Raises
@@ -82,10 +83,15 @@ def run_claims(
     for key in settings or {}:
         if key not in known:
             raise UserError(f"the claim check of {name} takes no {key!r}; {did_you_mean(key, known)}")
-    return run_study(kind(**settings or {}), command=command, progress=progress, work=work, sources=sources_of(kind))
+    study, sources = kind(**settings or {}), sources_of(kind)
+    return run_study(study, command=command, progress=progress, note=note, work=work, sources=sources)
 
 
 def sources_of(kind: type) -> list[Path]:
-    """Return the file of a plug-in's class; mintage's own code is fingerprinted as a whole."""
-    file = getattr(sys.modules[kind.__module__], "__file__", None)
-    return [] if file is None or Path(mintage.__file__).parent in Path(file).parents else [Path(file)]
+    """Return the code of a plug-in's class, its whole package; mintage's own is fingerprinted without being asked."""
+    module = sys.modules[kind.__module__]
+    top = sys.modules.get(kind.__module__.partition(".")[0], module)
+    folders = [Path(folder) for folder in getattr(top, "__path__", ())]
+    if Path(mintage.__file__).parent in folders:
+        return []
+    return folders or [Path(file) for file in [getattr(module, "__file__", None)] if file]

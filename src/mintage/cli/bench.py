@@ -96,7 +96,10 @@ def _study_command(name: str) -> Any:
     method, settings = catalog.parse_spec(name)
     row = catalog.find(method)
     if settings or "+" in name or " " in name:
-        raise UserError(f"{name!r} is an arm, not a paper; compare it with: mintage bench {row.job} {name!r}")
+        raise UserError(
+            f"{name!r} is an arm, not a paper: its claim check has options of its own (mintage bench {method} --help); "
+            f"arms are compared by: mintage bench {row.job} {name!r}"
+        )
     kind = study_of(method)
 
     def run(made: Any, **writing: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -148,8 +149,14 @@ def command_of(
     call.__signature__ = inspect.Signature([*arguments, *extra, *own])  # type: ignore[attr-defined]
     call.__annotations__ = {p.name: p.annotation for p in [*arguments, *extra, *own]}
     app = typer.Typer(rich_markup_mode="rich", add_completion=False)
-    app.command(name, help=help or inspect.cleandoc(kind.__doc__ or ""))(call)
+    app.command(name, help=_paragraphs(help or inspect.cleandoc(kind.__doc__ or "")))(call)
     return typer.main.get_command(app)
+
+
+def _paragraphs(text: str) -> str:
+    """Make a line of every paragraph, for a terminal of any width; what is indented stays as it is."""
+    parts = re.split(r"\n\s*\n", text.strip("\n"))
+    return "\n\n".join(part if part.startswith(" ") else " ".join(part.split("\n")) for part in parts)
 
 
 class Lazy(TyperCommand):

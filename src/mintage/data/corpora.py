@@ -364,12 +364,12 @@ _OWN = "what it measures it trains itself, at every run, on text that it parts f
 _BARE = "measures the language model as it came; no policy of keep learns from text but double-sparsity (WikiText-2)"
 
 READS_BOTH: Mapping[tuple[str, str], str] = {
-    ("wikitext2", "mintage.studies.data_mixture"): _OWN,
-    ("xquad", "mintage.studies.data_mixture"): _OWN,
-    ("tatoeba", "mintage.studies.data_mixture"): _OWN,
-    ("genesis", "mintage.studies.data_mixture"): _OWN,
-    ("speeches", "mintage.studies.data_mixture"): _OWN,
-    ("python-files", "mintage.studies.data_mixture"): _OWN,
+    ("wikitext2", "mintage.bench.audit.mixtures"): _OWN,
+    ("xquad", "mintage.bench.audit.mixtures"): _OWN,
+    ("tatoeba", "mintage.bench.audit.mixtures"): _OWN,
+    ("genesis", "mintage.bench.audit.mixtures"): _OWN,
+    ("speeches", "mintage.bench.audit.mixtures"): _OWN,
+    ("python-files", "mintage.bench.audit.mixtures"): _OWN,
     ("speeches", "mintage.studies.less_is_better"): _OWN + " (every fifth speech)",
     ("xquad", "mintage.bench.segment.joint"): _OWN + " (the second half of the paragraph numbers)",
     ("tatoeba", "mintage.bench.segment.joint"): _OWN + " (other languages, and odd numbers)",
@@ -380,9 +380,6 @@ READS_BOTH: Mapping[tuple[str, str], str] = {
     ("xquad", "mintage.bench.retrofit.measures"): "English; no embedding of retrofit has learnt from XQuAD",
     ("sts", "mintage.studies.dynamic_tokens"): "sentence embeddings of others, merged; nothing learns from scores",
     ("tatoeba", "mintage.studies.dynamic_tokens"): "a list of words to search among; their texts are not measured",
-    (
-        "tatoeba",
-        "mintage.studies.number_tokens",
-    ): "a rewritten tokenizer must cut them as before; nothing learns",
+    ("tatoeba", "mintage.bench.audit.rewritten"): "a rewritten tokenizer must cut them as before; nothing learns",
 }
 """Who reads both splits of a corpus: corpus and module, and why nothing measured there has learnt from it."""

@@ -24,6 +24,7 @@ __all__ = [
     "Example",
     "Haystack",
     "Placement",
+    "Task",
     "conditional_needles",
     "make_haystack",
     "multi_thread",
@@ -36,7 +37,9 @@ __all__ = [
 Direction = Literal["forward", "backward", "random"]
 Placement = Literal["random", "clustered"]
 
-TASKS = ("single", "multiple", "conditional", "thread", "multi-thread")
+Task = Literal["single", "multiple", "conditional", "thread", "multi-thread"]
+
+TASKS: tuple[Task, ...] = get_args(Task)
 """The five tasks."""
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -21,7 +21,7 @@ from mintage.files import append_line, read_jsonl
 from mintage.measure.environment import device_name
 from mintage.measure.figure import Figure
 
-__all__ = ["SCHEMA", "Result", "Verdict", "append_results", "newest", "read_results", "to_line"]
+__all__ = ["SCHEMA", "Result", "Verdict", "append_results", "from_line", "newest", "read_results", "to_line"]
 
 SCHEMA = 2
 """Version of the line format. A reader refuses lines of a newer one by name."""
@@ -207,13 +207,20 @@ def _read_file(file: Path) -> list[Result | Figure]:
     rows = []
     for number, line in zip(numbers, lines, strict=True):
         try:
-            rows.append(_from_line(line))
+            rows.append(from_line(line))
         except UserError as error:
             raise UserError(f"{file}, line {number}: {error}") from None
     return rows
 
 
-def _from_line(line: dict[str, Any]) -> Result | Figure:
+def from_line(line: Mapping[str, Any]) -> Result | Figure:
+    """Make the row of a line that `to_line` wrote and JSON has read.
+
+    Raises
+    ------
+    UserError
+        It is no valid row, or one of a newer schema.
+    """
     values = dict(line)
     kind, schema = values.pop("row", None), values.pop("schema", None)
     if not isinstance(schema, int):

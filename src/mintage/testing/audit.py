@@ -9,6 +9,7 @@ from typing import Any
 
 from mintage.audit.contract import Audit, Report
 from mintage.errors import UserError
+from mintage.testing.settings import a_wrong_setting_is_refused
 
 __all__ = ["LAWS"]
 
@@ -75,4 +76,5 @@ LAWS = (
     a_report_says_something,
     a_report_survives_json,
     other_subjects_are_refused,
+    a_wrong_setting_is_refused,
 )
