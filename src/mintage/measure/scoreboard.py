@@ -86,7 +86,8 @@ def _line(row: Result) -> str:
     """Write a row without what a reader fills in."""
     values = json.loads(to_line(row))
     optional = {"baseline", "peers", "interval", "claim", "model", "data", "settings", "command", "note"}
-    return json.dumps({name: value for name, value in values.items() if value or name not in optional})
+    kept = {name: value for name, value in values.items() if value or name not in optional}
+    return json.dumps(kept, separators=(",", ":"))
 
 
 @cache
