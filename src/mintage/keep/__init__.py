@@ -15,6 +15,7 @@ METHODS = (
         name="double-sparsity",
         job="keep",
         entry="mintage.keep.double_sparsity:DoubleSparsity",
+        study="mintage.studies.double_sparsity:DoubleSparsityStudy",
         title="Post-Training Sparse Attention with Double Sparsity",
         arxiv="2408.07092",
         year=2024,
@@ -45,6 +46,7 @@ METHODS = (
         name="token-select",
         job="keep",
         entry="mintage.keep.token_select:TokenSelect",
+        study="mintage.studies.token_select:TokenSelectStudy",
         title=(
             "TokenSelect: Efficient Long-Context Inference and Length Extrapolation for LLMs via Dynamic "
             "Token-Level KV Cache Selection"
@@ -61,6 +63,7 @@ METHODS = (
         name="token-ring",
         job="keep",
         entry="mintage.keep.token_ring:TokenRing",
+        study="mintage.studies.token_ring:TokenRingStudy",
         title=(
             "TokenRing: An Efficient Parallelism Framework for Infinite-Context LLMs via Bidirectional Communication"
         ),
@@ -75,6 +78,7 @@ METHODS = (
         name="full-cache",
         job="keep",
         entry="mintage.keep.baselines:FullCache",
+        study="mintage.studies.full_cache:FullCacheStudy",
         title="The unmodified key-value cache",
         summary="Keeps and reads every token, measured by the same means as the others.",
         role="baseline",

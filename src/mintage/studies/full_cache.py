@@ -1,169 +1,131 @@
-"""From which length of the context on does a policy decode faster than the full cache?
-
-One long speech is read once; every policy is given its first 512, 1,024, ... tokens and timed on those behind them, all
-policies at one length in turn, turn after turn. A sixteenth is read, or kept. Only time is measured here: what a policy
-forgets is the other checks' question.
-"""
+"""The full cache: from which length of the context on does a policy decode faster than it?"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-
-from mintage.bench.keep.inputs import long_texts
-from mintage.bench.keep.trial import Trial, silent
-from mintage.bench.keep.prefix import Prefix, seconds_per_token
+from mintage.bench.keep.measures import KeepStudy
+from mintage.bench.keep.speed import MEDIAN_RATIO, breakeven, column_at, seconds_at
 from mintage.keep.baselines import FullCache, SnapKV, StreamingLLM
 from mintage.keep.contract import Policy
 from mintage.keep.double_sparsity import DoubleSparsity
 from mintage.keep.token_select import TokenSelect
-from mintage.measure import Figure, Interval, Result, bootstrap_ratio
+from mintage.measure import Figure, Interval
+from mintage.measure.study import Comparison, Finding, Measure, Run
+from mintage.options import option
 
-__all__ = ["breakeven", "check"]
-
-LENGTHS = (512, 1024, 2048, 4096, 8192)
-PART = 16
-TURNS, TIMED = 5, 12
-"""Turns of every policy at each length, and tokens decoded in a turn."""
+__all__ = ["FullCacheStudy"]
 
 FULL, TORCH = "full-cache", "double-sparsity, torch operations"
 SPARSE = ("double-sparsity", "token-select")
 
 
-def _arms() -> dict[str, Policy]:
-    return {
-        FULL: FullCache(),
-        "double-sparsity": DoubleSparsity(),
-        TORCH: DoubleSparsity(kernel="torch"),
-        "token-select": TokenSelect(),
-        "streaming-llm": StreamingLLM(),
-        "snapkv": SnapKV(),
-    }
+@dataclass(frozen=True, kw_only=True)
+class FullCacheStudy(KeepStudy):
+    """From which length of the context on does a policy decode faster than the full cache?
 
+    One long speech is read once; every policy is given its first 512, 1,024, ... tokens and timed on those behind them,
+    all policies at one length in turn, turn after turn. Only time is measured here: what a policy forgets is the other
+    studies' question.
 
-def breakeven(ratios: dict[int, Interval]) -> int | None:
-    """Return the length from which on the whole interval lies below 1; None where it does not even at the greatest."""
-    found: int | None = None
-    for length in sorted(ratios, reverse=True):
-        if ratios[length].high >= 1:
-            break
-        found = length
-    return found
+    [dim]Example[/dim]
 
+      mintage bench full-cache --turns 3 --lengths 512,1024
+    """
 
-def check(
-    *,
-    seed: int = 0,
-    limit: int | None = None,
-    command: str = "",
-    progress: Callable[[int, int, str], None] = silent,
-    model: str = "smollm2",
-    work: Path | None = None,
-) -> list[Result | Figure]:
-    """Run the check; `limit` is the number of turns (default 5)."""
-    turns, arms = limit or TURNS, _arms()
-    trial = Trial(
-        FULL,
-        seed=seed,
-        command=command,
-        definition={"lengths": list(LENGTHS), "turns": turns, "timed": TIMED},
-        total=len(LENGTHS) * turns * len(arms),
-        progress=progress,
-        model=model,
-        work=work,
-    )
-    ((_, text),) = long_texts(trial.lm, max(LENGTHS) + TIMED, 1)
-    read = cache(lambda: Prefix(trial.lm, text[:, : max(LENGTHS)]))
+    method = FULL
 
-    def seconds(name: str, length: int) -> float:
-        rest = text[0, length : length + TIMED]
-        return seconds_per_token(read(), arms[name].at(length // PART), length, rest)
+    lengths: tuple[int, ...] = option((512, 1024, 2048, 4096, 8192), "Tokens of context.", least=64)
+    part: int = option(16, "One token in so many is read, or kept.", least=2)
+    turns: int = option(5, "Turns of every policy at each length.", least=1)
+    timed: int = option(12, "Tokens decoded in a turn.", least=4)
 
-    taken: dict[tuple[str, int], np.ndarray] = {}
-    for length in LENGTHS:
-        rows: dict[str, list[float]] = {name: [] for name in arms}
-        for turn in range(turns):
-            for name in [*arms][turn % len(arms) :] + [*arms][: turn % len(arms)]:
-                key = f"seconds {length} {name} {turn}"
-                rows[name].append(trial.measured(key, lambda n=name, m=length: seconds(n, m), f"{name}, {length}"))
-        taken |= {(name, length): np.array(row) for name, row in rows.items()}
+    def common(self, run: Run) -> dict[str, Any]:
+        """One text, one way of timing."""
+        return {
+            "model": self.model,
+            "settings": {"read": f"1/{self.part}", "timed": self.timed, "dtype": "bfloat16"},
+            "data": "one speech (long_docs), its first tokens",
+        }
 
-    def ratios(name: str, over: str = FULL) -> dict[int, Interval]:
-        return {m: bootstrap_ratio(taken[name, m], taken[over, m], of="median") for m in LENGTHS}
+    def arms(self, run: Run) -> dict[str, Policy]:
+        """Two that read less, one of them by torch operations, too, and two that hold less."""
+        return {
+            FULL: FullCache(),
+            "double-sparsity": DoubleSparsity(),
+            TORCH: DoubleSparsity(kernel="torch"),
+            "token-select": TokenSelect(),
+            "streaming-llm": StreamingLLM(),
+            "snapkv": SnapKV(),
+        }
 
-    common = {
-        "n": turns,
-        "settings": {"read": f"1/{PART}", "timed": TIMED, "dtype": "bfloat16"},
-        "data": "one speech (long_docs), its first tokens",
-        "note": "policies that read prompts sparsely start from plainly read keys: as many, of other values",
-    }
-    results: list[Result | Figure] = []
-    from_length: dict[str, int | None] = {}
-    for name in [*arms][1:]:
-        found = ratios(name)
-        from_length[name] = breakeven(found)
-        for length, ratio in found.items():
-            results.append(
-                trial.result(
-                    **common,
-                    method=FULL if name == TORCH else name,
-                    metric=f"{name}: decode time over the full cache's, {length} tokens, 1/{PART} read",
-                    value=ratio.value,
-                    unit="x",
-                    higher_is_better=False,
-                    interval=ratio.bounds,
-                    baseline={f"{FULL}, ms per token": 1000 * float(np.median(taken[FULL, length]))},
+    def measures(self, run: Run) -> Iterator[Measure]:
+        """Seconds per token, length by length; column ``N tokens``, by turn."""
+        return seconds_at(self.lengths, part=self.part, turns=self.turns, tokens=self.timed)
+
+    def _ratios(self, run: Run, arm: str) -> dict[int, Interval]:
+        return {
+            n: MEDIAN_RATIO.of_two(run.column(arm, column_at(n)), run.column(FULL, column_at(n))) for n in self.lengths
+        }
+
+    def rows(self, run: Run) -> Iterator[Comparison | Finding]:
+        """Every policy over the full cache at every length, the breakeven, the compiled step over torch operations."""
+        note = "policies that read prompts sparsely start from plainly read keys: as many, of other values"
+        for arm in [*run.arms][1:]:
+            for length in self.lengths:
+                yield Comparison(
+                    method=FULL if arm == TORCH else arm,
+                    metric=f"{arm}: decode time over the full cache's, {length} tokens, 1/{self.part} read",
+                    ours=arm,
+                    rival=FULL,
+                    of=column_at(length),
+                    by=MEDIAN_RATIO,
+                    baseline={f"{FULL}, ms per token": FULL},
+                    note=note,
                 )
-            )
-    first = min((m for name in SPARSE if (m := from_length[name]) is not None), default=None)
-    best = min((ratios(name)[max(LENGTHS)] for name in SPARSE), key=lambda ratio: ratio.value)
-    results.append(
-        trial.result(
-            **common | {"note": f"faster from (tokens): {from_length}"},
-            metric=f"decode time over the full cache's of the fastest policy that drops nothing, {max(LENGTHS)} tokens",
-            value=best.value,
+        most = max(self.lengths)
+        ratios = {arm: self._ratios(run, arm) for arm in [*run.arms][1:]}
+        faster = {arm: breakeven(ratios[arm]) for arm in ratios}
+        first = min((n for arm in SPARSE if (n := faster[arm]) is not None), default=None)
+        yield Finding(
+            metric=f"decode time over the full cache's of the fastest policy that drops nothing, {most} tokens",
+            value=min((ratios[arm][most] for arm in SPARSE), key=lambda ratio: ratio.value),
             unit="x",
-            higher_is_better=False,
-            interval=best.bounds,
+            more_is_better=False,
+            n=self.turns,
             claim="From 4,096 tokens on a policy that drops nothing decodes faster than the full cache",
-            verdict="holds" if first is not None and first <= 4096 else "does not hold",
+            holds=lambda run: first is not None and first <= 4096,
+            note=f"faster from (tokens): {faster}",
         )
-    )
-    for length, ratio in ratios("double-sparsity", TORCH).items():
-        results.append(
-            trial.result(
-                **common,
+        for length in self.lengths:
+            yield Comparison(
                 method="double-sparsity",
                 metric=f"decode time of the compiled step over that of torch operations, {length} tokens",
-                value=ratio.value,
-                unit="x",
-                higher_is_better=False,
-                interval=ratio.bounds,
+                ours="double-sparsity",
+                rival=TORCH,
+                of=column_at(length),
+                by=MEDIAN_RATIO,
+                note=note,
             )
-        )
-    results.append(
-        trial.figure(
+
+    def figures(self, run: Run) -> Iterator[Figure]:
+        """Milliseconds per token by length."""
+        faster = {arm: breakeven(self._ratios(run, arm)) for arm in [*run.arms][1:]}
+        series = [
+            {
+                "name": arm,
+                "x": list(self.lengths),
+                "y": [MEDIAN_RATIO.of_one(run.column(arm, column_at(n))).value for n in self.lengths],
+            }
+            for arm in run.arms
+        ]
+        yield run.figure(
             name="decode-time-by-length",
-            title=f"Milliseconds per decoded token, 1/{PART} of the context read or kept",
+            title=f"Milliseconds per decoded token, 1/{self.part} of the context read or kept",
             caption="Median over turns; one text, all policies in one process, in rotating order. "
-            + "; ".join(f"{name}: {f'faster from {m}' if m else 'not faster'}" for name, m in from_length.items()),
+            + "; ".join(f"{arm}: {f'faster from {n}' if n else 'not faster'}" for arm, n in faster.items()),
             kind="curve",
-            data={
-                "x_label": "tokens of context",
-                "y_label": "ms per token",
-                "series": [
-                    {
-                        "name": name,
-                        "x": list(LENGTHS),
-                        "y": [1000 * float(np.median(taken[name, length])) for length in LENGTHS],
-                    }
-                    for name in arms
-                ],
-            },
+            data={"x_label": "tokens of context", "y_label": "ms per token", "series": series},
         )
-    )
-    trial.memo.delete()
-    return results

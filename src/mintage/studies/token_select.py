@@ -1,214 +1,156 @@
-"""Does voting by softmax find what other choices of as many tokens miss, how often is a choice good for the next token,
-and does a text beyond the trained length stay readable?
-
-Speeches, 2,048 tokens read and 64 decoded, one token in eight read in every step; the length check goes from 6,144 to
-12,288 tokens, the model was trained on 8,192. Reading the chosen tokens side by side, as published, costs this small
-model much within its trained length, so the votes are compared at true distances, too.
-"""
+"""TokenSelect: what the soft vote finds, how often a choice serves the next token, and very long texts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from mintage.bench.keep.trial import Trial, perplexity, perplexity_ratio, silent, telling
+from mintage.bench.keep.measures import KeepStudy, continuations, needles
+from mintage.bench.keep.votes import PLACES, voting
 from mintage.keep.baselines import FullCache, StreamingLLM
 from mintage.keep.contract import Policy
 from mintage.keep.token_select import TokenSelect, hit_rate
-from mintage.measure import Figure, Result, bootstrap
+from mintage.measure import bootstrap
+from mintage.measure.study import PERPLEXITY, POINTS, Comparison, Finding, Measure, Run, above, at_least
+from mintage.options import option
 
-__all__ = ["Blocks", "Drawn", "check"]
+__all__ = ["TokenSelectStudy"]
 
-LENGTH, DECODED, TEXTS, QUESTIONS = 2048, 64, 4, 8
-PART = 8
 THETAS = (0.8, 0.9, 0.95, 1.01)
-SHORT, LONG = 6144, 12288
+NEVER = f"theta {THETAS[-1]:g}"
+REUSED = "at theta 0.9 half of the choices are used again, at less than 1% more perplexity"
 
+LONG: dict[str, Policy] = {"full-cache": FullCache(), "token-select": TokenSelect(top_k=1408)}
 RIVALS = {
-    "hard vote": "the soft vote finds at least as many needles as the hard vote",
-    "blocks of 16": "the soft vote over tokens finds at least as many needles as over blocks of 16",
-    "random choice": "the soft vote finds more needles than a random choice of as many tokens",
-    "streaming-llm": "the soft vote finds more needles than a window of as many tokens",
+    "hard vote": (at_least(0), "the soft vote finds at least as many needles as the hard vote"),
+    "blocks of 16": (at_least(0), "the soft vote over tokens finds at least as many needles as over blocks of 16"),
+    "random choice": (above(0), "the soft vote finds more needles than a random choice of as many tokens"),
+    "streaming-llm": (above(0), "the soft vote finds more needles than a window of as many tokens"),
 }
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Blocks(TokenSelect):
-    """The same with whole blocks of tokens, voted on by their mean key."""
+@dataclass(frozen=True, kw_only=True)
+class TokenSelectStudy(KeepStudy):
+    """Does voting by softmax find what other choices of as many tokens miss, how often is a choice good for the next
+    token, and does a text beyond the trained length stay readable?
 
-    block: int = 16
+    On speeches, and on Genesis for the length. Reading the chosen tokens side by side, as published, costs a small
+    model much within its trained length, so the votes are compared at true distances, too.
 
-    def count(self, scores: Tensor) -> Tensor:
-        """Give all tokens of a block its votes, the earlier ones a hair more so that a block is taken in order."""
-        number = scores.shape[-1]
-        short = -number % self.block
-        padded = torch.nn.functional.pad(scores, (0, short), value=float("nan"))
-        means = padded.unflatten(-1, (-1, self.block)).nanmean(-1)
-        ballots = super().count(means).repeat_interleave(self.block, -1)[..., :number]
-        return ballots * (1 - 1e-6 * (torch.arange(number, device=scores.device) % self.block))
+    [dim]Example[/dim]
 
+      mintage bench token-select --texts 2 --questions 3
+    """
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Drawn(TokenSelect):
-    """The same with tokens drawn at random."""
+    method = "token-select"
 
-    def count(self, scores: Tensor) -> Tensor:
-        """Vote by lot, the same lot for the same text."""
-        generator = torch.Generator().manual_seed(scores.shape[-1])
-        return torch.rand(scores.shape[0], scores.shape[-1], generator=generator).to(scores.device)
-
-
-PLACES = {"as published": True, "true distances": False}
-"""Whether chosen tokens are read side by side, or where they stand."""
-
-
-def _arms() -> dict[str, Policy]:
-    entries = LENGTH // PART
-    arms: dict[str, Policy] = {"streaming-llm": StreamingLLM(budget=entries)}
-    for where, reassign in PLACES.items():
-        arms |= {
-            f"soft vote, {where}": TokenSelect(reassign=reassign).at(entries),
-            f"hard vote, {where}": TokenSelect(vote="hard", reassign=reassign).at(entries),
-            f"blocks of 16, {where}": Blocks(reassign=reassign).at(entries),
-            f"random choice, {where}": Drawn(reassign=reassign).at(entries),
-        }
-    return arms
-
-
-def check(
-    *,
-    seed: int = 0,
-    limit: int | None = None,
-    command: str = "",
-    progress: Callable[[int, int, str], None] = silent,
-    model: str = "smollm2",
-    work: Path | None = None,
-) -> list[Result | Figure]:
-    """Run the check; `limit` is the number of texts (default 4)."""
-    texts = limit or TEXTS
-    arms = {"full-cache": FullCache(), **_arms()}
-    trial = Trial(
-        "token-select",
-        seed=seed,
-        command=command,
-        definition={"length": LENGTH, "decoded": DECODED, "texts": texts},
-        total=(texts + 2 * QUESTIONS) * len(arms) + texts * len(THETAS) + 4 * 2,
-        progress=progress,
-        model=model,
-        work=work,
+    length: int = option(2048, "Tokens read before decoding.", least=64)
+    decoded: int = option(64, "Tokens scored behind each text.", least=1)
+    texts: int = option(4, "Speeches.", least=1)
+    questions: int = option(8, "Pass-keys asked for, and as many UUIDs.", least=1)
+    part: int = option(8, "One token in so many is read in a step.", least=2)
+    lengths: tuple[int, int] = option(
+        (6144, 12288), "Tokens of a text within the trained length, and beyond.", least=64
     )
-    nll = {name: rows["nll"] for name, rows in trial.decoded(arms, LENGTH, texts, DECODED).items()}
-    found = trial.found(arms, LENGTH, QUESTIONS)
-    settings: dict[str, Any] = {"length": LENGTH, "decoded": DECODED, "read": LENGTH // PART}
-    results: list[Result | Figure] = []
-    scores = {name: 100 * float(np.mean(held)) for name, held in found.items()}
-    quality = {name: perplexity(held) for name, held in nll.items()}
-    for where, (other, claim) in product(PLACES, RIVALS.items()):
-        ours = f"soft vote, {where}"
-        rival = other if other in found else f"{other}, {where}"
-        gap = bootstrap(found[ours] - found[rival])
-        least = gap.value >= 0 if "at least" in claim else gap.low > 0
-        results.append(
-            trial.result(
-                metric=f"needles found by the soft vote minus those by {other}, 1/{PART} of the tokens, {where}",
-                value=100 * gap.value,
-                unit="points",
-                higher_is_better=True,
-                interval=(100 * gap.low, 100 * gap.high),
-                n=len(found[ours]),
-                baseline={"full-cache": scores["full-cache"]},
-                peers={name: score for name, score in scores.items() if name not in ("full-cache", ours)},
-                claim=f"{claim} ({where})",
-                verdict="holds" if least else "does not hold",
-                settings=settings,
-                data="pass-keys and UUIDs in speeches, asked for after the text was read",
-            )
-        )
-        ratio = perplexity_ratio(nll[ours], nll[rival])
-        results.append(
-            trial.result(
-                metric=f"perplexity of the soft vote over that of {other}, 1/{PART} of the tokens, {where}",
-                value=ratio.value,
-                unit="x",
-                higher_is_better=False,
-                interval=ratio.bounds,
-                n=texts,
-                baseline={"full-cache": quality["full-cache"]},
-                peers={name: value for name, value in quality.items() if name not in ("full-cache", ours)},
-                settings=settings,
-                data=f"long_docs (state_union, inaugural), {texts} texts",
-                note="baseline and peers are perplexities",
-            )
-        )
-    results += _of_reuse(trial, texts, settings)
-    results += _of_length(trial)
-    trial.memo.delete()
-    return results
 
+    def arms(self, run: Run) -> dict[str, Policy]:
+        """The votes at both places; choices used again; two lengths."""
+        entries = self.length // self.part
+        reused = {f"theta {theta:g}": replace(TokenSelect().at(entries), theta=theta) for theta in THETAS}
+        lengths = {f"{name}, {n} tokens": policy for n in self.lengths for name, policy in LONG.items()}
+        return {
+            "full-cache": FullCache(),
+            "streaming-llm": StreamingLLM(budget=entries),
+            **voting(entries),
+            **reused,
+            **lengths,
+        }
 
-def _of_reuse(trial: Trial, texts: int, settings: dict[str, Any]) -> list[Result | Figure]:
-    """How often a choice is used again, and what that costs."""
-    arms: dict[str, Policy] = {
-        f"theta {theta:g}": replace(TokenSelect().at(LENGTH // PART), theta=theta) for theta in THETAS
-    }
-    found = trial.decoded(arms, LENGTH, texts, DECODED, measure=telling("hits", hit_rate))
-    never = found[f"theta {THETAS[-1]:g}"]["nll"]
-    results: list[Result | Figure] = []
-    for theta in THETAS[:-1]:
-        rows = found[f"theta {theta:g}"]
-        hits, ratio = bootstrap(rows["hits"]), perplexity_ratio(rows["nll"], never)
-        told = {}
-        if theta == 0.9:
-            told = {
-                "claim": "at theta 0.9 half of the choices are used again, at less than 1% more perplexity",
-                "verdict": "holds" if hits.value >= 0.5 and ratio.value < 1.01 else "does not hold",
+    def _voting(self, run: Run) -> list[str]:
+        return [name for name in run.arms if not name.startswith("theta") and not name.endswith("tokens")]
+
+    def measures(self, run: Run) -> Iterator[Measure]:
+        """Perplexity and needles of the votes, hits of choices, perplexity at both lengths."""
+        scale = self.length, self.texts, self.decoded
+        yield continuations(*scale, arms=self._voting(run))
+        yield needles(self.length, self.questions, arms=self._voting(run))
+        yield continuations(*scale, name="hits", arms=[f"theta {theta:g}" for theta in THETAS], hits=hit_rate)
+        for n in self.lengths:
+            arms = [f"{name}, {n} tokens" for name in LONG]
+            yield continuations(n, 2, self.decoded, name=f"perplexity at {n}", arms=arms, corpora=("genesis",))
+
+    def rows(self, run: Run) -> Iterator[Comparison | Finding]:
+        """Soft against every other vote; choices used again; growth with the length."""
+        settings: dict[str, Any] = {"length": self.length, "decoded": self.decoded, "read": self.length // self.part}
+        prose = f"long_docs (state_union, inaugural), {self.texts} texts"
+        for where, (other, (rule, claim)) in product(PLACES, RIVALS.items()):
+            ours, at = f"soft vote, {where}", f"1/{self.part} of the tokens, {where}"
+            shared: dict[str, Any] = {
+                "ours": ours,
+                "rival": other if other in run.arms else f"{other}, {where}",
+                "baseline": ["full-cache"],
+                "peers": [name for name in self._voting(run) if name not in ("full-cache", ours)],
+                "settings": settings,
             }
-        results.append(
-            trial.result(
-                **told,
-                metric=f"decoding steps that use a choice again, theta {theta:g}",
-                value=hits.value,
-                unit="share",
-                higher_is_better=True,
-                interval=hits.bounds,
-                n=texts,
-                baseline={"perplexity over that of a choice in every step": ratio.value},
-                settings=settings | {"theta": theta},
-                data=f"long_docs (state_union, inaugural), {texts} texts",
+            yield Comparison(
+                metric=f"needles found by the soft vote minus those by {other}, {at}",
+                of="found",
+                by=POINTS,
+                claim=f"{claim} ({where})",
+                holds=rule,
+                data="pass-keys and UUIDs in speeches, asked for after the text was read",
+                **shared,
             )
-        )
-    return results
+            yield Comparison(
+                metric=f"perplexity of the soft vote over that of {other}, {at}",
+                of="nll",
+                by=PERPLEXITY,
+                data=prose,
+                note="baseline and peers are perplexities",
+                **shared,
+            )
+        for theta in THETAS[:-1]:
+            hits, dearer = bootstrap(run.column(f"theta {theta:g}", "hits")), _dearer(run, theta)
+            yield Finding(
+                metric=f"decoding steps that use a choice again, theta {theta:g}",
+                value=hits,
+                unit="share",
+                n=self.texts,
+                baseline={"perplexity over that of a choice in every step": dearer},
+                claim=REUSED if theta == 0.9 else "",
+                holds=(lambda run, hits=hits, dearer=dearer: hits.value >= 0.5 and dearer < 1.01)
+                if theta == 0.9
+                else None,
+                settings=settings | {"theta": theta},
+                data=prose,
+            )
+        yield self._of_length(run)
 
-
-def _of_length(trial: Trial) -> list[Result | Figure]:
-    """Perplexity within and beyond the trained length."""
-    arms: dict[str, Policy] = {"full-cache": FullCache(), "token-select": TokenSelect(top_k=1408)}
-    nll: dict[tuple[int, str], np.ndarray] = {}
-    for length in (SHORT, LONG):
-        for name, rows in trial.decoded(arms, length, 2, DECODED, corpora=("genesis",)).items():
-            nll[length, name] = rows["nll"]
-    values = {f"{name}, {length} tokens": perplexity(held) for (length, name), held in nll.items()}
-    grown = {name: perplexity(nll[LONG, name]) / perplexity(nll[SHORT, name]) for name in arms}
-    return [
-        trial.result(
-            metric=f"perplexity at {LONG} tokens over that at {SHORT}, trained length 8192",
-            value=grown["token-select"],
+    def _of_length(self, run: Run) -> Finding:
+        short, long = self.lengths
+        names = [f"{name}, {n} tokens" for n in self.lengths for name in LONG]
+        quality = {name: float(np.exp(run.column(name, "nll").mean())) for name in names}
+        full, ours = (quality[f"{n}, {long} tokens"] / quality[f"{n}, {short} tokens"] for n in LONG)
+        return Finding(
+            metric=f"perplexity at {long} tokens over that at {short}, trained length 8192",
+            value=ours,
             unit="x",
-            higher_is_better=False,
-            baseline={"full-cache": grown["full-cache"]},
-            peers=values,
+            more_is_better=False,
             n=2,
+            baseline={"full-cache": full},
+            peers=quality,
             claim="beyond the trained length the full cache fails and TokenSelect does not",
-            verdict="holds" if grown["token-select"] <= 1.1 and grown["full-cache"] > 1.5 else "does not hold",
-            settings={"lengths": [SHORT, LONG], "read": 2048, "decoded": DECODED},
+            holds=lambda run: ours <= 1.1 and full > 1.5,
+            settings={"lengths": list(self.lengths), "read": 2048, "decoded": self.decoded},
             data="long_docs (genesis, English)",
             note="peers are perplexities; other text is scored at each length",
         )
-    ]
+
+
+def _dearer(run: Run, theta: float) -> float:
+    """Perplexity over that of a choice in every step."""
+    return PERPLEXITY.of_two(run.column(f"theta {theta:g}", "nll"), run.column(NEVER, "nll")).value
