@@ -90,6 +90,16 @@ METHODS = (
         role="baseline",
     ),
     Method(
+        name="suffix-decoding",
+        job="draft",
+        entry="mintage.draft.suffix_decoding:SuffixDecoding",
+        title="SuffixDecoding: Extreme Speculative Decoding for Emerging AI Applications",
+        arxiv="2411.04975",
+        year=2025,
+        summary="Drafts the most frequent continuations of the longest match in the text and in past answers.",
+        role="baseline",
+    ),
+    Method(
         name="prompt-lookup",
         job="draft",
         entry="mintage.draft.baselines:PromptLookup",
@@ -128,5 +138,6 @@ __getattr__, __dir__ = lazy_attributes(
     RSD="mintage.draft.rsd:RSD",
     SpecTr="mintage.draft.spectr:SpecTr",
     Union="mintage.draft.union:Union",
+    SuffixDecoding="mintage.draft.suffix_decoding:SuffixDecoding",
     PPD="mintage.draft.ppd:PPD",
 )
