@@ -26,6 +26,17 @@ def test_it_attaches_by_default_and_leaves_the_model_as_it_was(kind, classifier)
     assert session.tokens[-1] == (9 if kind is SelfSlimmed else 65)
 
 
+@pytest.mark.parametrize(
+    ("notes", "steps"),
+    [(SelfSlimmed().slimming.notes, 4000), (Sparsifiner().connectivity.notes, 1200)],
+    ids=["sit", "sparsifiner"],
+)
+def test_files_tell_how_they_were_trained(notes, steps):
+    settings = json.loads(notes["settings"])
+    assert settings["steps"] == steps
+    assert settings["model"] == "vit-tiny-cifar10"
+
+
 def test_slimming_keeps_most_of_the_accuracy(classifier):
     notes = SelfSlimmed().slimming.notes
     found = json.loads(notes["test"])

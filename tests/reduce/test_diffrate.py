@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from mintage import catalog
 from mintage.errors import UserError
 from mintage.reduce.contract import Anatomy, Evidence, TokenState
-from mintage.reduce.diffrate import DiffRate, RateSchedule, by_importance, read_schedules, write_schedules
+from mintage.reduce.core.rate_schedule import RateSchedule, read_schedules, write_schedules
+from mintage.reduce.diffrate import DiffRate, by_importance
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "diffrate"
 PUBLISHED = VECTORS / "published_schedules.json"

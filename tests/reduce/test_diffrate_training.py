@@ -1,6 +1,7 @@
 """The search for DiffRate's schedules: equality with the authors' code, gradients, and the masked model."""
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -14,20 +15,13 @@ from mintage.data.images import Images
 from mintage.errors import UserError
 from mintage.reduce.contract import Anatomy
 from mintage.reduce.core.adapters import adapter_for
-from mintage.reduce.diffrate import DiffRate, RateSchedule, read_schedules
-from mintage.reduce.training.diffrate import (
-    MaskedDiffRate,
-    Rate,
-    RateProxy,
-    Rates,
-    RateSearch,
-    expected_macs,
-    masked_softmax,
-    reduce_masked,
-    search_schedule,
-    train_schedules,
-)
+from mintage.reduce.core.rate_schedule import RateSchedule, read_schedules
+from mintage.reduce.diffrate import DiffRate
+from mintage.reduce.training.diffrate import DiffRateTraining, RateSearch
 from mintage.reduce.training.images import TrainingImages
+from mintage.reduce.training.masked import MaskedDiffRate, masked_softmax, reduce_masked
+from mintage.reduce.training.rates import Rate, RateProxy, Rates, expected_macs
+from mintage.train.training import Work
 from mintage.vision import ImageClassifier, Preprocessing
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "diffrate"
@@ -209,7 +203,7 @@ def test_masking_equals_removing(prefix, prune, merge):
 def test_the_gradient_reaches_every_rate_of_a_frozen_model():
     model = vit()
     before = {name: p.clone() for name, p in model.named_parameters()}
-    search = RateSearch(model, lambda _: {}, adapter_for(model).anatomy(), share=0.6)
+    search = RateSearch(Rates(4, 16), model, lambda _: {}, adapter_for(model).anatomy(), share=0.6)
     for proxy in (*search.module.prune, *search.module.merge):
         proxy.logits.data = torch.linspace(0.5, -0.5, len(proxy.logits))
     for index, merge in enumerate(search.module.merge):  # merges fewer than it prunes, so that both act
@@ -245,14 +239,16 @@ def lessons():
 
 def test_a_search_comes_to_its_budget_and_is_kept_as_json(lessons, tmp_path):
     stages = []
-    made = train_schedules(
-        lessons, tmp_path / "found.json", folder=tmp_path / "work", shares=(0.7,), steps=20, batch_rows=4, lr=0.3,
-        command="mintage train diffrate", report=lambda *a: stages.append(a),
-    )  # fmt: skip
+    training = DiffRateTraining(shares=(0.7,), steps=20, batch_rows=4, lr=0.3)
+    made = training.teach(lessons, Work(tmp_path / "work", progress=lambda *told: stages.append(told)))
+    made.save(tmp_path / "found.json", {"command": "mintage train diffrate", "settings": '{"lr": 0.3}'})
     (read,) = read_schedules(tmp_path / "found.json")
-    assert read == made[0]
+    assert replace(read, notes=made[0].notes) == made[0]
+    assert read.notes["settings"] == {"lr": 0.3}
+    assert read.notes["held out"] in training.summary(made)
     anatomy = adapter_for(lessons.classifier.model).anatomy()
     assert read.share == pytest.approx(read.share_of(anatomy), abs=1e-3)
+    assert (read.prune_kept, read.merge_kept) == ((17, 10, 9, 9), (17, 9, 9, 9))  # as the function it replaced found
     assert read.share == pytest.approx(0.7, abs=0.06)  # one token of 16 is worth 0.05
     assert read.prune_kept[0] == 17
     assert read.notes["command"] == "mintage train diffrate"
@@ -265,26 +261,28 @@ def test_a_search_comes_to_its_budget_and_is_kept_as_json(lessons, tmp_path):
 
 
 def test_a_killed_search_goes_on(lessons, tmp_path, monkeypatch):
-    from mintage.reduce.training import diffrate as diffrate_training
-
-    whole = search_schedule(lessons, tmp_path / "whole", 0.7, steps=6, batch_rows=4)
+    training = DiffRateTraining(steps=6, batch_rows=4)
+    whole = training.search(lessons, 0.7, Work(tmp_path / "whole"))
 
     def stop(stage, done, of):
         if done == 4:
             raise KeyboardInterrupt
 
-    real = diffrate_training.Settings
-    monkeypatch.setattr(diffrate_training, "Settings", lambda **s: real(**{**s, "save_every": 2}))
+    often = DiffRateTraining.settings
+    monkeypatch.setattr(DiffRateTraining, "settings", lambda self, **given: often(self, **given | {"save_every": 2}))
     with pytest.raises(KeyboardInterrupt):
-        search_schedule(lessons, tmp_path / "cut", 0.7, steps=6, batch_rows=4, report=stop)
-    assert search_schedule(lessons, tmp_path / "cut", 0.7, steps=6, batch_rows=4) == whole
+        training.search(lessons, 0.7, Work(tmp_path / "cut", progress=stop))
+    seen = []
+    cut = training.search(lessons, 0.7, Work(tmp_path / "cut", progress=lambda *told: seen.append(told[1])))
+    assert cut == whole
+    assert seen == [5, 6]
 
 
 def test_mistakes(lessons, tmp_path):
     for share in (0.0, 1.0, float("nan")):
-        with pytest.raises(UserError, match="outside"):
-            search_schedule(lessons, tmp_path, share)
-    with pytest.raises(UserError, match="granularity=0"):
-        search_schedule(lessons, tmp_path, 0.5, granularity=0)
+        with pytest.raises(UserError, match="out of range"):
+            DiffRateTraining(shares=(0.7, share))
+    with pytest.raises(UserError, match="granularity=0 is out of range"):
+        DiffRateTraining(granularity=0)
     with pytest.raises(UserError, match="no shares"):
-        train_schedules(lessons, tmp_path / "x.json", folder=tmp_path, shares=())
+        DiffRateTraining(shares=()).teach(lessons, Work(tmp_path))

@@ -241,9 +241,9 @@ def test_counts_follow_the_ratio_as_floats_and_stop_where_nothing_can_go():
     ("wrong", "said"),
     [
         ({"schedule": "ratio=1.2"}, "outside"),
-        ({"margin_start": 1.5}, "cosines"),
+        ({"margin_start": 1.5}, "margin_start=1.5 is out of range"),
         ({"margin_slope": 2.5}, "cosines"),
-        ({"alpha": -1}, "alpha=-1 is negative"),
+        ({"alpha": -1}, "alpha=-1 is out of range; pass a number at least 0"),
         ({"alpha": float("nan")}, "alpha"),
     ],
 )

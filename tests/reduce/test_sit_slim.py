@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mintage.errors import UserError
-from mintage.reduce.core.artefact import Imprint
+from mintage.reduce.core.adapters import adapter_for
 from mintage.reduce.core.schedule import Anatomy
 from mintage.reduce.sit_slim import SelfSlimmed, Slimming, TokenSlimming, stage_counts
+from mintage.weights import Imprint
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "sit-slim"
 IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(2))
@@ -248,10 +249,11 @@ def test_a_larger_image_keeps_as_many_tokens(model):
 
 
 def test_new_modules_for_a_model(model):
-    assert Slimming.new(model, (1, 1, 2)).counts == (8, 4)
-    assert Slimming.new(model, (1, 1, 2), counts=(5, 2)).counts == (5, 2)
+    anatomy = adapter_for(model).anatomy()
+    assert Slimming.new(anatomy, (1, 1, 2)).counts == (8, 4)
+    assert Slimming.new(anatomy, (1, 1, 2), counts=(5, 2)).counts == (5, 2)
     with pytest.raises(UserError, match="this model has 4"):
-        Slimming.new(model, (1, 1))
-    one, two = Slimming.new(model, (1, 3)), Slimming.new(model, (1, 3))
+        Slimming.new(anatomy, (1, 1))
+    one, two = Slimming.new(anatomy, (1, 3)), Slimming.new(anatomy, (1, 3))
     for mine, other in zip(one.modules.parameters(), two.modules.parameters(), strict=True):
         assert torch.equal(mine, other)

@@ -14,15 +14,15 @@ from mintage.errors import UserError
 from mintage.reduce.core.adapters import adapter_for
 from mintage.reduce.sit_slim import SelfSlimmed, Slimming
 from mintage.reduce.training.images import read_training_images
-from mintage.reduce.training.sit_slim import (
+from mintage.reduce.training.recalibration import (
     Distillation,
     ReverseTokenSlimming,
     Student,
     block_outputs,
-    distil,
     frd_loss,
-    train_self_slimmed,
 )
+from mintage.reduce.training.sit_slim import SitSlimTraining
+from mintage.train.training import Work
 from mintage.vision import ImageClassifier, Preprocessing, SmallViT
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "sit-slim"
@@ -50,6 +50,7 @@ def classifier():
 @pytest.fixture
 def lessons(classifier, monkeypatch):
     monkeypatch.setattr("mintage.reduce.training.images.read_cifar10", lambda: (toy(), toy(20, 1)))
+    monkeypatch.setattr("mintage.reduce.training.images.load_image_classifier", lambda name: classifier)
     return read_training_images(classifier)
 
 
@@ -120,10 +121,14 @@ def test_no_tokens_leave_that_part_out():
 # -- student and teacher -------------------------------------------------------------------------------------------
 
 
+def slimming_of(classifier, stages, counts):
+    return Slimming.new(adapter_for(classifier.model).anatomy(), stages, counts=counts)
+
+
 def recipe(classifier, lessons, stages=(1, 2, 1), counts=(8, 3), **given):
     import copy
 
-    slimming = Slimming.new(classifier.model, stages, counts=counts)
+    slimming = slimming_of(classifier, stages, counts)
     student = Student(copy.deepcopy(classifier.model), SelfSlimmed(weights=slimming), **given)
     return Distillation(student, classifier.model, lessons.batches(8, cut=0, seed=0))
 
@@ -177,15 +182,15 @@ def test_tokens_are_paired_with_those_of_the_same_block(classifier, lessons):
 
 
 def test_a_run_learns_and_its_file_works_without_what_only_training_needs(classifier, lessons, tmp_path):
-    given = {"stages": (1, 1, 2), "counts": (4, 2), "steps": 40, "batch_rows": 18, "lr": 5e-3}
+    training = SitSlimTraining(stages=(1, 1, 2), counts=(4, 2), steps=40, batch_rows=18, lr=5e-3)
     path = tmp_path / "slim.safetensors"
     before = {name: t.clone() for name, t in classifier.model.state_dict().items()}
-    made = train_self_slimmed(
-        lessons, path, folder=tmp_path / "run", test=toy(20, 1), command="mintage train sit-slim", **given
-    )
+    made = training.run(path, tmp_path / "run", command="mintage train sit-slim")
+    assert made.notes["held out"] in training.summary(made)
+    made = Slimming.load(path)
     for name, tensor in classifier.model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
-    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    log = [json.loads(line) for line in (tmp_path / "run" / "train" / "log.jsonl").read_text().splitlines()]
     assert log[-1]["loss"] < log[0]["loss"]
     assert made.notes["command"] == "mintage train sit-slim"
     assert json.loads(made.notes["settings"])["steps"] == 40
@@ -203,8 +208,9 @@ def test_a_run_learns_and_its_file_works_without_what_only_training_needs(classi
 
 
 def test_the_saved_student_is_the_trained_one(classifier, lessons, tmp_path):
-    slimming = Slimming.new(classifier.model, (1, 3), counts=(4,))
-    model = distil(lessons, SelfSlimmed(weights=slimming), tmp_path / "run", steps=3, batch_rows=9)
+    slimming = slimming_of(classifier, (1, 3), (4,))
+    training = SitSlimTraining(steps=3, batch_rows=9)
+    model = training.distil(lessons, SelfSlimmed(weights=slimming), Work(tmp_path / "run"))
     pixels = torch.randn(2, 3, 16, 16)
     slimming.backbone = {name: t for name, t in model.state_dict().items() if t.is_floating_point()}
     slimming.save(tmp_path / "slim.safetensors")
@@ -219,11 +225,13 @@ def test_the_saved_student_is_the_trained_one(classifier, lessons, tmp_path):
 
 
 def test_a_killed_run_takes_the_steps_it_would_have_taken(classifier, lessons, tmp_path, monkeypatch):
-    monkeypatch.setattr("mintage.reduce.training.sit_slim._SAVE_EVERY", 2)
+    often = SitSlimTraining.settings
+    monkeypatch.setattr(SitSlimTraining, "settings", lambda self, **given: often(self, **given, save_every=2))
 
-    def run(folder, report):
-        slimming = Slimming.new(classifier.model, (1, 3), counts=(4,))
-        distil(lessons, SelfSlimmed(weights=slimming), tmp_path / folder, steps=5, batch_rows=4, report=report)
+    def run(folder, progress):
+        slimming = slimming_of(classifier, (1, 3), (4,))
+        work = Work(tmp_path / folder, progress=progress)
+        SitSlimTraining(steps=5, batch_rows=4).distil(lessons, SelfSlimmed(weights=slimming), work)
         return slimming.modules.state_dict()
 
     def kill(stage, done, of):
@@ -242,14 +250,20 @@ def test_a_killed_run_takes_the_steps_it_would_have_taken(classifier, lessons, t
         torch.testing.assert_close(tensor, resumed[name])
 
 
-def test_bad_settings(classifier, lessons, tmp_path):
-    slimming = Slimming.new(classifier.model, (1, 3), counts=(4,))
-    with pytest.raises(UserError, match="none may be negative"):
-        distil(lessons, SelfSlimmed(weights=slimming), tmp_path, steps=1, tau=0.0)
+def test_bad_settings(lessons, tmp_path):
+    for name, value in (("tau", 0.0), ("lambda_token", -1.0), ("ratio", 1.0), ("steps", 0)):
+        with pytest.raises(UserError, match=f"{name}={value} is out of range"):
+            SitSlimTraining(**{name: value})
     with pytest.raises(UserError, match=r"batch_rows=500 with 54 training images"):
-        distil(lessons, SelfSlimmed(weights=slimming), tmp_path, steps=1, batch_rows=500)
+        SitSlimTraining(stages=(1, 3), batch_rows=500).run(tmp_path / "x.safetensors", tmp_path / "a")
     with pytest.raises(UserError, match="this model has 4"):
-        train_self_slimmed(lessons, tmp_path / "x.safetensors", folder=tmp_path, stages=(1, 1))
+        SitSlimTraining(stages=(1, 1)).run(tmp_path / "x.safetensors", tmp_path / "b")
+
+
+def test_a_trained_slimming_is_the_one_of_before(lessons, tmp_path):
+    """Numbers of a run of the function that this training replaced, to which weights were equal bit by bit."""
+    made = SitSlimTraining(stages=(1, 1, 2), counts=(4, 2), steps=5, batch_rows=9).run(tmp_path / "x", tmp_path / "run")
+    assert json.loads(made.notes["log"])["loss"] == pytest.approx(0.7925410, rel=1e-4)
 
 
 # -- images --------------------------------------------------------------------------------------------------------

@@ -13,17 +13,17 @@ from mintage.data.images import Images
 from mintage.errors import UserError
 from mintage.reduce.core.adapters import adapter_for
 from mintage.reduce.sparsifiner import Connectivity, Sparsifiner
-from mintage.reduce.training.images import read_training_images
-from mintage.reduce.training.sparsifiner import (
+from mintage.reduce.training.connectivity import (
     Predictors,
     Reconstruction,
     SparseStudent,
     Tuning,
     Watch,
     final_tokens,
-    train_sparsifiner,
     tuning_loss,
 )
+from mintage.reduce.training.images import read_training_images
+from mintage.reduce.training.sparsifiner import SparsifinerTraining
 from mintage.vision import ImageClassifier, Preprocessing, SmallViT
 
 PREPROCESS = Preprocessing(size=(16, 16), mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -55,6 +55,7 @@ def classifier():
 @pytest.fixture
 def lessons(classifier, monkeypatch):
     monkeypatch.setattr("mintage.reduce.training.images.read_cifar10", lambda: (toy(), toy(20, 1)))
+    monkeypatch.setattr("mintage.reduce.training.images.load_image_classifier", lambda name: classifier)
     return read_training_images(classifier)
 
 
@@ -157,7 +158,8 @@ def test_a_run_learns_the_attention_and_its_file_works(classifier, lessons, tmp_
     path = tmp_path / "sparse.safetensors"
     before = {name: t.clone() for name, t in classifier.model.state_dict().items()}
     given = {"steps": 60, "lr": 2e-2, "tuning_steps": 4, "batch_rows": 18, "keep_rate": 0.3, "reduce_tokens": 2}
-    made = train_sparsifiner(lessons, path, folder=tmp_path / "run", test=toy(20, 1), command="mintage", **given)
+    SparsifinerTraining(**given).run(path, tmp_path / "run", command="mintage")
+    made = Connectivity.load(path)
     for name, tensor in classifier.model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     log = [json.loads(line) for line in (tmp_path / "run" / "predictors" / "log.jsonl").read_text().splitlines()]
@@ -165,7 +167,8 @@ def test_a_run_learns_the_attention_and_its_file_works(classifier, lessons, tmp_
     assert json.loads(made.notes["settings"])["tuning_steps"] == 4
     assert {"top1", "unmodified"} == set(json.loads(made.notes["test"])) == set(json.loads(made.notes["held out"]))
     again = Connectivity.load(path)
-    assert again.options == {"reduce_tokens": 2}
+    assert again.options == {"reduce_tokens": 2, "reduce_channels": 2, "coef_topk": 8}
+    assert again.notes["command"] == "mintage"
     assert set(again.backbone) == {n for n, t in classifier.model.state_dict().items() if t.is_floating_point()}
     assert any(not torch.equal(again.backbone[n], t.half().float()) for n, t in before.items() if n in again.backbone)
     with Sparsifiner(weights=again)(classifier.model), torch.no_grad():
@@ -173,9 +176,16 @@ def test_a_run_learns_the_attention_and_its_file_works(classifier, lessons, tmp_
 
 
 def test_without_phase_two_the_transformer_stays(classifier, lessons, tmp_path):
-    made = train_sparsifiner(
-        lessons, tmp_path / "a.safetensors", folder=tmp_path / "run", steps=2, tuning_steps=0, batch_rows=6
-    )
+    made = SparsifinerTraining(steps=2, tuning_steps=0, batch_rows=6).run(tmp_path / "a.safetensors", tmp_path / "run")
     assert made.backbone == {}
-    with pytest.raises(UserError, match="tuning_steps=-1 is negative"):
-        train_sparsifiner(lessons, tmp_path / "a.safetensors", folder=tmp_path / "run", tuning_steps=-1)
+    with pytest.raises(UserError, match="tuning_steps=-1 is out of range; pass a number at least 0"):
+        SparsifinerTraining(tuning_steps=-1)
+
+
+def test_trained_predictors_are_those_of_before(lessons, tmp_path):
+    """Numbers of a run of the function that this training replaced, to which weights were equal bit by bit."""
+    training = SparsifinerTraining(steps=5, tuning_steps=4, batch_rows=9, prune=0.5, reduce_tokens=2)
+    training.run(tmp_path / "x", tmp_path / "run")
+    for stage, wanted in {"predictors": 0.03463711, "backbone": 1.1249308}.items():
+        log = (tmp_path / "run" / stage / "log.jsonl").read_text().splitlines()
+        assert json.loads(log[-1])["loss"] == pytest.approx(wanted, rel=1e-4), stage

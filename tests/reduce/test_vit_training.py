@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 
 from mintage.data.images import Images
 from mintage.errors import UserError
-from mintage.reduce.training import vit as vit_training
-from mintage.reduce.training.vit import CIFAR_PREPROCESSING, ViTRecipe, augmented, top1, train_vit
+from mintage.progress import silent
+from mintage.reduce.training.vit import TrainedViT, ViTTraining
+from mintage.reduce.training.vit_recipe import CIFAR_PREPROCESSING, ViTRecipe, augmented, top1
 from mintage.vision import SmallViT, load_image_classifier
 
 SIZES = SmallViT(image_size=16, stem=(4, 8), stem_blocks=(0, 1), hidden=16, layers=2, heads=2, classes=2)
@@ -35,9 +37,20 @@ def data():
     return toy(80, 0), toy(40, 1)
 
 
-def run(tmp_path, name="run", **changed):
-    given = {"epochs": 6.0, "batch_rows": 12, "small": 8, "sizes": SIZES, "data": data, "lr": 1e-2, "ema": 0.8}
-    return train_vit(tmp_path / f"{name}.safetensors", folder=tmp_path / name, **(given | changed))
+@pytest.fixture(autouse=True)
+def toy_images(monkeypatch):
+    monkeypatch.setattr("mintage.reduce.training.vit.read_cifar10", data)
+
+
+def training(**changed):
+    given = {"epochs": 6.0, "batch_rows": 12, "small": 8, "lr": 1e-2, "ema": 0.8, "hidden": 16, "layers": 2, "heads": 2}
+    return ViTTraining(**given | {"stem": (4, 8), "stem_blocks": (0, 1)} | changed)
+
+
+def run(tmp_path, name="run", command="", progress=silent, **changed):
+    path = tmp_path / f"{name}.safetensors"
+    training(**changed).run(path, tmp_path / name, command=command, progress=progress)
+    return load_image_classifier(str(path))
 
 
 # -- augmentation --------------------------------------------------------------------------------------------------
@@ -109,6 +122,8 @@ def test_a_batch_larger_than_the_data_is_refused():
 
 def test_it_learns_and_tells_how_well(tmp_path):
     made = run(tmp_path, command="mintage train vit --toy")
+    assert "test accuracy" in training().summary(TrainedViT(made, SIZES))
+    assert json.loads(made.notes["settings"])["epochs"] == 6.0
     low, share, high = json.loads(made.notes["test"])["low, top1, high"]
     assert low <= share <= high
     assert share > 0.9
@@ -121,7 +136,8 @@ def test_it_learns_and_tells_how_well(tmp_path):
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch):
-    monkeypatch.setattr(vit_training, "_SAVE_EVERY", 5)
+    often = ViTTraining.settings
+    monkeypatch.setattr(ViTTraining, "settings", lambda self, steps: replace(often(self, steps), save_every=5))
     whole = run(tmp_path, "whole", epochs=3.0)
 
     def stop(stage, done, of):
@@ -129,11 +145,13 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, "parts", epochs=3.0, report=stop)
+        run(tmp_path, "parts", epochs=3.0, progress=stop)
     assert not (tmp_path / "parts.safetensors").exists()
     steps = []
-    parts = run(tmp_path, "parts", epochs=3.0, report=lambda stage, done, of: steps.append((stage, done)))
+    parts = run(tmp_path, "parts", epochs=3.0, progress=lambda stage, done, of: steps.append((stage, done)))
     assert steps[0] == ("train", 11)
+    # as the function that it replaced, to whose run all weights were equal bit by bit
+    assert json.loads(whole.notes["log"].splitlines()[-1])["loss"] == pytest.approx(0.6951656, rel=1e-4)
     for (name, one), (_, other) in zip(whole.model.state_dict().items(), parts.model.state_dict().items(), strict=True):
         assert torch.equal(one, other), name
 
@@ -142,17 +160,16 @@ WORKER = """
 import sys
 import numpy as np
 from mintage.data.images import Images
-from mintage.reduce.training.vit import train_vit
-from mintage.vision import SmallViT
+from mintage.reduce.training import vit
 
 pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
 images = Images(list(pixels), list(map(str, range(60))), np.arange(60) % 2, ("even", "odd"))
-sizes = SmallViT(image_size=8, stem=(4, 8), stem_blocks=(0, 0), hidden=8, layers=1, heads=1, classes=2)
-out = sys.argv[1]
-made = train_vit(
-    out + "/x.safetensors", folder=out, data=lambda: (images, images), sizes=sizes, epochs=2.0, batch_rows=6, small=4
-)
-print(bool(made.notes))
+vit.read_cifar10 = lambda: (images, images)
+sizes = {"stem": (4, 8), "stem_blocks": (0, 0), "hidden": 8, "layers": 1, "heads": 1}
+out, told = sys.argv[1], []
+training = vit.ViTTraining(**sizes, epochs=2.0, batch_rows=6, small=4)
+made = training.run(out + "/x.safetensors", out + "/work", progress=lambda *a: told.append(a))
+print(bool(made.classifier.notes), bool(told))
 """
 
 
@@ -172,22 +189,22 @@ def test_two_processes_share_a_batch_and_one_writes(tmp_path):
         for rank in "01"
     ]
     told = [worker.communicate(timeout=240) for worker in workers]
-    assert [out.strip() for out, _ in told] == ["True", "False"], told
+    assert [out.strip() for out, _ in told] == ["True True", "False False"], told
     notes = load_image_classifier(str(tmp_path / "x.safetensors")).notes
-    assert json.loads(notes["settings"])["processes"] == 2
+    assert notes["processes"] == "2"
     assert json.loads(notes["log"].splitlines()[-1])["step"] == 18  # two epochs of 54 // 6 steps, not of 54 // 12
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"epochs": 0.0}, "epochs=0.0 is not positive"),
-        ({"small_share": 1.5}, r"outside \[0, 1\]"),
+        ({"epochs": 0.0}, "epochs=0.0 is out of range; pass a number above 0"),
+        ({"small_share": 1.5}, r"small_share=1.5 is out of range; pass a number in \[0, 1\]"),
         ({"small": 7}, "not a multiple of 2"),
-        ({"sizes": SmallViT()}, "16x16 pixels, the model 32"),
-        ({"optimiser": "sgd"}, "unknown optimiser 'sgd'"),
+        ({"stem": (4,) * 6, "stem_blocks": (0,) * 6}, "is not a multiple of the patch's 32 pixels"),
+        ({"stem": (4, 8), "stem_blocks": (0,)}, "pass channels and as many counts"),
         ({"batch_rows": 100}, "batch_rows=100 with 72 training images"),
-        ({"lr": 0.0}, "lr=0.0 is not positive"),
+        ({"lr": 0.0}, "lr=0.0 is out of range"),
     ],
 )
 def test_impossible_settings_are_refused(tmp_path, wrong, message):
@@ -195,11 +212,15 @@ def test_impossible_settings_are_refused(tmp_path, wrong, message):
         run(tmp_path, **wrong)
 
 
-def test_images_without_labels_are_refused(tmp_path):
-    blank = Images(toy(4, 0).pixels, list("abcd"))
-    with pytest.raises(UserError, match="no labels"):
-        run(tmp_path, data=lambda: (blank, blank))
+def test_images_without_labels_or_not_square_are_refused(tmp_path, monkeypatch):
     made = run(tmp_path, epochs=0.2)
+    blank = Images(toy(4, 0).pixels, list("abcd"))
+    flat = toy(20, 0)
+    flat = replace(flat, pixels=[pixels[:8] for pixels in flat.pixels])
+    for images, said in ((blank, "no labels"), (flat, "have 8x16 pixels; the model takes square ones")):
+        monkeypatch.setattr("mintage.reduce.training.vit.read_cifar10", lambda images=images: (images, images))
+        with pytest.raises(UserError, match=said):
+            run(tmp_path, said)
     with pytest.raises(UserError, match="no labels"):
         top1(made, blank)
 

@@ -40,10 +40,14 @@ def _command(training: catalog.Trains) -> Any:
         _option("work", Path(".mintage") / kind.name, typer.Option(help="Keeps the run; a killed one goes on.")),
     ]
 
+    from mintage.train.training import is_first
+
     def run(made: Any, out: Path, work: Path) -> None:
         with shown_progress() as progress:
-            made.run(out, work, command=command_line(), progress=progress)
-        typer.echo(f"wrote {out}")
+            trained = made.run(out, work, command=command_line(), progress=progress)
+        if is_first():
+            line = made.summary(trained)
+            typer.echo(f"wrote {out}: {line}" if line else f"wrote {out}")
 
     return command_of(kind, run, name=training.name, extra=extra, help=_help(kind))
 

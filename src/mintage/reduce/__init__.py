@@ -8,7 +8,7 @@ Use::
     session.tokens            # how many went into each layer
 """
 
-from mintage.catalog import Method, lazy_attributes
+from mintage.catalog import Method, Trains, lazy_attributes
 
 METHODS = (
     Method(
@@ -34,6 +34,13 @@ METHODS = (
         arxiv="2305.17997",
         year=2023,
         trains=True,
+        trainings=(
+            Trains(
+                "diffrate",
+                "mintage.reduce.training.diffrate:DiffRateTraining",
+                "How many tokens each block prunes and merges, for a budget of multiply-adds.",
+            ),
+        ),
         summary="Learns by gradient how many tokens each layer prunes and merges.",
         claim=(
             "ViT-H (MAE): 40% fewer FLOPs and 1.5x images/s for 0.16 points of ImageNet-1k top-1, backbone "
@@ -57,10 +64,18 @@ METHODS = (
         name="sparsifiner",
         job="reduce",
         entry="mintage.reduce.sparsifiner:Sparsifiner",
+        study="mintage.studies.sparsifiner:SparsifinerStudy",
         title="Sparsifiner: Learning Sparse Instance-Dependent Attention for Efficient Vision Transformers",
         arxiv="2303.13755",
         year=2023,
         trains=True,
+        trainings=(
+            Trains(
+                "sparsifiner",
+                "mintage.reduce.training.sparsifiner:SparsifinerTraining",
+                "Predictors of sparse attention, then the transformer under their masks.",
+            ),
+        ),
         summary="Predicts a sparse attention mask per image with a low-rank connectivity predictor.",
         claim=(
             "48-69% fewer attention FLOPs for at most 0.4 points of top-1; with token sparsity over 60% "
@@ -71,10 +86,18 @@ METHODS = (
         name="sit-slim",
         job="reduce",
         entry="mintage.reduce.sit_slim:SelfSlimmed",
+        study="mintage.studies.sit_slim:SitSlimStudy",
         title="Self-slimmed Vision Transformer",
         arxiv="2111.12624",
         year=2021,
         trains=True,
+        trainings=(
+            Trains(
+                "sit-slim",
+                "mintage.reduce.training.sit_slim:SitSlimTraining",
+                "A transformer that slims its own tokens.",
+            ),
+        ),
         summary="Re-weights all tokens into fewer by a learned slimming module, distilled densely.",
         claim="1.7x images/s with negligible drop, 3.6x at 97% of the accuracy (LV-ViT, ImageNet-1k).",
     ),
@@ -145,6 +168,8 @@ METHODS = (
         role="baseline",
     ),
 )
+
+TRAININGS = (Trains("vit", "mintage.reduce.training.vit:ViTTraining", "A small classifier to reduce tokens in."),)
 
 __getattr__, __dir__ = lazy_attributes(
     __name__,

@@ -14,9 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from mintage.options import option
 from mintage.reduce.contract import Evidence, TokenState
 from mintage.reduce.core.schedule import Schedule
-from mintage.reduce.core.scheduled import Scheduled
+from mintage.reduce.core.scheduled import SCHEDULE, Scheduled
 
 __all__ = ["AveragePool", "ClassAttention", "RandomDrop", "ToMe", "bipartite_matching", "received_attention"]
 
@@ -68,12 +69,7 @@ class ToMe(Scheduled):
     Unlike the authors' code, every prefix token stays out (theirs merges registers), and what is left of the first set
     keeps its order also in models without a class token.
 
-    Parameters
-    ----------
-    schedule
-        See `Scheduled`; the paper removes a constant number, e.g. ``"r=8"``, or a falling one, ``"r=8-0"``.
-    proportional_attention
-        Whether a token counts in attention as many times as it has members (eq. 1); off for MAE models in the paper.
+    The paper removes a constant number, e.g. ``"r=8"``, or a falling one, ``"r=8-0"``.
 
     Raises
     ------
@@ -84,12 +80,14 @@ class ToMe(Scheduled):
     conserves: ClassVar[bool] = True
     pairs: ClassVar[bool] = True
 
-    schedule: Schedule | str = "r=8"
-    proportional_attention: bool = True
+    schedule: Schedule | str = option("r=8", SCHEDULE)
+    proportional_attention: bool = option(
+        True, "Count a token in attention as many times as it has members (eq. 1); off for MAE models in the paper."
+    )
 
     @property
     def proportional(self) -> bool:
-        """As the field says."""
+        """Whether attention counts a token by its size, see `proportional_attention`."""
         return self.proportional_attention
 
     def reduce(self, state: TokenState, evidence: Evidence, keep: int) -> TokenState:
@@ -98,7 +96,7 @@ class ToMe(Scheduled):
 
     @classmethod
     def tiny(cls) -> ToMe:
-        """Make one for the laws."""
+        """Return one that removes enough to be seen."""
         return cls(schedule="r=4")
 
 
@@ -110,16 +108,9 @@ class RandomDrop(Scheduled):
     """Drops patches at random: what any choice must beat.
 
     Chance is a hash of a token's key, place and layer: every image loses others, and the same ones in any batch.
-
-    Parameters
-    ----------
-    schedule
-        See `Scheduled`.
-    seed
-        Another one, other patches.
     """
 
-    seed: int = 0
+    seed: int = option(0, "Another one, other patches.")
 
     def reduce(self, state: TokenState, evidence: Evidence, keep: int) -> TokenState:
         """Keep the patches of highest chance."""
@@ -128,7 +119,7 @@ class RandomDrop(Scheduled):
 
     @classmethod
     def tiny(cls) -> RandomDrop:
-        """Make one for the laws."""
+        """Return one that removes enough to be seen."""
         return cls(schedule="ratio=0.7")
 
 
@@ -162,12 +153,8 @@ class ClassAttention(Scheduled):
     """Keeps the patches that the class token attends to most (Liang et al., EViT, ICLR 2022, arXiv 2202.07800).
 
     Without EViT's fusion of the others into one token. A model without a class token (SigLIP) is asked for the mean
-    attention that a patch receives, which needs the whole matrix.
-
-    Parameters
-    ----------
-    schedule
-        See `Scheduled`; EViT reduces in three of twelve layers, e.g. ``"ratio=0.7@3x6x9"``.
+    attention that a patch receives, which needs the whole matrix. EViT reduces in three of twelve layers, e.g.
+    ``"ratio=0.7@3x6x9"``.
     """
 
     def reduce(self, state: TokenState, evidence: Evidence, keep: int) -> TokenState:
@@ -176,7 +163,7 @@ class ClassAttention(Scheduled):
 
     @classmethod
     def tiny(cls) -> ClassAttention:
-        """Make one for the laws."""
+        """Return one that removes enough to be seen."""
         return cls(schedule="ratio=0.7")
 
 
@@ -190,22 +177,16 @@ class AveragePool(Scheduled):
     A schedule asks for any number of tokens, and a grid does not have any number of squares. So windows are runs of the
     patches in Z-order, as even as possible: four of them are a square of 2x2, two are half of one. Patch i of n goes
     into window ``floor(i * kept / n)``. Patches that are no square grid are taken row by row.
-
-    Parameters
-    ----------
-    schedule
-        See `Scheduled`; ``"ratio=0.5@4x8"`` halves twice.
-    proportional_attention
-        Whether a token counts in attention as many times as it has members.
+    ``"ratio=0.5@4x8"`` halves twice.
     """
 
     conserves: ClassVar[bool] = True
 
-    proportional_attention: bool = True
+    proportional_attention: bool = option(True, "Count a token in attention as many times as it has members.")
 
     @property
     def proportional(self) -> bool:
-        """As the field says."""
+        """Whether attention counts a token by its size, see `proportional_attention`."""
         return self.proportional_attention
 
     def reduce(self, state: TokenState, evidence: Evidence, keep: int) -> TokenState:
@@ -218,7 +199,7 @@ class AveragePool(Scheduled):
 
     @classmethod
     def tiny(cls) -> AveragePool:
-        """Make one for the laws."""
+        """Return one that removes enough to be seen."""
         return cls(schedule="ratio=0.7")
 
 

@@ -31,8 +31,9 @@ from typing import Any, ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mintage import reduce as front_door
 from mintage.errors import UserError
-from mintage.reduce.core.attach import Attachment
+from mintage.options import check_fields
 from mintage.reduce.core.schedule import Anatomy
 from mintage.reduce.core.state import Evidence, TokenState
 
@@ -52,7 +53,10 @@ class Reducer(ABC):
     mixes: ClassVar[bool] = False
     """Whether a token is a weighted sum of all before it: rows of the source map then sum to 1, not its columns."""
 
-    def __call__(self, model: nn.Module, *, trace: bool = False) -> Attachment:
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def __call__(self, model: nn.Module, *, trace: bool = False) -> Any:
         """Attach to a vision transformer of transformers or timm, for the length of a ``with``.
 
         Parameters
@@ -60,14 +64,18 @@ class Reducer(ABC):
         model
             The model, or one that holds it (a classifier, CLIP).
         trace
-            Keep the source map, which `Attachment.unmerge` and pictures need.
+            Keep the source map, which `mintage.reduce.Attachment.unmerge` and pictures need.
+
+        Returns
+        -------
+        mintage.reduce.Attachment
 
         Raises
         ------
         UserError
             No supported transformer in `model`, or a reducer is attached already.
         """
-        return Attachment(self, model, trace=trace)
+        return front_door.Attachment(self, model, trace=trace)
 
     @abstractmethod
     def kept(self, anatomy: Anatomy) -> tuple[int, ...]:
@@ -146,4 +154,4 @@ class Reducer(ABC):
     @classmethod
     @abstractmethod
     def tiny(cls) -> Any:
-        """Make an instance for the laws, whose models have 4 layers, 2 heads of dimension 8, and 16 patches."""
+        """Return a small instance for the laws, whose models have 4 layers, 2 heads of dimension 8, and 16 patches."""

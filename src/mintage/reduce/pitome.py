@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mintage.errors import UserError
+from mintage.options import check_literals, option
 from mintage.reduce.contract import Evidence, TokenState
 from mintage.reduce.core.scheduled import Scheduled
 
@@ -70,6 +71,7 @@ def _energy(similarity: Tensor, margin: float | int, alpha: float | int) -> Tens
     return functional.elu(similarity - margin, alpha=alpha).mean(-1)
 
 
+@check_literals
 @torch.no_grad()
 def plan(
     keys: Float[Tensor, "batch patches dim"],
@@ -133,20 +135,8 @@ def _take(rows: Tensor, index: Tensor) -> Tensor:
 class PiToMe(Scheduled):
     """Spectrum-preserving token merging (Tran, Nguyen et al. 2024).
 
-    Parameters
-    ----------
-    schedule
-        See `Scheduled`; the paper keeps the same ratio of the patches in every layer, e.g. 0.9, 0.925 or 0.95.
-    margin_start, margin_slope
-        The margin of layer l of L is ``start - slope * l / L``; see `MARGINS`.
-    alpha
-        See `energy`.
-    variant
-        See `plan`; ``"auto"`` is ``"matching"`` in the first half of the layers and ``"energy"`` behind it (the
-        authors' DeiT), ``"auto-mae"`` the reverse (their MAE).
-    proportional_attention
-        Whether a token counts as many times in attention as it has members: yes in the paper, for supervised models;
-        the authors' code for DeiT leaves it out. Switch it off for MAE.
+    The paper keeps the same ratio of the patches in every layer, e.g. 0.9, 0.925 or 0.95. The margin of layer l of L is
+    ``start - slope * l / L``; see `MARGINS`.
 
     Raises
     ------
@@ -157,26 +147,31 @@ class PiToMe(Scheduled):
     conserves: ClassVar[bool] = True
     pairs: ClassVar[bool] = True
 
-    margin_start: float | int = 0.9
-    margin_slope: float | int = 0.9
-    alpha: float | int = 1.0
-    variant: Literal["energy", "matching", "auto", "auto-mae"] = "energy"
-    proportional_attention: bool = True
+    margin_start: float | int = option(0.9, "Margin of the first layer, a cosine.", least=-1, most=1)
+    margin_slope: float | int = option(0.9, "How much the margin shrinks over all layers.")
+    alpha: float | int = option(1.0, "How much unlike tokens lower the energy.", least=0)
+    variant: Literal["energy", "matching", "auto", "auto-mae"] = option(
+        "energy",
+        "See plan(); auto is matching in the first half of the layers and energy behind it (the authors' DeiT), "
+        "auto-mae the reverse (their MAE).",
+    )
+    proportional_attention: bool = option(
+        True,
+        "Count a token in attention as many times as it has members: the paper does, for supervised models; the "
+        "authors' code for DeiT does not. Off for MAE.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        ends = (self.margin_start, self.margin_start - self.margin_slope)
-        if not all(-1 <= margin <= 1 for margin in ends):
+        if not -1 <= self.margin_start - self.margin_slope <= 1:
             raise UserError(
                 f"margin_start={self.margin_start:g} with margin_slope={self.margin_slope:g} leaves [-1, 1], where "
                 "cosines are; pass e.g. 0.9 and 0.9"
             )
-        if not self.alpha >= 0:
-            raise UserError(f"alpha={self.alpha:g} is negative; pass e.g. 1")
 
     @property
     def proportional(self) -> bool:
-        """As the field says."""
+        """Whether attention counts a token by its size, see `proportional_attention`."""
         return self.proportional_attention
 
     def margin(self, layer: int, layers: int) -> float:
@@ -203,5 +198,5 @@ class PiToMe(Scheduled):
 
     @classmethod
     def tiny(cls) -> PiToMe:
-        """Make one for the laws, with both variants."""
+        """Return one with both variants."""
         return cls(schedule="ratio=0.7", variant="auto")

@@ -12,10 +12,9 @@ Not here: training and the reverse modules that it needs (`mintage.reduce.traini
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import accumulate
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
+from itertools import accumulate, pairwise
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -24,14 +23,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mintage.errors import UserError
+from mintage.options import option
 from mintage.reduce.contract import Anatomy, Evidence, Reducer, TokenState
-from mintage.reduce.core.adapters import adapter_for
-from mintage.reduce.core.artefact import Artefact, Imprint, shipped
+from mintage.reduce.core.trained import TrainedModules
 
 __all__ = ["SelfSlimmed", "Slimming", "TokenSlimming", "stage_counts"]
-
-_FORMAT = "mintage sit-slim 1"
-_AGAIN = "mintage train sit-slim"
 
 
 class TokenSlimming(nn.Module):
@@ -91,7 +87,8 @@ def stage_counts(patches: int, stages: int, ratio: float = 0.5) -> tuple[int, ..
     return counts
 
 
-class Slimming:
+@dataclass(eq=False)
+class Slimming(TrainedModules):
     """The slimming modules of one transformer, and the weights of the transformer that were trained with them.
 
     Parameters
@@ -99,19 +96,14 @@ class Slimming:
     dim
         Width of the transformer.
     stages
-        Blocks of each stage, e.g. ``(1, 1, 1, 11)``; empty slims nothing.
+        Blocks of each stage, e.g. ``(1, 1, 1, 11)``; the released models of 14 to 24 blocks have up to (10, 4, 7, 3).
+        Empty slims nothing.
     counts
         Patch tokens behind every stage but the last.
-    hidden_ratio
+    hidden_ratio, init_std
         See `TokenSlimming`.
-    backbone
-        Weights of the transformer that were trained along, by name.
-    imprint
-        Of the transformer that they were trained from; None fits all of this width and depth.
-    notes
-        How they were made; kept in the file.
-    seed, init_std
-        Of the modules' first weights, see `TokenSlimming`.
+    backbone, imprint, notes, seed
+        See `TrainedModules`.
 
     Raises
     ------
@@ -119,118 +111,74 @@ class Slimming:
         Stages without blocks, not one count per slimming, or counts that grow or reach zero.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        stages: Sequence[int],
-        counts: Sequence[int],
-        *,
-        hidden_ratio: float = 0.5,
-        backbone: Mapping[str, Tensor] | None = None,
-        imprint: Imprint | None = None,
-        notes: Mapping[str, str] | None = None,
-        seed: int = 0,
-        init_std: float = 0.02,
-    ) -> None:
-        self.dim, self.stages, self.counts, self.hidden_ratio = dim, tuple(stages), tuple(counts), hidden_ratio
-        self.backbone, self.imprint, self.notes = dict(backbone or {}), imprint, dict(notes or {})
-        said = ",".join(map(str, self.stages))
+    method: ClassVar[str] = "sit-slim"
+    kept: ClassVar[tuple[str, ...]] = ("dim", "stages", "counts", "hidden_ratio")
+
+    dim: int
+    stages: Sequence[int]
+    counts: Sequence[int]
+    _: KW_ONLY
+    hidden_ratio: float = 0.5
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        self.stages, self.counts = tuple(self.stages), tuple(self.counts)
+        times = max(len(self.stages) - 1, 0)
         if any(blocks < 1 for blocks in self.stages):
-            raise UserError(f"stages={said}: every stage needs a block")
-        if len(self.counts) != max(len(self.stages) - 1, 0):
-            raise UserError(f"{len(self.stages)} stages slim {max(len(self.stages) - 1, 0)} times, not {len(counts)}")
-        if any(after >= before for before, after in zip(self.counts, self.counts[1:], strict=False)) or (
-            min(self.counts, default=1) < 1
-        ):
-            raise UserError(f"counts={','.join(map(str, self.counts))}: every stage must keep fewer, at least one")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            made = {
-                str(layer): TokenSlimming(dim, kept, hidden_ratio, init_std=init_std)
-                for layer, kept in self.kept_behind.items()
-            }
-        self.modules = nn.ModuleDict(made)
+            raise UserError(f"stages={_listed(self.stages)}: every stage needs a block")
+        if len(self.counts) != times:
+            raise UserError(f"{len(self.stages)} stages slim {times} times, not {len(self.counts)}")
+        if any(after >= before for before, after in pairwise(self.counts)) or min(self.counts, default=1) < 1:
+            raise UserError(f"counts={_listed(self.counts)}: every stage must keep fewer, at least one")
+        super().__post_init__()
+
+    def build(self) -> Iterator[tuple[int, TokenSlimming]]:
+        """Make untrained modules."""
+        for layer, left in self.left_behind.items():
+            yield layer, TokenSlimming(self.dim, left, self.hidden_ratio, init_std=self.init_std)
 
     @property
-    def kept_behind(self) -> dict[int, int]:
+    def left_behind(self) -> dict[int, int]:
         """Which blocks are followed by a slimming, and how many patch tokens it leaves."""
         last = [blocks - 1 for blocks in accumulate(self.stages)][:-1]
         return dict(zip(last, self.counts, strict=True))
 
     @classmethod
     def new(
-        cls,
-        model: nn.Module,
-        stages: Sequence[int],
-        ratio: float = 0.5,
-        *,
-        counts: Sequence[int] = (),
-        hidden_ratio: float = 0.5,
-        seed: int = 0,
-        init_std: float = 0.02,
+        cls, anatomy: Anatomy, stages: Sequence[int], ratio: float = 0.5, *, counts: Sequence[int] = (), **given: Any
     ) -> Slimming:
-        """Make untrained modules for a model.
+        """Make untrained modules for a transformer of these sizes.
 
         Parameters
         ----------
-        model
-            With a vision transformer that `mintage.reduce` serves.
-        stages
-            Blocks of each stage; the released models of 14 to 24 blocks have (1, 1, 1, 11) to (10, 4, 7, 3).
+        anatomy
+            Its sizes.
+        stages, **given
+            See `Slimming`.
         ratio
             Share of the patch tokens that every stage keeps.
         counts
             Numbers in the place of `ratio`.
-        hidden_ratio, seed, init_std
-            See `Slimming`.
         """
-        anatomy = adapter_for(model).anatomy()
-        counts = tuple(counts) or stage_counts(anatomy.patches, len(stages), ratio)
-        made = cls(anatomy.dim, stages, counts, hidden_ratio=hidden_ratio, seed=seed, init_std=init_std)
+        made = cls(anatomy.dim, stages, counts or stage_counts(anatomy.patches, len(stages), ratio), **given)
         SelfSlimmed(weights=made).kept(anatomy)
         return made
 
-    def save(self, path: str | Path) -> None:
-        """Write a safetensors file: modules and backbone in float16."""
-        settings = {name: getattr(self, name) for name in ("dim", "stages", "counts", "hidden_ratio")}
-        Artefact(self.modules.state_dict(), settings, self.backbone, self.imprint, self.notes).save(path, _FORMAT)
 
-    @classmethod
-    def load(cls, path: str | Path) -> Slimming:
-        """Read what `save` wrote, or what mintage ships for the model of this name.
-
-        Raises
-        ------
-        UserError
-            The file is missing, damaged, or holds something else.
-        """
-        path = shipped("sit-slim", path)
-        held = Artefact.load(path, _FORMAT, _AGAIN)
-        try:
-            made = cls(**held.settings, backbone=held.backbone, imprint=held.imprint, notes=held.notes)
-        except TypeError as error:
-            raise UserError(
-                f"{path} has other settings than expected ({error}); make it again with: {_AGAIN}"
-            ) from None
-        held.fill(made.modules, path, _AGAIN)
-        return made
+def _listed(numbers: Sequence[int]) -> str:
+    return ",".join(map(str, numbers))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SelfSlimmed(Reducer):
-    """A transformer that slims itself (SiT).
-
-    Parameters
-    ----------
-    weights
-        A file of ``mintage train sit-slim``, the name of a model that mintage ships one for, or a `Slimming`. Stages
-        and numbers of tokens come with it.
-    """
+    """A transformer that slims itself (SiT); stages and numbers of tokens come with the weights."""
 
     hook: ClassVar[Literal["attention", "block"]] = "block"
     mixes: ClassVar[bool] = True
 
-    weights: str | Slimming = "vit-tiny-cifar10"
+    weights: str | Slimming = option(
+        "vit-tiny-cifar10", "A file of mintage train sit-slim, or the name of a model that mintage ships one for."
+    )
     _held: dict[str, Slimming] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -250,7 +198,7 @@ class SelfSlimmed(Reducer):
         if held.stages and held.dim != anatomy.dim:
             raise UserError(
                 f"slimming modules for width {held.dim}, but this {type(model).__name__} is {anatomy.dim} wide; "
-                f"train them with {_AGAIN}"
+                f"train them with {held.again()}"
             )
         return self
 
@@ -259,15 +207,15 @@ class SelfSlimmed(Reducer):
         held = self.slimming
         if held.stages and sum(held.stages) != anatomy.layers:
             raise UserError(
-                f"stages {','.join(map(str, held.stages))} have {sum(held.stages)} blocks; this model has "
-                f"{anatomy.layers}; train them with {_AGAIN}"
+                f"stages {_listed(held.stages)} have {sum(held.stages)} blocks; this model has "
+                f"{anatomy.layers}; train them with {held.again()}"
             )
         if held.counts and held.counts[0] >= anatomy.patches:
             raise UserError(
                 f"slimming to {held.counts[0]} tokens needs more than the {anatomy.patches} patches of this image; "
                 "pass larger images"
             )
-        behind, left, kept = held.kept_behind, anatomy.patches, []
+        behind, left, kept = held.left_behind, anatomy.patches, []
         for layer in range(anatomy.layers):
             left = behind.get(layer, left)
             kept.append(left)
@@ -297,5 +245,5 @@ class SelfSlimmed(Reducer):
 
     @classmethod
     def tiny(cls) -> SelfSlimmed:
-        """Make one with untrained modules behind the first and the third block."""
+        """Return one with untrained modules behind the first and the third block."""
         return cls(weights=Slimming(16, (1, 2, 1), (8, 3)))

@@ -20,17 +20,26 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from mintage.errors import UserError
+from mintage.options import option
 from mintage.reduce.contract import Anatomy, Evidence, Reducer, TokenState
-from mintage.reduce.core.artefact import Artefact, Imprint, shipped
+from mintage.reduce.core.connectivity import Connectivity, ConnectivityPredictor
+from mintage.reduce.core.sparse_attention import (
+    Backend,
+    best_keys,
+    connectivity_mask,
+    gather_attention,
+    keys_read,
+    masked_attention,
+    mhsa_macs,
+    sparse_attention,
+)
 
 __all__ = [
     "Connectivity",
@@ -44,106 +53,6 @@ __all__ = [
     "sparse_attention",
 ]
 
-_FORMAT = "mintage sparsifiner 1"
-_AGAIN = "mintage train sparsifiner"
-
-Backend = Literal["masked", "gather"]
-
-
-# -- the predictor -------------------------------------------------------------------------------------------------
-
-
-class ConnectivityPredictor(nn.Module):
-    """Guess the attention of one layer's patch queries; all its heads share the weights (section 3.2).
-
-    Parameters
-    ----------
-    head_dim, num_tokens, num_heads
-        Of the layer; the prefix is counted.
-    prefix
-        Leading tokens whose queries read everything and are not guessed.
-    reduce_tokens
-        The rank is ``num_tokens // reduce_tokens``.
-    reduce_channels
-        Queries and keys are projected to ``head_dim // reduce_channels`` channels.
-    coef_topk
-        Coefficients kept per query; 0 keeps those above `coef_threshold`.
-    coef_threshold
-        See `coef_topk`.
-    basis_threshold
-        Entries of the basis up to this size become 0.
-    scale
-        Factor of the coefficients' logits; None takes ``num_heads ** -0.5``, as the released code does (perhaps a slip
-        for the root of the channels).
-    """
-
-    def __init__(
-        self,
-        head_dim: int,
-        num_tokens: int,
-        num_heads: int,
-        *,
-        prefix: int = 1,
-        reduce_tokens: int = 6,
-        reduce_channels: int = 2,
-        coef_topk: int = 8,
-        coef_threshold: float = 0.05,
-        basis_threshold: float = 0.02,
-        scale: float | None = None,
-    ) -> None:
-        super().__init__()
-        channels, low = max(head_dim // reduce_channels, 1), max(num_tokens // reduce_tokens, 1)
-        self.prefix, self.coef_topk, self.coef_threshold = prefix, coef_topk, coef_threshold
-        self.basis_threshold = basis_threshold
-        self.scale = num_heads**-0.5 if scale is None else scale
-        self.query, self.key = nn.Linear(head_dim, channels), nn.Linear(head_dim, channels)
-        self.down, self.up = (nn.Parameter(torch.empty(num_tokens, low)) for _ in range(2))
-        for weight in (self.query.weight, self.key.weight, self.down, self.up):
-            nn.init.trunc_normal_(weight, std=0.02)
-        for linear in (self.query, self.key):
-            nn.init.zeros_(linear.bias)
-
-    def approximate(
-        self,
-        query: Float[Tensor, "batch heads tokens head_dim"],
-        key: Float[Tensor, "batch heads tokens head_dim"],
-        *,
-        dense: bool = False,
-        places: Int[Tensor, "batch tokens"] | None = None,
-    ) -> tuple[Float[Tensor, "batch heads patches low"], Float[Tensor, "batch heads patches tokens"]]:
-        """Return the coefficients and the guessed attention.
-
-        Parameters
-        ----------
-        query, key
-            The layer's own.
-        dense
-            Keep every coefficient and the signs of the basis: what the reconstruction is trained with.
-        places
-            Which tokens these are, where some were pruned.
-        """
-        down, up = self.down, self.basis(dense)
-        if places is not None:
-            down, up = down[places][:, None], up[places][:, None]
-        low = self.key(key).transpose(2, 3) @ down
-        coef = (self.scale * (self.query(query[:, :, self.prefix :]) @ low)).float().softmax(-1)
-        if not dense:
-            coef = self._sparse(coef)
-        return coef, coef @ up.float().transpose(-1, -2)
-
-    def basis(self, dense: bool = False) -> Float[Tensor, "tokens low"]:
-        """Return the rows that coefficients combine: without signs and small entries, or as they are."""
-        if dense:
-            return self.up
-        size = self.up.abs()
-        return torch.where(size > self.basis_threshold, size, 0.0)
-
-    def _sparse(self, coef: Tensor) -> Tensor:
-        if not self.coef_topk:
-            return torch.where(coef > self.coef_threshold, coef, 0.0)
-        best = coef.topk(min(self.coef_topk, coef.shape[-1]))
-        return torch.zeros_like(coef).scatter(-1, best.indices, best.values)
-
 
 def reconstruction_loss(
     approx: Float[Tensor, "batch heads patches tokens"], attention: Float[Tensor, "batch heads patches tokens"]
@@ -152,304 +61,41 @@ def reconstruction_loss(
     return (approx - attention).square().sum()
 
 
-def _budget(keep_rate: float, tokens: int) -> int:
-    return math.ceil(keep_rate * tokens)
-
-
-def connectivity_mask(
-    approx: Float[Tensor, "batch heads patches tokens"],
-    keep_rate: float = 0.25,
-    *,
-    threshold: float | None = None,
-    tokens: int | None = None,
-) -> Bool[Tensor, "batch heads tokens tokens"]:
-    """Return which keys each query reads; the prefix, whose queries are not in `approx`, reads all.
-
-    Parameters
-    ----------
-    approx
-        Guessed attention.
-    keep_rate
-        Every patch reads ``ceil(keep_rate * tokens)`` keys.
-    threshold
-        Read what is above it instead, be it many or none.
-    tokens
-        How many there were before any was pruned; default those in `approx`.
-    """
-    count = approx.shape[-1]
-    if threshold is not None:
-        mask = approx > threshold
-    else:
-        index = _best(approx, keep_rate, tokens)
-        mask = torch.zeros_like(approx, dtype=torch.bool).scatter(-1, index, True)
-    return functional.pad(mask, (0, 0, count - approx.shape[2], 0), value=True)
-
-
-def _best(approx: Tensor, keep_rate: float, tokens: int | None) -> Int[Tensor, "batch heads patches budget"]:
-    count = approx.shape[-1]
-    return approx.topk(min(_budget(keep_rate, tokens or count), count), sorted=False).indices
-
-
-# -- sparse attention ----------------------------------------------------------------------------------------------
-
-
-def masked_attention(
-    query: Float[Tensor, "batch heads tokens dim"],
-    key: Float[Tensor, "batch heads tokens dim"],
-    value: Float[Tensor, "batch heads tokens value"],
-    mask: Bool[Tensor, "batch heads tokens tokens"],
-    scaling: float,
-) -> Float[Tensor, "batch heads tokens value"]:
-    """Attend where the mask allows, by torch's fused kernel over all scores; a query that may read nothing gets 0."""
-    out = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
-    return torch.where(mask.any(-1, keepdim=True), out, 0.0)
-
-
-def gather_attention(
-    query: Float[Tensor, "batch heads tokens dim"],
-    key: Float[Tensor, "batch heads tokens dim"],
-    value: Float[Tensor, "batch heads tokens value"],
-    index: Int[Tensor, "batch heads patches budget"],
-    scaling: float,
-) -> Float[Tensor, "batch heads tokens value"]:
-    """Attend to the keys that `index` names, the last queries; those before them read everything."""
-    batch, heads, tokens, _ = key.shape
-    first = tokens - index.shape[2]
-    rows = index + tokens * torch.arange(batch * heads, device=index.device).view(batch, heads, 1, 1)
-    keys, values = (functional.embedding(rows, x.flatten(0, 2)) for x in (key, value))
-    scores = keys @ query[:, :, first:, :, None] * scaling
-    weights = scores.softmax(3, dtype=torch.promote_types(scores.dtype, torch.float32))
-    out = (weights.to(value.dtype).transpose(3, 4) @ values).squeeze(3)
-    if not first:
-        return out
-    dense = functional.scaled_dot_product_attention(query[:, :, :first], key, value, scale=scaling)
-    return torch.cat([dense, out], 2)
-
-
-def sparse_attention(
-    query: Float[Tensor, "batch heads tokens dim"],
-    key: Float[Tensor, "batch heads tokens dim"],
-    value: Float[Tensor, "batch heads tokens value"],
-    mask: Bool[Tensor, "batch heads tokens tokens"],
-    backend: Backend = "masked",
-    scaling: float | None = None,
-) -> Float[Tensor, "batch heads tokens value"]:
-    """Attend where the mask allows.
-
-    Parameters
-    ----------
-    query, key, value
-        Of one layer.
-    mask
-        True where a query (row) reads a key.
-    backend
-        ``"gather"`` needs a mask whose rows are full up to some row, and from there on all equally filled.
-    scaling
-        Factor of the scores; default ``dim ** -0.5``.
-
-    Raises
-    ------
-    UserError
-        An unknown backend, or a mask that ``"gather"`` cannot serve.
-    """
-    scaling = float(query.shape[-1] ** -0.5) if scaling is None else scaling
-    if backend == "masked":
-        return masked_attention(query, key, value, mask, scaling)
-    if backend != "gather":
-        raise UserError(f"unknown backend {backend!r}; known: masked, gather")
-    filled = mask.sum(-1).flatten(0, 1)
-    full = (filled == mask.shape[-1]).all(0).long().cumprod(0).sum().item()
-    rest = filled[:, int(full) :]
-    if rest.numel() and rest.min() != rest.max():
-        raise UserError("backend gather needs as many keys in every row; use backend=masked with a threshold")
-    if not rest.numel():
-        return functional.scaled_dot_product_attention(query, key, value, scale=scaling)
-    index = mask[:, :, int(full) :].nonzero()[:, -1].view(*mask.shape[:2], rest.shape[1], -1)
-    return gather_attention(query, key, value, index, scaling)
-
-
-def mhsa_macs(
-    *, tokens: int, dim: int, heads: int, read: int, channels: int = 0, low: int = 0, prefix: int = 1,
-    coefficients: int = 8, basis: float = 0.0
-) -> int:  # fmt: skip
-    """Multiply-adds of one layer's attention block for one image, as the paper counts them; not what any backend runs.
-
-    Parameters
-    ----------
-    tokens, dim, heads, prefix
-        Of the layer.
-    read
-        Keys that one head reads over all queries, i.e. the ones in its mask; ``tokens ** 2`` is dense attention.
-    channels, low
-        Of the predictor; 0 for none.
-    coefficients
-        Kept per query.
-    basis
-        Entries that are not 0, per column of the basis.
-    """
-    head_dim, patches = dim // heads, tokens - prefix
-    predictor = 2 * tokens * head_dim * channels + channels * tokens * low + patches * channels * low
-    predictor += round(patches * min(coefficients, low) * basis) if low else 0
-    return 4 * tokens * dim**2 + heads * (predictor + 2 * read * head_dim)
-
-
-# -- the artefact --------------------------------------------------------------------------------------------------
-
-
-class Connectivity:
-    """The predictors of one transformer, and the weights of the transformer that were tuned under their masks.
-
-    Parameters
-    ----------
-    layers, heads, head_dim, patches, prefix
-        Of the transformer.
-    options
-        Of every `ConnectivityPredictor`.
-    backbone
-        Tuned weights of the transformer, by name; empty where it was not tuned.
-    imprint
-        Of the transformer that they were trained from; None fits all of these sizes.
-    notes
-        How they were made; kept in the file.
-    seed
-        Of the predictors' first weights.
-    """
-
-    def __init__(
-        self,
-        *,
-        layers: int,
-        heads: int,
-        head_dim: int,
-        patches: int,
-        prefix: int,
-        options: Mapping[str, Any] | None = None,
-        backbone: Mapping[str, Tensor] | None = None,
-        imprint: Imprint | None = None,
-        notes: Mapping[str, str] | None = None,
-        seed: int = 0,
-    ) -> None:
-        self.sizes = {"layers": layers, "heads": heads, "head_dim": head_dim, "patches": patches, "prefix": prefix}
-        self.options, self.backbone, self.imprint = dict(options or {}), dict(backbone or {}), imprint
-        self.notes = dict(notes or {})
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            made = {
-                str(layer): ConnectivityPredictor(head_dim, patches + prefix, heads, prefix=prefix, **self.options)
-                for layer in range(layers)
-            }
-        self.modules = nn.ModuleDict(made)
-
-    @classmethod
-    def new(cls, anatomy: Anatomy, *, seed: int = 0, **options: Any) -> Connectivity:
-        """Make untrained predictors for a transformer of these sizes; `options` are `ConnectivityPredictor`'s."""
-        sizes: dict[str, Any] = _sizes(anatomy)
-        return cls(**sizes, options=options, seed=seed)
-
-    def check(self, model: nn.Module, anatomy: Anatomy) -> None:
-        """Refuse a transformer that the predictors were not trained for.
-
-        Raises
-        ------
-        UserError
-            Its weights or sizes are others.
-        """
-        if self.imprint is not None:
-            self.imprint.check(model, "connectivity predictors")
-        for name, value in _sizes(anatomy).items():
-            if name != "patches" and value != self.sizes[name]:
-                raise UserError(
-                    f"connectivity predictors for {name}={self.sizes[name]}, but this {type(model).__name__} has "
-                    f"{value}; train them with {_AGAIN}"
-                )
-
-    def save(self, path: str | Path) -> None:
-        """Write a safetensors file: predictors and backbone in float16."""
-        settings = self.sizes | {"options": self.options}
-        Artefact(self.modules.state_dict(), settings, self.backbone, self.imprint, self.notes).save(path, _FORMAT)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Connectivity:
-        """Read what `save` wrote, or what mintage ships for the model of this name.
-
-        Raises
-        ------
-        UserError
-            The file is missing, damaged, or holds something else.
-        """
-        path = shipped("sparsifiner", path)
-        held = Artefact.load(path, _FORMAT, _AGAIN)
-        try:
-            made = cls(**held.settings, backbone=held.backbone, imprint=held.imprint, notes=held.notes)
-        except TypeError as error:
-            raise UserError(
-                f"{path} has other settings than expected ({error}); make it again with: {_AGAIN}"
-            ) from None
-        held.fill(made.modules, path, _AGAIN)
-        return made
-
-
-def _sizes(anatomy: Anatomy) -> dict[str, int]:
-    return {
-        "layers": anatomy.layers,
-        "heads": anatomy.heads,
-        "head_dim": anatomy.dim // anatomy.heads,
-        "patches": anatomy.patches,
-        "prefix": anatomy.prefix,
-    }
-
-
-# -- the method ----------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sparsifiner(Reducer):
     """Sparse attention by predicted connectivity.
 
-    Parameters
-    ----------
-    keep_rate
-        Share of the keys that a patch reads; 1 reads all.
-    score_threshold
-        Read the keys whose guessed attention is above this, instead of a fixed share.
-    backend
-        ``"masked"`` or ``"gather"``, see the module.
-    prune
-        Share of the patches that stay at each of `prune_at` (of all patches: its powers), by the class token's
-        attention; 1 prunes none.
-    prune_at
-        Layers, from 0.
-    weights
-        A file of ``mintage train sparsifiner``, the name of a model that mintage ships one for, a `Connectivity`, or
-        None for untrained predictors.
-    fine_tuned
-        Put in the transformer's weights that were tuned under the masks, if there are any.
-
     Raises
     ------
     UserError
-        A rate outside (0, 1], a negative layer, or a threshold with the backend ``"gather"``.
+        A setting is out of range, or a threshold stands with the backend ``"gather"``.
     """
 
-    keep_rate: float = 0.25
-    score_threshold: float | None = None
-    backend: Backend = "masked"
-    prune: float = 1.0
-    prune_at: tuple[int, ...] = (3, 6, 9)
-    weights: str | Connectivity | None = "vit-tiny-cifar10"
-    fine_tuned: bool = True
+    keep_rate: float | int = option(0.25, "Share of the keys that a patch reads; 1 reads all.", above=0, most=1)
+    score_threshold: float | int | None = option(
+        None, "Read the keys whose guessed attention is above this, instead of a fixed share."
+    )
+    backend: Backend = option("masked", "How sparse attention is evaluated, see the module.")
+    prune: float | int = option(
+        1.0,
+        "Share of the patches that stay at each of --prune-at (of all patches: its powers), by the class token's "
+        "attention; 1 prunes none.",
+        above=0,
+        most=1,
+    )
+    prune_at: tuple[int, ...] = option((3, 6, 9), "Layers, from 0.", least=0)
+    weights: str | Connectivity | None = option(
+        "vit-tiny-cifar10",
+        "A file of mintage train sparsifiner, the name of a model that mintage ships one for, or none for untrained "
+        "predictors.",
+    )
+    fine_tuned: bool = option(True, "Put in the transformer's weights that were tuned under the masks, if any.")
     _held: dict[str, Connectivity] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("keep_rate", "prune"):
-            if not 0 < getattr(self, name) <= 1:
-                raise UserError(f"{name}={getattr(self, name):g} is outside (0, 1]; pass the share to keep, e.g. 0.25")
-        if self.backend not in ("masked", "gather"):
-            raise UserError(f"unknown backend {self.backend!r}; known: masked, gather")
+        super().__post_init__()
         if self.backend == "gather" and self.score_threshold is not None:
             raise UserError("backend gather needs as many keys in every row; use backend=masked with a threshold")
-        if min(self.prune_at, default=0) < 0:
-            raise UserError(f"prune_at={self.prune_at}: layers are numbered from 0")
 
     @property
     def connectivity(self) -> Connectivity | None:
@@ -481,10 +127,10 @@ class Sparsifiner(Reducer):
     def kept(self, anatomy: Anatomy) -> tuple[int, ...]:
         """Return all patches, unless tokens are pruned, too."""
         held = self.connectivity if self.attends else None
-        if held is not None and held.sizes["patches"] != anatomy.patches:
+        if held is not None and held.patches != anatomy.patches:
             raise UserError(
-                f"connectivity predictors for {held.sizes['patches']} patches, but this image has {anatomy.patches}; "
-                f"pass images of the size that they were trained on, or train them with {_AGAIN}"
+                f"connectivity predictors for {held.patches} patches, but this image has {anatomy.patches}; "
+                f"pass images of the size that they were trained on, or train them with {held.again()}"
             )
         if self.prune < 1 and not anatomy.prefix:
             raise UserError("prune needs a class token, whose attention it goes by; this model has none")
@@ -498,13 +144,13 @@ class Sparsifiner(Reducer):
         """Guess the connectivity, and attend to it; None where it is everything."""
         held, tokens = self.connectivity, evidence.key.shape[2]
         assert held is not None
-        total = held.sizes["patches"] + held.sizes["prefix"]
-        if self.score_threshold is None and _budget(self.keep_rate, total) >= tokens:
+        total = held.tokens
+        if self.score_threshold is None and keys_read(self.keep_rate, total) >= tokens:
             return None
         approx = self.guess(evidence, layer)
         parts = evidence.query, evidence.key, evidence.value
         if self.backend == "gather":
-            return gather_attention(*parts, _best(approx, self.keep_rate, total), evidence.scaling)
+            return gather_attention(*parts, best_keys(approx, self.keep_rate, total), evidence.scaling)
         mask = connectivity_mask(approx, self.keep_rate, threshold=self.score_threshold, tokens=total)
         return masked_attention(*parts, mask, evidence.scaling)
 
@@ -548,26 +194,9 @@ class Sparsifiner(Reducer):
         if self.score_threshold is not None:
             raise UserError("with score_threshold the multiply-adds depend on the image; use keep_rate")
         held = self.connectivity or Connectivity.new(anatomy)
-        sizes = {"dim": anatomy.dim, "heads": anatomy.heads, "prefix": anatomy.prefix}
-        total, dense, sparse = anatomy.patches + anatomy.prefix, 0, 0
-        entering = total
-        for layer, left in enumerate(self.kept(anatomy)):
-            predictor: Any = held.modules[str(layer)]
-            reads = min(_budget(self.keep_rate, total), entering)
-            dense += mhsa_macs(tokens=total, read=total**2, **sizes)
-            sparse += mhsa_macs(
-                tokens=entering,
-                read=anatomy.prefix * entering + (entering - anatomy.prefix) * reads,
-                channels=predictor.query.out_features if reads < entering else 0,
-                low=predictor.up.shape[1] if reads < entering else 0,
-                coefficients=predictor.coef_topk or predictor.up.shape[1],
-                basis=float((predictor.basis() > 0).sum(0).float().mean()),
-                **sizes,
-            )
-            entering = left + anatomy.prefix
-        return dense, sparse
+        return held.mhsa_macs(anatomy, self.kept(anatomy), keys_read(self.keep_rate, held.tokens))
 
     @classmethod
     def tiny(cls) -> Sparsifiner:
-        """Make one with untrained predictors."""
+        """Return one with untrained predictors."""
         return cls(weights=None)

@@ -28,7 +28,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from mintage.errors import UserError
+from mintage.options import check_literals, option
 from mintage.reduce.contract import Anatomy, Evidence, Reducer, TokenState
+from mintage.reduce.core.schedule import check_share, nearest_strength
 
 __all__ = ["ZeroTPrune", "combine_heads", "most_similar", "similarity_prune", "weighted_page_rank"]
 
@@ -66,6 +68,7 @@ def weighted_page_rank(
     return score[:, :, 0]
 
 
+@check_literals
 def combine_heads(
     scores: Float[Tensor, "batch heads tokens"],
     v_min: float | int = 0.01,
@@ -154,29 +157,9 @@ def _among(attention: Tensor, index: Int[Tensor, "batch left"]) -> Float[Tensor,
 class ZeroTPrune(Reducer):
     """Zero-shot token pruning (Wang, Dedhia, Jha 2024).
 
-    Parameters
-    ----------
-    layers
-        Blocks, from 0, that are followed by a pruning. Default: 1, 3, 6, 9 and 11 of 12, and the nearest places of
-        other depths (1, 2, 4, 6 and 7 of 8).
-    retention
-        Share of the patches that each I stage keeps; one number serves all `layers`. Default: 1, 0.9, 0.8, 0.7, 1.
-    similar
-        Patches that each S stage drops, half of those there at most. Default: 10 of an image's 196 patches everywhere,
-        and in proportion of others.
-    iterations
-        Rounds of votes of each I stage. Default: 30 in the first quarter of the blocks, 1 in the last, 5 between.
-    v_min, v_max
-        See `combine_heads`; 0 and inf filter no head.
-    heads
-        See `combine_heads`; ``"plain"`` is an ablation.
-    order
-        ``"ISI"`` is the paper's. ``"IS"`` drops by importance first and by likeness then, ``"I"`` by importance alone;
-        as many stay in each layer.
-    class_boost
-        See `weighted_page_rank`; False is the paper's variant "uni".
-    hook
-        Where a pruning acts: ``"block"``, behind the block, or before its MLP (``"attention"``), which costs less.
+    Defaults are those known for DeiT-S: prunings behind blocks 1, 3, 6, 9 and 11 of 12 (the nearest of other depths)
+    that keep 1, 0.9, 0.8, 0.7 and 1; the S stages drop 10 of an image's 196 patches (in proportion of others); 30
+    rounds of votes in the first quarter of the blocks, 1 in the last, 5 between.
 
     Raises
     ------
@@ -184,32 +167,34 @@ class ZeroTPrune(Reducer):
         Numbers out of range or not one per layer. On attaching: a layer that does not exist.
     """
 
-    layers: tuple[int, ...] | None = None
-    retention: tuple[float | int, ...] | None = None
-    similar: tuple[int, ...] | None = None
-    iterations: tuple[int, ...] | None = None
-    v_min: float | int = 0.01
-    v_max: float | int = 0.7
-    heads: Literal["square", "plain"] = "square"
-    order: Literal["ISI", "IS", "I"] = "ISI"
-    class_boost: bool = True
-    hook: Literal["block", "attention"] = "block"  # pyright: ignore[reportIncompatibleVariableOverride]
+    layers: tuple[int, ...] | None = option(None, "Blocks, from 0, that are followed by a pruning.")
+    retention: tuple[float | int, ...] | None = option(
+        None, "Share of the patches that each I stage keeps; one serves all layers.", above=0, most=1
+    )
+    similar: tuple[int, ...] | None = option(
+        None, "Patches that each S stage drops, half of those there at most.", least=0
+    )
+    iterations: tuple[int, ...] | None = option(None, "Rounds of votes of each I stage.", least=1)
+    v_min: float | int = option(0.01, "Heads count whose scores vary by this at least.", least=0)
+    v_max: float | int = option(0.7, "Heads count whose scores vary by this at most; inf filters none.", least=0)
+    heads: Literal["square", "plain"] = option("square", "Mean over heads; plain is an ablation.")
+    order: Literal["ISI", "IS", "I"] = option(
+        "ISI", "Stages: the paper's; importance before likeness; importance alone. As many stay in each layer."
+    )
+    class_boost: bool = option(True, "Let the class token start with more votes; false is the paper's variant uni.")
+    hook: Literal["block", "attention"] = option(  # pyright: ignore[reportIncompatibleVariableOverride]
+        "block", "Prune behind the block, or before its MLP, which costs less."
+    )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.layers is not None:
             said = "x".join(map(str, self.layers))
             if not self.layers or min(self.layers) < 0 or sorted(set(self.layers)) != list(self.layers):
                 raise UserError(f"layers={said}: pass numbers of blocks from 0, ascending, e.g. 1x3x6")
             if self.retention is None:
                 raise UserError(f"layers={said} needs retention, the share kept in each of them, e.g. 0.8")
-        for share in self.retention or ():
-            if not 0 < share <= 1:
-                raise UserError(f"retention={share:g} is outside (0, 1]; pass the share to keep, e.g. 0.8")
-        if min(self.similar or (0,)) < 0:
-            raise UserError(f"similar={min(self.similar or (0,))} is negative; pass how many patches to drop, e.g. 10")
-        if min(self.iterations or (1,)) < 1:
-            raise UserError(f"iterations={min(self.iterations or (1,))}; pass at least one round of votes")
-        if not 0 <= self.v_min <= self.v_max:
+        if self.v_min > self.v_max:
             raise UserError(f"v_min={self.v_min:g} and v_max={self.v_max:g}: pass 0 <= v_min <= v_max")
 
     def settings(self, layers: int, patches: int) -> dict[int, tuple[float, int, int]]:
@@ -339,8 +324,7 @@ class ZeroTPrune(Reducer):
         UserError
             `share` is outside (0, 1], or less than the method can reach in its layers.
         """
-        if not 0 < share <= 1:
-            raise UserError(f"macs={share:g} is outside (0, 1]; pass the share to keep, e.g. 0.9")
+        check_share(share)
 
         def at_strength(strength: float) -> ZeroTPrune:
             planned = self.settings(anatomy.layers, anatomy.patches)
@@ -356,11 +340,7 @@ class ZeroTPrune(Reducer):
         def left(strength: float) -> float:
             return anatomy.macs(at_strength(strength).kept(anatomy), hook=self.hook) / anatomy.full
 
-        low, high = 0.0, _STRONGEST
-        for _ in range(40):
-            middle = (low + high) / 2
-            low, high = (middle, high) if left(middle) > share else (low, middle)
-        best = min((low, high), key=lambda strength: abs(left(strength) - share))
+        best = nearest_strength(left, share, 0.0, _STRONGEST)
         if left(best) > share + 0.05:
             blocks = "x".join(map(str, self.settings(anatomy.layers, anatomy.patches)))
             raise UserError(f"macs={share:g} cannot be reached in layers {blocks}; the least is macs={left(best):.2f}")
@@ -372,5 +352,5 @@ class ZeroTPrune(Reducer):
 
     @classmethod
     def tiny(cls) -> ZeroTPrune:
-        """Make one for the laws."""
+        """Return one that prunes behind two of the four blocks."""
         return cls(layers=(0, 2), retention=(0.8,), similar=(2,), iterations=(5,))

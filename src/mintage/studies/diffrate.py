@@ -16,9 +16,10 @@ from mintage.measure.study import POINTS, Comparison, Finding, Measure, Run, abo
 from mintage.options import option
 from mintage.reduce.baselines import ClassAttention, RandomDrop, ToMe
 from mintage.reduce.contract import Reducer
-from mintage.reduce.diffrate import DiffRate, RateSchedule
-from mintage.reduce.training.diffrate import search_schedule
-from mintage.reduce.training.images import read_training_images
+from mintage.reduce.core.rate_schedule import RateSchedule
+from mintage.reduce.diffrate import DiffRate
+from mintage.reduce.training.diffrate import DiffRateTraining
+from mintage.train.training import Work
 
 __all__ = ["DiffRateStudy"]
 
@@ -55,16 +56,10 @@ class DiffRateStudy(ReducerStudy):
         """Search, or recall what was found."""
 
         def search(name: str) -> dict[str, Any]:
-            found = search_schedule(
-                read_training_images(run.subject.classifier),
-                run.memo.folder / f"search {name}",
-                self.share,
-                steps=self.steps,
-                batch_rows=self.batch_rows,
-                seed=self.seed,
-                report=lambda stage, done, of: run.progress(f"search, {name}", done, of),
-                **SEARCHES[name],
-            )
+            training = DiffRateTraining(steps=self.steps, batch_rows=self.batch_rows, seed=self.seed, **SEARCHES[name])
+            folder = run.memo.folder / name
+            work = Work(folder, progress=lambda stage, done, of: run.progress(f"search, {name}", done, of))
+            found = training.search(run.subject.training_images, self.share, work)
             return {"prune_kept": found.prune_kept, "merge_kept": found.merge_kept, "patches": found.patches}
 
         return {name: RateSchedule.of(run.memo(f"search {name}", partial(search, name))) for name in SEARCHES}

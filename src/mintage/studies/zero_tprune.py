@@ -15,13 +15,13 @@ from mintage.bench.reduce.measures import (
     accuracies,
     curves,
     gap,
+    lost,
     quality,
     seconds,
     setting_of,
     speed,
 )
 from mintage.measure.figure import Figure
-from mintage.measure.statistics import Interval, bootstrap
 from mintage.measure.study import Comparison, Finding, Measure, Run, at_most, mean
 from mintage.options import option
 from mintage.reduce.baselines import ClassAttention, RandomDrop, ToMe
@@ -95,7 +95,7 @@ class ZeroTPruneStudy(SharesStudy):
         claimed = share == self.claimed
         yield Finding(
             metric=f"top-1 lost {setting}",
-            value=lambda run: _lost(run, ours),
+            value=lost(run, ours),
             unit="points",
             more_is_better=False,
             n=lambda run: len(run.subject),
@@ -126,10 +126,6 @@ class ZeroTPruneStudy(SharesStudy):
             for name, score in accuracies(run, self.reached(run, share)).items():
                 series[name][share] = score
         yield curves(run, "zero-tprune-accuracy", "Accuracy without any training", "top-1 accuracy, %", series)
-
-
-def _lost(run: Run, arm: str) -> Interval:
-    return bootstrap(100 * (run.columns[PLAIN]["correct"] - run.columns[arm]["correct"]))
 
 
 def _counted(run: Run, arms: Mapping[str, str]) -> str:

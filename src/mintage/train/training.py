@@ -9,11 +9,12 @@ Not here: the loop (`mintage.train.loop`), what a stage learns (each method's re
 from __future__ import annotations
 
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from filelock import FileLock, Timeout
 
@@ -25,15 +26,26 @@ from mintage.progress import Progress, silent
 from mintage.train.loop import Trained, train
 from mintage.train.recipe import Recipe, Settings
 
-__all__ = ["LanguageModelTraining", "Saved", "Training", "Work"]
+__all__ = ["LanguageModelTraining", "Saved", "Training", "Work", "is_first", "processes"]
 
 
+@runtime_checkable
 class Saved(Protocol):
     """What a training makes: something that writes itself to a file, with notes on how it was made."""
 
     def save(self, path: Path, notes: Mapping[str, str], /) -> None:
         """Write the file, whole or not at all; `notes` join its metadata."""
         ...
+
+
+def processes() -> int:
+    """Return how many processes were started together (``torchrun``) for one training."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_first() -> bool:
+    """Whether this is the first of them: it alone writes and tells."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @dataclass
@@ -87,6 +99,10 @@ class Training(Options, ABC):
     def learn(self, work: Work) -> Saved:
         """Read, train, and return what was made."""
 
+    def summary(self, made: Any) -> str:
+        """Say in one line how good it is, for whoever waited."""
+        return ""
+
     def run(
         self,
         out: str | Path | None = None,
@@ -119,6 +135,8 @@ class Training(Options, ABC):
         """
         path = Path(f"{self.name}{self.suffix}") if out is None else Path(out)
         folder = Path(".mintage") / self.name if work is None else Path(work)
+        if not is_first():  # torchrun started several: the first one holds the folder, writes and tells
+            return self.learn(Work(folder, self.device))
         check_writable(path)
         settings = settings_of(self)
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -15,11 +16,11 @@ import torch
 from mintage.bench.reduce.quality import Subject, spread
 from mintage.errors import UserError
 from mintage.measure.figure import Figure
-from mintage.measure.statistics import Interval, bootstrap_ratio
+from mintage.measure.statistics import Interval, bootstrap, bootstrap_ratio
 from mintage.measure.study import POINTS, Comparison, Finding, Measure, Run, Study, above
 from mintage.options import option
 from mintage.reduce.contract import Reducer
-from mintage.reduce.training.images import numbered, test_images
+from mintage.reduce.training.images import TrainingImages, numbered, read_training_images, test_images
 from mintage.vision import SHIPPED, load_image_classifier
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "at_shares",
     "curves",
     "gap",
+    "lost",
     "note_of",
     "quality",
     "seconds",
@@ -59,6 +61,11 @@ class TestedClassifier(Subject):
         self.images = images.take(spread(count or len(images), len(images)))
         pixels = self.classifier.preprocess(self.images.pixels)
         super().__init__(self.classifier.model, pixels, self.images.labels)
+
+    @cached_property
+    def training_images(self) -> TrainingImages:
+        """CIFAR-10's training images, read when first asked for."""
+        return read_training_images(self.classifier)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +204,11 @@ def at_shares(
 
 
 # -- rows ----------------------------------------------------------------------------------------------------------
+
+
+def lost(run: Run, arm: str) -> Interval:
+    """Points of top-1 that an arm loses to the unmodified model."""
+    return bootstrap(100 * (run.columns[PLAIN]["correct"] - run.columns[arm]["correct"]))
 
 
 def setting_of(share: float) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import count
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -24,12 +24,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mintage.errors import UserError
+from mintage.reduce.contract import Reducer
 from mintage.reduce.core.adapters import Undo, adapter_for, sdpa, timm_attention
 from mintage.reduce.core.schedule import Anatomy
 from mintage.reduce.core.state import Evidence, TokenState
-
-if TYPE_CHECKING:
-    from mintage.reduce.contract import Reducer
 
 __all__ = ["Attachment"]
 

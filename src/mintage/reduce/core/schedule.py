@@ -9,15 +9,17 @@ the tokens, except to an explicit count.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from mintage.errors import UserError
+from mintage.options import check_fields
 
-__all__ = ["Anatomy", "Schedule"]
+__all__ = ["Anatomy", "Schedule", "check_share", "nearest_strength"]
 
 Kind = Literal["constant", "falling", "ratio", "counts", "macs"]
+Hook = Literal["attention", "block"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ class Anatomy:
     heads: int = 1
     fixed: int = 0
 
-    def macs(self, kept: Sequence[int], *, hook: Literal["attention", "block"] = "attention") -> int:
+    def macs(self, kept: Sequence[int], *, hook: Hook = "attention") -> int:
         """Multiply-adds for one image when `kept` patches remain after each layer.
 
         ``4 N C^2 + 2 N^2 C`` of attention on what comes in, ``2 N' C H`` of the MLP on what remains there; what the
@@ -81,11 +83,12 @@ class Schedule:
     """
 
     kind: Kind
-    value: float = 1.0
+    value: float | int = 1.0
     counts: tuple[int, ...] = ()
     at: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.kind in ("ratio", "macs") and not 0 < self.value <= 1:
             raise UserError(f"{self.kind}={self.value:g} is outside (0, 1]; pass the share to keep, e.g. 0.9")
         if self.kind in ("constant", "falling") and (self.value < 0 or not float(self.value).is_integer()):
@@ -137,7 +140,7 @@ class Schedule:
         name = {"constant": "r", "falling": "r"}.get(self.kind, self.kind)
         return f"{name}={self.value:g}{'-0' if self.kind == 'falling' else ''}{at}"
 
-    def kept(self, anatomy: Anatomy, *, hook: Literal["attention", "block"] = "attention") -> tuple[int, ...]:
+    def kept(self, anatomy: Anatomy, *, hook: Hook = "attention") -> tuple[int, ...]:
         """Patches that stay after each layer of this model.
 
         Raises
@@ -170,18 +173,39 @@ class Schedule:
             wanted = int(self.value)
         return min(wanted, left // 2)
 
-    def _solved(self, anatomy: Anatomy, hook: Literal["attention", "block"]) -> Schedule:
+    def _solved(self, anatomy: Anatomy, hook: Hook) -> Schedule:
         """The ratio whose cost is the nearest to the share asked for, by bisection."""
         wanted = self.value * anatomy.full
-        low, high = 0.5, 1.0
-        for _ in range(40):
-            middle = (low + high) / 2
-            kept = replace(self, kind="ratio", value=middle).kept(anatomy, hook=hook)
-            low, high = (middle, high) if anatomy.macs(kept, hook=hook) < wanted else (low, middle)
-        options = [replace(self, kind="ratio", value=v) for v in (low, high)]
-        best = min(options, key=lambda s: abs(anatomy.macs(s.kept(anatomy, hook=hook), hook=hook) - wanted))
+
+        def at_ratio(ratio: float) -> Schedule:
+            return replace(self, kind="ratio", value=ratio)
+
+        def cost(ratio: float) -> int:
+            return anatomy.macs(at_ratio(ratio).kept(anatomy, hook=hook), hook=hook)
+
+        best = at_ratio(nearest_strength(cost, wanted, 1.0, 0.5))
         reached = anatomy.macs(best.kept(anatomy, hook=hook), hook=hook) / anatomy.full
         if reached > self.value + 0.05:
             where = f" in layers {'x'.join(map(str, self.at))}" if self.at else ""
             raise UserError(f"{self} cannot be reached{where} by halving at most; the least is macs={reached:.2f}")
         return best
+
+
+def nearest_strength(cost: Callable[[float], float | int], wanted: float, weak: float, strong: float) -> float:
+    """Bisect for the strength whose cost is the nearest to the one wanted; it falls from `weak` to `strong`."""
+    for _ in range(40):
+        middle = (weak + strong) / 2
+        weak, strong = (middle, strong) if cost(middle) > wanted else (weak, middle)
+    return min((weak, strong), key=lambda strength: abs(cost(strength) - wanted))
+
+
+def check_share(share: float | int) -> None:
+    """Refuse what is no share of the multiply-adds.
+
+    Raises
+    ------
+    UserError
+        It is outside (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise UserError(f"macs={share:g} is outside (0, 1]; pass the share to keep, e.g. 0.9")

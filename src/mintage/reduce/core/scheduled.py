@@ -9,28 +9,27 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from mintage.errors import UserError
+from mintage.options import option
 from mintage.reduce.contract import Anatomy, Reducer
 from mintage.reduce.core.schedule import Schedule
 
-__all__ = ["Scheduled"]
+__all__ = ["SCHEDULE", "Scheduled"]
+
+SCHEDULE = "How many patches stay: ratio=0.9, r=8, r=8-0, counts=196x140x98, or macs=0.65; @3x6 names layers."
+"""Help of the field."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scheduled(Reducer):
-    """A method whose strength is a `Schedule`.
-
-    Parameters
-    ----------
-    schedule
-        E.g. ``"ratio=0.9"``, ``"r=8"``, ``"counts=196x140x98"``, ``"macs=0.65"``; see `mintage.reduce.core.schedule`.
-    """
+    """A method whose strength is a `Schedule`."""
 
     pairs: ClassVar[bool] = False
     """Whether tokens merge in pairs, so that a layer can halve them at most."""
 
-    schedule: Schedule | str = "ratio=0.9"
+    schedule: Schedule | str = option("ratio=0.9", SCHEDULE)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "schedule", Schedule.of(self.schedule))
 
     def kept(self, anatomy: Anatomy) -> tuple[int, ...]:

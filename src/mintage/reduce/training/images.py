@@ -1,12 +1,13 @@
-"""Labelled images as a classifier takes them: what reducers are trained on.
+"""Labelled images as a classifier takes them, and what all trainings on them share.
 
-Not here: augmentation and batches (`mintage.reduce.training.vit`).
+Not here: augmentation and batches (`mintage.reduce.training.vit_recipe`).
 """
 
 from __future__ import annotations
 
 import copy
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,31 +20,28 @@ from torch import Tensor, nn
 
 from mintage.data.images import Images, read_cifar10, read_images
 from mintage.errors import UserError
+from mintage.options import option
+from mintage.progress import Progress, silent
 from mintage.reduce.contract import Reducer
-from mintage.reduce.training.vit import ViTRecipe, top1
-from mintage.vision import ImageClassifier
+from mintage.reduce.training.vit_recipe import ViTRecipe, top1
+from mintage.train.recipe import Settings
+from mintage.train.training import Saved, Training, Work
+from mintage.vision import SHIPPED, ImageClassifier, load_image_classifier
 
 __all__ = [
-    "Report",
+    "ImageTraining",
     "TrainingImages",
     "accuracy",
+    "held_out_rows",
     "logits_of",
     "numbered",
     "on_device",
     "read_training_images",
-    "silent",
     "test_images",
 ]
 
-Report = Callable[[str, int, int], None]
-"""Progress: ``report(stage, done, of)``."""
-
 _HELD_OUT = 1000
 _SEED = 0  # that of ``mintage train vit``: what it held out is held out here
-
-
-def silent(stage: str, done: int, of: int) -> None:
-    """Report nothing."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +79,10 @@ class TrainingImages:
         )
         return made.batch
 
+    def described(self, used: str) -> str:
+        """Say how many images were `used` (``"trained on"``), for notes."""
+        return f"{self.data}: {len(self.labels)} {used}, {len(self.held_out)} held out"
+
 
 def read_training_images(
     classifier: ImageClassifier, source: str | Path | None = None, *, limit: int | None = None
@@ -108,11 +110,17 @@ def read_training_images(
     if images.labels is None or not images.classes:
         raise UserError(f"the images in {name} have no labels; pass a folder with a sub-folder per class")
     images = numbered(images, classifier)
-    order = np.random.default_rng(_SEED).permutation(len(images))
-    held_out, rows = np.split(order, [min(_HELD_OUT, len(images) // 10)])
+    held_out, rows = held_out_rows(len(images), _SEED)
     train = images.take(rows.tolist())
     assert train.labels is not None
     return TrainingImages(classifier, _sized(train, classifier), train.labels, images.take(held_out.tolist()), name)
+
+
+def held_out_rows(count: int, seed: int) -> tuple[Int[np.ndarray, " held"], Int[np.ndarray, " rest"]]:
+    """Draw which images are held out, a tenth or 1,000 of them, and return them and the others."""
+    order = np.random.default_rng(seed).permutation(count)
+    held_out, rows = np.split(order, [min(_HELD_OUT, count // 10)])
+    return held_out, rows
 
 
 def test_images() -> Images:
@@ -158,9 +166,42 @@ def on_device(model: nn.Module, device: str) -> nn.Module:
     return copy.deepcopy(model).to(Accelerator().device)
 
 
-def accuracy(reducer: Reducer, classifier: ImageClassifier, images: Images, report: Report = silent) -> str:
+def accuracy(reducer: Reducer, classifier: ImageClassifier, images: Images, progress: Progress = silent) -> str:
     """Return top-1 accuracy with and without `reducer`, as JSON: low, value, high of each."""
     with reducer(classifier.model):
-        reduced = top1(classifier, images, report=report)
-    plain = top1(classifier, images, report=report)
+        reduced = top1(classifier, images, progress=progress)
+    plain = top1(classifier, images, progress=progress)
     return json.dumps({"top1": [round(x, 4) for x in reduced], "unmodified": [round(x, 4) for x in plain]})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTraining(Training, ABC):
+    """A training for one image classifier."""
+
+    model: str = option(SHIPPED, "The shipped classifier, a file, a folder, a hub id, or timm:name.")
+    images: str | None = option(None, "Folder with a sub-folder per class, or .npz; default: CIFAR-10.")
+    batch_rows: int = option(64, "Images per step.", least=1)
+
+    def learn(self, work: Work) -> Saved:
+        """Load classifier and images, and train; see `teach`."""
+        return self.teach(read_training_images(load_image_classifier(self.model), self.images), work)
+
+    @abstractmethod
+    def teach(self, images: TrainingImages, work: Work) -> Saved:
+        """Train, and return what was made."""
+
+    def settings(self, **given: Any) -> Settings:
+        """Make the settings of a stage."""
+        return Settings(**{"seed": self.seed, "log_every": 20, **given})
+
+    def tested(self, reducer: Reducer, images: TrainingImages, work: Work) -> dict[str, str]:
+        """Return notes: the data, and the accuracy on images held out and, of CIFAR-10, on test images."""
+        notes = {"data": images.described("trained on")}
+        for name, part in (("held out", images.held_out), ("test", None if self.images else test_images())):
+            if part is not None and len(part):
+                notes[name] = accuracy(reducer, images.classifier, part, work.progress)
+        return notes
+
+    def summary(self, made: Any) -> str:
+        """Tell the accuracy on images held out."""
+        return f"accuracy on images held out {made.notes.get('held out', 'not measured')}"

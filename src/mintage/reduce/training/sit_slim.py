@@ -1,357 +1,97 @@
-"""Train slimming modules and the transformer around them: feature recalibration distillation (FRD).
+"""Train slimming modules and the transformer around them (Zong, Li et al., ECCV 2022, arXiv 2111.12624).
 
-Zong, Li et al., ECCV 2022, arXiv 2111.12624, section 3.2. The teacher is the transformer as it was; the student starts
-from its weights. *Reverse token slimming modules* bring a block's few tokens back to as many as the teacher has, so
-that every block learns densely; they are left behind when the student is saved.
-
-Deviation: no convolutional second teacher (the released code never runs its own). Not here: the loop (`mintage.train`).
+Not here: the loss, student and teacher (`mintage.reduce.training.recalibration`), the loop (`mintage.train`).
 """
 
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
-from mintage.data.images import Images
-from mintage.errors import UserError
+from mintage.options import option
 from mintage.reduce.contract import Reducer
-from mintage.reduce.core.adapters import Adapter, adapter_for
-from mintage.reduce.core.artefact import Imprint
+from mintage.reduce.core.adapters import adapter_for
 from mintage.reduce.sit_slim import SelfSlimmed, Slimming
-from mintage.reduce.training.images import Report, TrainingImages, accuracy, logits_of, on_device, silent
-from mintage.train import Settings, train
+from mintage.reduce.training.images import ImageTraining, TrainingImages, on_device
+from mintage.reduce.training.recalibration import Distillation, Student
+from mintage.train.training import Work
+from mintage.weights import Imprint
 
-__all__ = [
-    "Distillation",
-    "FRDLoss",
-    "ReverseTokenSlimming",
-    "Student",
-    "block_outputs",
-    "distil",
-    "frd_loss",
-    "train_self_slimmed",
-]
-
-_SAVE_EVERY = 100
+__all__ = ["SitSlimTraining"]
 
 
-class ReverseTokenSlimming(nn.Module):
-    """Make `tokens_out` tokens of a block's few (section 3.2): a mixer block without a residual around its token part.
+@dataclass(frozen=True, kw_only=True)
+class SitSlimTraining(ImageTraining):
+    """Train a transformer that slims its own tokens, taught by the transformer that it was (SiT)."""
 
-    Parameters
-    ----------
-    dim
-        Width of a token.
-    tokens_in, tokens_out
-        Numbers of tokens; both are part of the weights.
-    ratio
-        Hidden width of both parts, over `tokens_out` and `dim`.
-    """
+    name: ClassVar[str] = "sit-slim"
+    examples: ClassVar[tuple[str, ...]] = (
+        "mintage train sit-slim --out slim.safetensors",
+        "mintage train sit-slim --model ./my-vit --images photos/ --stages 9,3,2,2",
+    )
+    after: ClassVar[str] = "mintage bench reduce sit-slim:weights=slim.safetensors"
 
-    def __init__(self, dim: int, tokens_in: int, tokens_out: int, ratio: float = 4.0) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.mlp1, self.mlp2 = _mlp(tokens_in, int(tokens_out * ratio), tokens_out), _mlp(dim, int(dim * ratio), dim)
+    stages: tuple[int, ...] = option((1, 1, 1, 5), "Blocks of each stage; a slimming follows all but the last.")
+    ratio: float = option(0.5, "Share of the patch tokens that every stage keeps.", above=0, below=1)
+    counts: tuple[int, ...] = option((), "Numbers of tokens in the place of --ratio, e.g. 32,16,8.")
+    steps: int = option(1000, "Optimiser steps.", least=1)
+    lr: float = option(1e-3, "Peak learning rate (cosine, no warm-up, as the authors train).", above=0)
+    weight_decay: float = option(0.05, "Of weights of two or more dimensions.", least=0)
+    recover: bool = option(True, "Learn from the tokens of every block, not from logits only.")
+    recover_ratio: float = option(1.0, "Width of the modules that bring tokens back (paper: 4).", above=0)
+    init_std: float = option(0.16, "Of the modules' first weights (paper: 0.02, long training).", least=0)
+    lambda_token: float = option(2.0, "Weight of the error of the tokens.", least=0)
+    lambda_logits: float = option(2.0, "Weight of the divergence of the logits.", least=0)
+    tau: float = option(1.0, "Temperature of the divergence.", above=0)
+    cut: int = option(0, "Side of the square that is cut out of an image; 0 for none.", least=0)
 
-    def forward(self, x: Float[Tensor, "batch few dim"]) -> Float[Tensor, "batch tokens dim"]:
-        """Return as many tokens as the teacher has."""
-        y = self.mlp1(self.norm1(x).transpose(1, 2)).transpose(1, 2)
-        return y + self.mlp2(self.norm2(y))
+    def teach(self, images: TrainingImages, work: Work) -> Slimming:
+        """Train modules and transformer.
 
+        Raises
+        ------
+        UserError
+            Stages do not fit the model, or the folder holds another run.
+        """
+        teacher = images.classifier.model
+        slimming = self.slimming(teacher)
+        model = self.distil(images, SelfSlimmed(weights=slimming), work)
+        slimming.backbone = {name: t for name, t in model.state_dict().items() if t.is_floating_point()}
+        slimming.imprint = Imprint.of(teacher)
+        log = (work.folder / "train" / "log.jsonl").read_text().splitlines()[-1]
+        slimming.as_saved()
+        slimming.notes = self.tested(SelfSlimmed(weights=slimming), images, work) | {"log": log}
+        return slimming
 
-def _mlp(width: int, hidden: int, out: int) -> nn.Sequential:
-    first, second = nn.Linear(width, hidden), nn.Linear(hidden, out)
-    for linear in (first, second):
-        nn.init.trunc_normal_(linear.weight, std=0.02)
-        nn.init.zeros_(linear.bias)
-    return nn.Sequential(first, nn.GELU(), second)
-
-
-class FRDLoss(NamedTuple):
-    """The loss and its parts, weighted as they are summed."""
-
-    loss: Tensor
-    classes: Tensor
-    token: Tensor
-    logits: Tensor
-
-
-def frd_loss(
-    student_tokens: Sequence[Float[Tensor, "batch tokens dim"]] | Float[Tensor, "layers batch tokens dim"],
-    teacher_tokens: Sequence[Float[Tensor, "batch tokens dim"]] | Float[Tensor, "layers batch tokens dim"],
-    student_logits: Float[Tensor, "batch classes"],
-    teacher_logits: Float[Tensor, "batch classes"],
-    labels: Tensor,
-    *,
-    lambda_token: float = 2.0,
-    lambda_logits: float = 2.0,
-    tau: float = 1.0,
-) -> FRDLoss:
-    """Cross-entropy, mean squared error of the blocks' tokens, and divergence of the logits (section 3.2).
-
-    Parameters
-    ----------
-    student_tokens, teacher_tokens
-        Patch tokens behind every block, the student's brought back to the teacher's number; none leaves this part out.
-    student_logits, teacher_logits
-        Of the same images.
-    labels
-        Classes, or their probabilities (mixed images).
-    lambda_token, lambda_logits, tau
-        Weights of the parts, and the temperature of the last one.
-    """
-    classes = functional.cross_entropy(student_logits, labels)
-    errors = [functional.mse_loss(s, t) for s, t in zip(student_tokens, teacher_tokens, strict=True)]
-    token = lambda_token * torch.stack(errors).mean() if errors else classes.new_zeros(())
-    student, teacher = ((x / tau).log_softmax(1) for x in (student_logits, teacher_logits))
-    logits = lambda_logits * tau**2 * functional.kl_div(student, teacher, log_target=True, reduction="batchmean")
-    return FRDLoss(classes + token + logits, classes, token, logits)
-
-
-# -- student and teacher -------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def block_outputs(adapter: Adapter) -> Iterator[list[Tensor]]:
-    """Collect what every block returns, in order, the prefix included; a reducer behind a block has acted by then."""
-    held: list[Tensor] = []
-
-    def hold(_: nn.Module, args: Any, out: Any) -> None:
-        held.append(out[0] if isinstance(out, tuple) else out)
-
-    hooks = [layer.register_forward_hook(hold) for layer in adapter.layers]
-    try:
-        yield held
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-class Student(nn.Module):
-    """A transformer under a reducer, and what brings its tokens back.
-
-    Parameters
-    ----------
-    model
-        Is trained.
-    reducer
-        Its modules are trained along.
-    recover
-        Whether to bring tokens back, with a reverse module behind every block that has fewer than the image.
-    ratio
-        See `ReverseTokenSlimming`.
-    """
-
-    def __init__(self, model: nn.Module, reducer: Reducer, *, recover: bool = True, ratio: float = 4.0) -> None:
-        super().__init__()
-        self.model, self.slimming = model, reducer.modules() or nn.ModuleDict()
-        self.attached = [reducer(model)]  # in a list: it holds the model, which is registered already
-        self.adapter = [adapter_for(model)]
-        anatomy = self.attached[0].anatomy
-        behind = enumerate(reducer.kept(anatomy))
-        self.reverse = nn.ModuleDict(
-            {
-                str(layer): ReverseTokenSlimming(anatomy.dim, kept, anatomy.patches, ratio)
-                for layer, kept in behind
-                if recover and kept < anatomy.patches
-            }
+    def slimming(self, model: nn.Module) -> Slimming:
+        """Make untrained modules for a model."""
+        anatomy = adapter_for(model).anatomy()
+        return Slimming.new(
+            anatomy, self.stages, self.ratio, counts=self.counts, seed=self.seed, init_std=self.init_std
         )
-        self.recover, self.prefix = recover, anatomy.prefix
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return the logits, and the patch tokens behind every block, as many as the image has (none: not asked)."""
-        with self.attached[0], block_outputs(self.adapter[0]) as held:
-            logits = logits_of(self.model(pixels))
-        if not self.recover:
-            return logits, []
-        tokens = [x[:, self.prefix :] for x in held]
-        return logits, [self.reverse[str(i)](x) if str(i) in self.reverse else x for i, x in enumerate(tokens)]
+    def distil(self, images: TrainingImages, reducer: Reducer, work: Work) -> nn.Module:
+        """Train a copy of a classifier under any reducer; the reducer's modules are trained in place.
 
+        Other methods than SiT have no reverse modules: they learn without `recover`.
 
-class Distillation:
-    """What the training loop needs: a student, its frozen teacher, and images.
-
-    Parameters
-    ----------
-    student
-        Is trained.
-    teacher
-        In evaluation mode; stays as it is.
-    batches
-        Makes the batch of any index.
-    lambda_token, lambda_logits, tau
-        See `frd_loss`.
-    """
-
-    def __init__(
-        self,
-        student: Student,
-        teacher: nn.Module,
-        batches: Callable[[int], dict[str, Tensor]],
-        *,
-        lambda_token: float = 2.0,
-        lambda_logits: float = 2.0,
-        tau: float = 1.0,
-    ) -> None:
-        self.module, self.teacher, self.batches = student, teacher.eval(), batches
-        self.weights = {"lambda_token": lambda_token, "lambda_logits": lambda_logits, "tau": tau}
-        self.adapter = adapter_for(teacher)
-
-    def batch(self, index: int) -> dict[str, Tensor]:
-        """Return pixels and labels."""
-        return self.batches(index)
-
-    def loss(self, module: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss and its parts."""
-        logits, tokens = module(batch["pixels"])
-        with torch.no_grad(), block_outputs(self.adapter) as held:
-            taught = logits_of(self.teacher(batch["pixels"]))
-        wanted = [x[:, self.adapter.prefix :] for x in held] if tokens else []
-        found = frd_loss(tokens, wanted, logits, taught, batch["labels"], **self.weights)
-        right = (logits.detach().argmax(1) == batch["labels"]).float().mean()
-        parts = {"classes": found.classes, "token": found.token, "logits": found.logits, "right": right}
-        return found.loss, {name: value.item() for name, value in parts.items()}
-
-
-def distil(
-    lessons: TrainingImages,
-    reducer: Reducer,
-    folder: str | Path,
-    *,
-    recover: bool = True,
-    steps: int = 1200,
-    batch_rows: int = 128,
-    lr: float = 1e-3,
-    weight_decay: float = 0.05,
-    lambda_token: float = 2.0,
-    lambda_logits: float = 2.0,
-    tau: float = 1.0,
-    ratio: float = 4.0,
-    cut: int = 0,
-    seed: int = 0,
-    device: str = "cpu",
-    report: Report = silent,
-) -> nn.Module:
-    """Train a copy of a classifier under a reducer; its modules are trained in place.
-
-    Parameters
-    ----------
-    lessons
-        Images, and the classifier that teaches.
-    reducer
-        Any of the job's. Other methods than SiT have no reverse modules: pass ``recover=False``.
-    folder
-        Keeps checkpoint and log; a killed run goes on.
-    recover, ratio
-        See `Student`.
-    steps, batch_rows, lr, weight_decay, seed
-        See `mintage.train.Settings`; cosine, no warm-up, as the authors train.
-    lambda_token, lambda_logits, tau
-        See `frd_loss`.
-    cut
-        Side of the square that is cut out of an image.
-    device
-        ``"cpu"``, or anything else for what accelerate finds.
-    report
-        Called as ``report(stage, done, of)``.
-
-    Returns
-    -------
-    nn.Module
-        The trained copy, on the CPU, in evaluation mode.
-
-    Raises
-    ------
-    UserError
-        A setting is out of range, or `folder` holds another run.
-    """
-    if min(lambda_token, lambda_logits) < 0 or not tau > 0:
-        raise UserError(f"lambda_token={lambda_token}, lambda_logits={lambda_logits}, tau={tau}: none may be negative")
-    model = copy.deepcopy(lessons.classifier.model)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        student = Student(model, reducer, recover=recover, ratio=ratio)
-    batches = lessons.batches(batch_rows, cut=cut, seed=seed)
-    teacher = on_device(lessons.classifier.model, device)
-    recipe = Distillation(student, teacher, batches, lambda_token=lambda_token, lambda_logits=lambda_logits, tau=tau)
-    settings = Settings(steps=steps, lr=lr, weight_decay=weight_decay, seed=seed, save_every=_SAVE_EVERY, log_every=20)
-    train(recipe, folder, settings, device=device, on_step=lambda done, of: report("train", done, of))
-    student.cpu()
-    return model.eval()
-
-
-def train_self_slimmed(
-    lessons: TrainingImages,
-    output: str | Path,
-    *,
-    folder: str | Path,
-    stages: Sequence[int],
-    slim_ratio: float = 0.5,
-    counts: Sequence[int] = (),
-    init_std: float = 0.02,
-    recover: bool = True,
-    seed: int = 0,
-    test: Images | None = None,
-    command: str = "",
-    report: Report = silent,
-    **settings: Any,
-) -> Slimming:
-    """Train slimming modules and the transformer around them, and save both.
-
-    Parameters
-    ----------
-    lessons
-        Images, and the classifier to slim.
-    output
-        Safetensors file to write, see `Slimming.save`.
-    folder
-        Keeps checkpoint and log.
-    stages, slim_ratio, counts, init_std
-        See `Slimming.new`.
-    recover
-        Whether to learn from the teacher's tokens; else from its logits only.
-    seed
-        Of everything random.
-    test
-        Test images; accuracy on them and on those held out is kept in the file.
-    command
-        Kept in the file: what repeats the training.
-    report
-        Called as ``report(stage, done, of)``.
-    **settings
-        See `distil`.
-
-    Raises
-    ------
-    UserError
-        Stages do not fit the model, a setting is out of range, or `folder` holds another run.
-    """
-    classifier = lessons.classifier
-    slimming = Slimming.new(classifier.model, stages, slim_ratio, counts=counts, seed=seed, init_std=init_std)
-    reducer = SelfSlimmed(weights=slimming)
-    model = distil(lessons, reducer, folder, recover=recover, seed=seed, report=report, **settings)
-    slimming.backbone = {name: t for name, t in model.state_dict().items() if t.is_floating_point()}
-    slimming.imprint = Imprint.of(classifier.model)
-    slimming.notes = {
-        "command": command,
-        "data": f"{lessons.data}: {len(lessons.labels)} trained on, {len(lessons.held_out)} held out",
-        "settings": json.dumps(settings | {"init_std": init_std, "recover": recover, "seed": seed}),
-        "log": (Path(folder) / "log.jsonl").read_text().splitlines()[-1],
-    }
-    slimming.save(output)
-    for name, images in (("held out", lessons.held_out), ("test", test)):
-        if images is not None and len(images):
-            slimming.notes[name] = accuracy(SelfSlimmed(weights=str(output)), classifier, images, report)
-    held = Slimming.load(output)
-    held.notes = slimming.notes
-    held.save(output)
-    return held
+        Returns
+        -------
+        nn.Module
+            The trained copy, on the CPU, in evaluation mode.
+        """
+        model = copy.deepcopy(images.classifier.model)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            student = Student(model, reducer, recover=self.recover, ratio=self.recover_ratio)
+        batches = images.batches(self.batch_rows, cut=self.cut, seed=self.seed)
+        teacher = on_device(images.classifier.model, self.device)
+        weights = {"lambda_token": self.lambda_token, "lambda_logits": self.lambda_logits, "tau": self.tau}
+        settings = self.settings(steps=self.steps, lr=self.lr, weight_decay=self.weight_decay)
+        work.stage("train", Distillation(student, teacher, batches, **weights), settings)
+        student.cpu()
+        return model.eval()

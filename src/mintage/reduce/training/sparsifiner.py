@@ -1,370 +1,72 @@
-"""Train connectivity predictors, then tune the transformer under their masks.
+"""Train connectivity predictors, then tune the transformer under their masks (arXiv 2303.13755, section 3.3).
 
-Wei, Duke et al., CVPR 2023, arXiv 2303.13755, section 3.3. Phase 1: the transformer is frozen and dense, and every
-layer's predictor learns its attention. Phase 2: the predictors are frozen and their masks are on; the transformer
-learns from the labels, from the logits and from the last tokens that it had before.
-
-Deviation: the reconstruction loss is a mean over images (the authors': a sum), so that the learning rate does not
-depend on the batch. Not here: the loop (`mintage.train`).
+Not here: what both phases learn (`mintage.reduce.training.connectivity`), the loop (`mintage.train`).
 """
 
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
-from torch.nn import functional
+from mintage.options import option
+from mintage.reduce.core.adapters import adapter_for
+from mintage.reduce.sparsifiner import Connectivity, Sparsifiner
+from mintage.reduce.training.connectivity import Predictors, Reconstruction, SparseStudent, Tuning
+from mintage.reduce.training.images import ImageTraining, TrainingImages, on_device
+from mintage.train.training import Work
+from mintage.weights import Imprint
 
-from mintage.data.images import Images
-from mintage.errors import UserError
-from mintage.reduce.contract import Anatomy, Evidence, Reducer, TokenState
-from mintage.reduce.core.adapters import Adapter, adapter_for
-from mintage.reduce.core.artefact import Imprint
-from mintage.reduce.sparsifiner import Connectivity, Sparsifiner, reconstruction_loss
-from mintage.reduce.training.images import Report, TrainingImages, accuracy, logits_of, on_device, silent
-from mintage.train import Settings, train
-
-__all__ = [
-    "Predictors",
-    "Reconstruction",
-    "SparseStudent",
-    "Tuning",
-    "TuningLoss",
-    "Watch",
-    "final_tokens",
-    "train_sparsifiner",
-    "tuning_loss",
-]
-
-_SAVE_EVERY = 100
+__all__ = ["SparsifinerTraining"]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Watch(Reducer):
-    """Attached to hand every layer's queries and keys to a function; attention stays the model's own.
+@dataclass(frozen=True, kw_only=True)
+class SparsifinerTraining(ImageTraining):
+    """Train predictors of sparse attention, then the transformer under their masks."""
 
-    Parameters
-    ----------
-    see
-        Called as ``see(evidence, layer)``.
-    """
-
-    see: Callable[[Evidence, int], None] = field(default=lambda evidence, layer: None)
-
-    def kept(self, anatomy: Anatomy) -> tuple[int, ...]:
-        """Return all."""
-        return (anatomy.patches,) * anatomy.layers
-
-    def reduce(self, state: TokenState, evidence: Evidence, keep: int) -> TokenState:
-        """Return what came."""
-        return state
-
-    def attend(self, evidence: Evidence, layer: int) -> None:
-        """Show what there is, and leave attention to the model."""
-        self.see(evidence, layer)
-
-    @property
-    def attends(self) -> bool:
-        """It must be asked."""
-        return True
-
-    @classmethod
-    def tiny(cls) -> Watch:
-        """Make one that sees nothing."""
-        return cls()
-
-
-# -- phase 1 -------------------------------------------------------------------------------------------------------
-
-
-class Predictors(nn.Module):
-    """The predictors of a frozen transformer; a forward returns every layer's reconstruction loss.
-
-    Parameters
-    ----------
-    model
-        Frozen, dense, in evaluation mode.
-    connectivity
-        Is trained.
-    """
-
-    def __init__(self, model: nn.Module, connectivity: Connectivity) -> None:
-        super().__init__()
-        self.predictors = connectivity.modules
-        self.model = [model.eval()]  # in a list: it is not trained
-        self.attached = [Watch(see=self._see)(model)]
-        self.losses: list[Tensor] = []
-
-    def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, " layers"]:
-        """Return the loss of every layer, a mean over images."""
-        self.losses = []
-        with self.attached[0], torch.no_grad():
-            self.model[0](pixels)
-        return torch.stack(self.losses) / len(pixels)
-
-    def _see(self, evidence: Evidence, layer: int) -> None:
-        predictor: Any = self.predictors[str(layer)]
-        with torch.enable_grad():
-            _, approx = predictor.approximate(evidence.query, evidence.key, dense=True)
-            self.losses.append(reconstruction_loss(approx, evidence.attention()[:, :, predictor.prefix :]))
-
-
-class Reconstruction:
-    """Phase 1 for the training loop; see `Predictors`.
-
-    Parameters
-    ----------
-    predictors
-        Are trained.
-    batches
-        Makes the batch of any index.
-    weight
-        Of the loss, which is the mean over layers.
-    """
-
-    def __init__(
-        self, predictors: Predictors, batches: Callable[[int], dict[str, Tensor]], *, weight: float = 0.01
-    ) -> None:
-        self.module, self.batches, self.weight = predictors, batches, weight
-
-    def batch(self, index: int) -> dict[str, Tensor]:
-        """Return pixels and labels, which are not used."""
-        return self.batches(index)
-
-    def loss(self, module: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss, and what it is of the first and the last layer."""
-        found = module(batch["pixels"])
-        return self.weight * found.mean(), {"first layer": found[0].item(), "last layer": found[-1].item()}
-
-
-# -- phase 2 -------------------------------------------------------------------------------------------------------
-
-
-class TuningLoss(NamedTuple):
-    """The loss and its parts, weighted as they are summed."""
-
-    loss: Tensor
-    classes: Tensor
-    logits: Tensor
-    token: Tensor
-
-
-def tuning_loss(
-    student_logits: Float[Tensor, "batch classes"],
-    teacher_logits: Float[Tensor, "batch classes"],
-    labels: Tensor,
-    student_tokens: Float[Tensor, "batch tokens dim"],
-    teacher_tokens: Float[Tensor, "batch tokens dim"],
-    *,
-    lambda_logits: float = 0.5,
-    lambda_token: float = 0.5,
-) -> TuningLoss:
-    """Cross-entropy, divergence of the logits, and mean squared error of the last tokens (section 3.3)."""
-    classes = functional.cross_entropy(student_logits, labels)
-    student, teacher = student_logits.log_softmax(1), teacher_logits.log_softmax(1)
-    logits = lambda_logits * functional.kl_div(student, teacher, log_target=True, reduction="batchmean")
-    token = lambda_token * functional.mse_loss(student_tokens, teacher_tokens)
-    return TuningLoss(classes + logits + token, classes, logits, token)
-
-
-@contextmanager
-def final_tokens(adapter: Adapter) -> Iterator[list[Tensor]]:
-    """Collect the tokens that a transformer ends with, behind its last norm."""
-    held: list[Tensor] = []
-    place: Any = adapter.tower.norm if adapter.timm else adapter.tower
-
-    def hold(_: nn.Module, args: Any, out: Any) -> None:
-        held.append(out if isinstance(out, Tensor) else out[0])
-
-    hook = place.register_forward_hook(hold)
-    try:
-        yield held
-    finally:
-        hook.remove()
-
-
-class SparseStudent(nn.Module):
-    """A transformer under the masks of its frozen predictors.
-
-    Parameters
-    ----------
-    model
-        Is trained.
-    reducer
-        With trained predictors.
-    """
-
-    def __init__(self, model: nn.Module, reducer: Sparsifiner) -> None:
-        super().__init__()
-        self.model = model
-        self.attached, self.adapter = [reducer(model)], [adapter_for(model)]  # in lists: they hold the model
-
-    def forward(
-        self, pixels: Tensor
-    ) -> tuple[Float[Tensor, "batch classes"], Float[Tensor, "batch tokens dim"], Int[Tensor, "batch tokens"] | None]:
-        """Return logits, last tokens, and which tokens these are if some were pruned."""
-        with self.attached[0] as session, final_tokens(self.adapter[0]) as held:
-            logits = logits_of(self.model(pixels))
-        return logits, held[-1], None if session.state is None else session.state.places
-
-
-class Tuning:
-    """Phase 2 for the training loop.
-
-    Parameters
-    ----------
-    student
-        Is trained.
-    teacher
-        The transformer as it was.
-    batches
-        Makes the batch of any index.
-    lambda_logits, lambda_token
-        See `tuning_loss`.
-    """
-
-    def __init__(
-        self,
-        student: SparseStudent,
-        teacher: nn.Module,
-        batches: Callable[[int], dict[str, Tensor]],
-        *,
-        lambda_logits: float = 0.5,
-        lambda_token: float = 0.5,
-    ) -> None:
-        self.module, self.teacher, self.batches = student, teacher.eval(), batches
-        self.weights = {"lambda_logits": lambda_logits, "lambda_token": lambda_token}
-        self.adapter = adapter_for(teacher)
-
-    def batch(self, index: int) -> dict[str, Tensor]:
-        """Return pixels and labels."""
-        return self.batches(index)
-
-    def loss(self, module: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss and its parts."""
-        logits, tokens, places = module(batch["pixels"])
-        with torch.no_grad(), final_tokens(self.adapter) as held:
-            taught = logits_of(self.teacher(batch["pixels"]))
-        wanted = held[-1]
-        if places is not None:
-            wanted = wanted.gather(1, places[..., None].expand(-1, -1, wanted.shape[2]))
-        found = tuning_loss(logits, taught, batch["labels"], tokens, wanted, **self.weights)
-        right = (logits.detach().argmax(1) == batch["labels"]).float().mean()
-        parts = {"classes": found.classes, "logits": found.logits, "token": found.token, "right": right}
-        return found.loss, {name: value.item() for name, value in parts.items()}
-
-
-# -- the whole -----------------------------------------------------------------------------------------------------
-
-
-def train_sparsifiner(
-    lessons: TrainingImages,
-    output: str | Path,
-    *,
-    folder: str | Path,
-    keep_rate: float = 0.25,
-    prune: float = 1.0,
-    steps: int = 300,
-    lr: float = 1e-2,
-    tuning_steps: int = 300,
-    tuning_lr: float = 3e-4,
-    weight_decay: float = 0.05,
-    batch_rows: int = 128,
-    cut: int = 0,
-    seed: int = 0,
-    device: str = "cpu",
-    test: Images | None = None,
-    command: str = "",
-    report: Report = silent,
-    **options: Any,
-) -> Connectivity:
-    """Train predictors, tune the transformer under them, and save both.
-
-    Parameters
-    ----------
-    lessons
-        Images, and the classifier to make sparse.
-    output
-        Safetensors file to write, see `Connectivity.save`.
-    folder
-        Keeps checkpoints and logs of both phases; a killed run goes on.
-    keep_rate, prune
-        See `Sparsifiner`; phase 2 is for these.
-    steps, lr
-        Of phase 1; cosine to two thirds of the rate, as the authors'.
-    tuning_steps, tuning_lr, weight_decay
-        Of phase 2; cosine to a fortieth of the rate. 0 steps leave the transformer as it is.
-    batch_rows
-        Images per step.
-    cut
-        Side of the square that is cut out of an image.
-    seed
-        Of everything random.
-    device
-        ``"cpu"``, or anything else for what accelerate finds.
-    test
-        Test images; accuracy on them and on those held out is kept in the file.
-    command
-        Kept in the file: what repeats the training.
-    report
-        Called as ``report(stage, done, of)``.
-    **options
-        See `ConnectivityPredictor`.
-
-    Raises
-    ------
-    UserError
-        A setting is out of range, or `folder` holds another run.
-    """
-    if tuning_steps < 0:
-        raise UserError(f"tuning_steps={tuning_steps} is negative; pass 0 to leave the transformer as it is")
-    classifier, folder = lessons.classifier, Path(folder)
-    teacher = on_device(classifier.model, device)
-    made = Connectivity.new(adapter_for(teacher).anatomy(), seed=seed, **options)
-    reducer = Sparsifiner(keep_rate=keep_rate, prune=prune, weights=made)
-    batches = lessons.batches(batch_rows, cut=cut, seed=seed)
-    shared: dict[str, Any] = {"seed": seed, "save_every": _SAVE_EVERY, "log_every": 20}
-    train(
-        Reconstruction(Predictors(teacher, made), batches),
-        folder / "predictors",
-        Settings(steps=steps, lr=lr, final_lr=2 / 3, weight_decay=weight_decay, **shared),
-        device=device,
-        on_step=lambda done, of: report("predictors", done, of),
+    name: ClassVar[str] = "sparsifiner"
+    examples: ClassVar[tuple[str, ...]] = (
+        "mintage train sparsifiner --out sparse.safetensors",
+        "mintage train sparsifiner --model ./my-vit --images photos/ --keep-rate 0.1",
     )
-    if tuning_steps:
-        model = copy.deepcopy(teacher)
-        train(
-            Tuning(SparseStudent(model, reducer), teacher, batches),
-            folder / "backbone",
-            Settings(steps=tuning_steps, lr=tuning_lr, final_lr=1 / 40, weight_decay=weight_decay, **shared),
-            device=device,
-            on_step=lambda done, of: report("backbone", done, of),
-        )
-        made.backbone = {name: t.cpu() for name, t in model.state_dict().items() if t.is_floating_point()}
-    made.modules.cpu()
-    made.imprint = Imprint.of(classifier.model)
-    made.notes = {
-        "command": command,
-        "data": f"{lessons.data}: {len(lessons.labels)} trained on, {len(lessons.held_out)} held out",
-        "settings": json.dumps(
-            {"keep_rate": keep_rate, "prune": prune, "steps": steps, "lr": lr, "tuning_steps": tuning_steps}
-            | {"tuning_lr": tuning_lr, "weight_decay": weight_decay, "batch_rows": batch_rows, "cut": cut, "seed": seed}
-        ),
-    }
-    made.save(output)
-    for name, images in (("held out", lessons.held_out), ("test", test)):
-        if images is not None and len(images):
-            sparse = Sparsifiner(keep_rate=keep_rate, prune=prune, weights=str(output))
-            made.notes[name] = accuracy(sparse, classifier, images, report)
-    held = Connectivity.load(output)
-    held.notes = made.notes
-    held.save(output)
-    return held
+    after: ClassVar[str] = "mintage bench reduce sparsifiner:weights=sparse.safetensors"
+
+    keep_rate: float = option(0.25, "Share of the keys that a patch reads in phase 2.", above=0, most=1)
+    prune: float = option(1.0, "Share of the patches that stay at layers 3, 6 and 9; 1 is all.", above=0, most=1)
+    steps: int = option(300, "Steps of phase 1: predictors learn the attention.", least=1)
+    lr: float = option(1e-2, "Peak learning rate of phase 1; cosine to two thirds of it, as the authors'.", above=0)
+    tuning_steps: int = option(
+        200, "Steps of phase 2: the transformer learns under the masks; 0 leaves it as it is.", least=0
+    )
+    tuning_lr: float = option(3e-4, "Peak learning rate of phase 2; cosine to a fortieth of it.", above=0)
+    weight_decay: float = option(0.05, "Of both phases.", least=0)
+    reduce_tokens: int = option(6, "Tokens per rank of a predictor.", least=1)
+    reduce_channels: int = option(2, "Channels of a head per channel of a predictor.", least=1)
+    coef_topk: int = option(8, "Coefficients that a predictor keeps per query.", least=0)
+    cut: int = option(0, "Side of the square that is cut out of an image; 0 for none.", least=0)
+
+    def teach(self, images: TrainingImages, work: Work) -> Connectivity:
+        """Train both phases.
+
+        Raises
+        ------
+        UserError
+            The folder holds another run.
+        """
+        teacher = on_device(images.classifier.model, self.device)
+        options = {name: getattr(self, name) for name in ("reduce_tokens", "reduce_channels", "coef_topk")}
+        made = Connectivity.new(adapter_for(teacher).anatomy(), seed=self.seed, **options)
+        reducer = Sparsifiner(keep_rate=self.keep_rate, prune=self.prune, weights=made)
+        batches = images.batches(self.batch_rows, cut=self.cut, seed=self.seed)
+        first = self.settings(steps=self.steps, lr=self.lr, final_lr=2 / 3, weight_decay=self.weight_decay)
+        work.stage("predictors", Reconstruction(Predictors(teacher, made), batches), first)
+        if self.tuning_steps:
+            model = copy.deepcopy(teacher)
+            second = {"steps": self.tuning_steps, "lr": self.tuning_lr, "final_lr": 1 / 40}
+            recipe = Tuning(SparseStudent(model, reducer), teacher, batches)
+            work.stage("backbone", recipe, self.settings(**second, weight_decay=self.weight_decay))
+            made.backbone = {name: t for name, t in model.state_dict().items() if t.is_floating_point()}
+        made.imprint = Imprint.of(images.classifier.model)
+        made.as_saved()
+        made.notes = self.tested(reducer, images, work)
+        return made

@@ -1,4 +1,4 @@
-"""The file of a trained reducer: bound to its model, refused when damaged."""
+"""The file that methods keep trained things in: bound to its model, refused when damaged."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mintage.errors import UserError
-from mintage.reduce.core.artefact import Artefact, Imprint, shipped
+from mintage.weights import Artefact, Imprint, fill, shipped
 
 FORM, AGAIN = "mintage test 1", "mintage train test"
 
@@ -46,20 +46,24 @@ def test_an_imprint_sees_a_permutation_and_a_step_of_training():
 
 def test_round_trip_in_float16(tmp_path):
     model = net()
-    made = Artefact(model[0].state_dict(), {"k": [1, 2]}, model.state_dict(), Imprint.of(model), {"command": "x"})
-    made.save(tmp_path / "a.safetensors", FORM)
+    tensors = {f"modules.{n}": t for n, t in model[0].state_dict().items()}
+    tensors |= {f"backbone.{n}": t for n, t in model.state_dict().items()}
+    notes = {"command": "x", "settings": '{"steps": 3}'}
+    Artefact(tensors, {"k": [1, 2]}, Imprint.of(model), notes).save(tmp_path / "a.safetensors", FORM, half=True)
     read = Artefact.load(tmp_path / "a.safetensors", FORM, AGAIN)
-    assert read.settings == {"k": [1, 2]}
-    assert read.notes == {"command": "x"}
+    assert read.sizes == {"k": [1, 2]}
+    assert read.notes == notes
     assert read.imprint is not None
     read.imprint.check(model, "modules")
-    assert set(read.backbone) == {n for n, t in model.state_dict().items() if t.is_floating_point()}
-    torch.testing.assert_close(read.modules["weight"], model[0].weight.detach().half().float())
+    assert set(read.under("backbone.")) == set(model.state_dict())
+    assert read.tensors["backbone.1.num_batches_tracked"].dtype == torch.int64
+    modules = read.under("modules.")
+    torch.testing.assert_close(modules["weight"], model[0].weight.detach().half().float())
     fresh = net(seed=3)[0]
-    read.fill(fresh, "a", AGAIN)
-    torch.testing.assert_close(fresh.weight.detach(), read.modules["weight"])
+    fill(fresh, modules, "a", AGAIN)
+    torch.testing.assert_close(fresh.weight.detach(), modules["weight"])
     with pytest.raises(UserError, match="other tensors"):
-        read.fill(net()[2], "a", AGAIN)
+        fill(net()[2], modules, "a", AGAIN)
 
 
 def test_bad_files(tmp_path):
@@ -72,8 +76,8 @@ def test_bad_files(tmp_path):
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(UserError, match="'no format', expected 'mintage test 1'"):
         Artefact.load(path, FORM, AGAIN)
-    Artefact({"w": torch.tensor([float("nan")])}, {}).save(path, FORM)
-    with pytest.raises(UserError, match=r"modules\.w is not finite"):
+    Artefact({"w": torch.tensor([float("nan")])}).save(path, FORM)
+    with pytest.raises(UserError, match=r"w is not finite"):
         Artefact.load(path, FORM, AGAIN)
 
 
