@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mintage.errors import UserError
 from mintage.reduce.contract import Anatomy, Evidence, Reducer, TokenState
 from mintage.reduce.core.attach import Attachment
+from mintage.testing.settings import a_wrong_setting_is_refused
 
 __all__ = ["DEIT_S", "LAWS", "Subject", "merged_twins_change_nothing", "models"]
 
@@ -489,4 +490,5 @@ LAWS = (
     leaving_restores_the_model,
     a_share_of_the_multiply_adds_is_met,
     what_cannot_be_served_is_refused,
+    a_wrong_setting_is_refused,
 )
