@@ -13,14 +13,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mintage import models
-from mintage.errors import UserError
+from mintage.errors import Notice, UserError
 from mintage.models import (
     CausalLM,
     cache_argument,
     cache_of,
+    check_finite,
     embedded_folder,
     load_causal_lm,
     rounded_copy,
@@ -248,6 +249,102 @@ def test_a_damaged_folder_is_named(folder, damage):
     assert "\n" not in str(caught.value)
 
 
+@pytest.fixture
+def tokenizer_in(folder):
+    """The folder with a tokenizer."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(WordLevel({str(n): n for n in range(12)}, unk_token="0"))
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
+    return folder
+
+
+def rewrite(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def without_a_layer(tensors):
+    for name in [name for name in tensors if ".layers.1." in name]:
+        del tensors[name]
+
+
+def of_another_width(tensors):
+    tensors["model.norm.weight"] = torch.ones(5)
+
+
+def with_one(number):
+    def change(tensors):
+        tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = number
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (
+            without_a_layer,
+            r"lacks weights of its LlamaForCausalLM: model\.layers\.1\.input_layernorm\.weight, .*and 6 more",
+        ),
+        (of_another_width, r"has model\.norm\.weight of shape \(5,\), its LlamaForCausalLM needs \(32,\)"),
+        (with_one(float("nan")), r"model\.layers\.1\.mlp\.up_proj\.weight holds NaN or infinity \(as float32\)"),
+        (with_one(float("-inf")), r"model\.layers\.1\.mlp\.up_proj\.weight holds NaN or infinity"),
+    ],
+    ids=["a layer missing", "another width", "nan", "inf"],
+)
+def test_weights_that_would_be_made_up_or_spoil_all_numbers_are_refused(tokenizer_in, change, line):
+    rewrite(tokenizer_in, change)
+    with refused(line) as caught:
+        load_causal_lm(str(tokenizer_in), dtype="float32")
+    assert str(tokenizer_in) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_only_this_dtype_cannot_hold_are_told_with_it(tokenizer_in):
+    rewrite(tokenizer_in, with_one(1e30))
+    load_causal_lm(str(tokenizer_in), dtype="float32")
+    with refused(r"holds NaN or infinity \(as float16\)"):
+        load_causal_lm(str(tokenizer_in), dtype="float16")
+
+
+def test_large_but_finite_weights_are_not_refused():
+    model = tiny_causal_lm().half()
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.fill_(60_000)
+    check_finite(model, "large")
+
+
+def test_tied_weights_are_not_missed(tmp_path):
+    model = tiny_causal_lm(tie_word_embeddings=True)
+    model.save_pretrained(tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    from transformers import AutoModelForCausalLM
+
+    again = models.fetched(AutoModelForCausalLM, tmp_path, "")
+    assert again.lm_head.weight is again.model.embed_tokens.weight
+
+
+def test_weights_that_nothing_uses_are_told(tokenizer_in):
+    rewrite(tokenizer_in, lambda tensors: tensors.update(extra=torch.ones(2)))
+    with pytest.warns(Notice, match="holds weights that its LlamaForCausalLM does not use: extra"):
+        load_causal_lm(str(tokenizer_in), dtype="float32")
+
+
+def test_a_folder_without_a_tokenizer_is_told_as_that(folder):
+    with refused(r"holds no tokenizer; write the model's own there: tokenizer\.save_pretrained\("):
+        load_causal_lm(str(folder), dtype="float32")
+
+
+def test_a_tokenizer_that_lost_its_vocabulary_is_told_as_that(tokenizer_in):
+    (tokenizer_in / "tokenizer.json").unlink()
+    with refused("(has no vocabulary; get its tokenizer.json again|cannot load the model in .*)"):
+        load_causal_lm(str(tokenizer_in), dtype="float32")
+
+
 def test_a_hostile_pickle_is_not_opened(folder, tmp_path):
     """Weights are read from safetensors only; a pickle beside a configuration is never unpickled."""
 
@@ -344,17 +441,11 @@ def test_a_tiny_model_is_reproducible_and_leaves_the_global_generator_alone():
     assert tiny_causal_lm(num_hidden_layers=3).config.num_hidden_layers == 3
 
 
-def test_a_model_of_a_local_folder_is_the_one_that_was_saved(folder):
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(WordLevel({str(n): n for n in range(12)}, unk_token="0"))
-    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
-    lm = load_causal_lm(str(folder), dtype="float32")
+def test_a_model_of_a_local_folder_is_the_one_that_was_saved(tokenizer_in):
+    lm = load_causal_lm(str(tokenizer_in), dtype="float32")
     assert isinstance(lm, CausalLM)
-    assert lm.name == str(folder)
-    for name, tensor in load_file(folder / "model.safetensors").items():
+    assert lm.name == str(tokenizer_in)
+    for name, tensor in load_file(tokenizer_in / "model.safetensors").items():
         assert torch.equal(lm.model.state_dict()[name], tensor)
     with refused("has no chat template"):
         lm.encode("3")

@@ -228,6 +228,22 @@ def test_weights_that_would_be_unpickled_are_refused(hub_folder):
         load_image_classifier(str(hub_folder))
 
 
+def test_a_classifier_without_its_head_is_refused(hub_folder):
+    tensors = load_file(hub_folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("classifier.")}
+    save_file(kept, hub_folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks weights of its ViTFor.*: classifier\.bias, classifier\.weight; get"):
+        load_image_classifier(str(hub_folder))
+
+
+def test_weights_that_are_not_finite_are_refused(hub_folder):
+    tensors = load_file(hub_folder / "model.safetensors")
+    tensors["classifier.bias"][1] = float("nan")
+    save_file(tensors, hub_folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"classifier\.bias holds NaN or infinity"):
+        load_image_classifier(str(hub_folder))
+
+
 def test_timm_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError, match=r"mintage\[vision\]"):
@@ -240,7 +256,11 @@ def test_a_timm_model_brings_its_preprocessing(monkeypatch):
             raise RuntimeError(f"Unknown model ({name})")
         model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 5))
         model.num_classes = 5
+        if broken:
+            torch.nn.init.constant_(model[1].weight, torch.inf)
         return model
+
+    broken = False
 
     given = {"input_size": (3, 8, 8), "crop_pct": 0.8, "mean": (0.5,) * 3, "std": (0.25,) * 3}
     config = SimpleNamespace(resolve_model_data_config=lambda model: given | {"interpolation": "bicubic"})
@@ -253,6 +273,9 @@ def test_a_timm_model_brings_its_preprocessing(monkeypatch):
     assert len(loaded.labels) == 5
     with pytest.raises(UserError, match=r"timm cannot make 'vit_big': Unknown model"):
         load_image_classifier("timm:vit_big")
+    broken = True
+    with pytest.raises(UserError, match=r"timm:vit_toy: 1\.weight holds NaN or infinity"):
+        load_image_classifier("timm:vit_toy")
 
 
 def test_an_unknown_device_is_told(saved):

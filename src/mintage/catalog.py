@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
-from mintage.errors import UserError, did_you_mean
+from mintage.errors import Notice, UserError, did_you_mean
 
 __all__ = [
     "JOBS",
@@ -199,7 +199,8 @@ def _discover() -> dict[str, Method]:
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
         row = _plugin_row(point)
         if row.name in rows:
-            warnings.warn(f"plug-in {row.name!r} ({row.package}) has the name of a known method; skipped", stacklevel=2)
+            told = f"plug-in {row.name!r} ({row.package}) has the name of a known method; skipped"
+            warnings.warn(told, Notice, stacklevel=2)
             continue
         rows[row.name] = row
     return rows

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["UserError", "did_you_mean", "missing_extra"]
+__all__ = ["Notice", "UserError", "did_you_mean", "missing_extra"]
 
 
 class UserError(ValueError):
     """Bad input, told in one line. The command line prints the line and exits with status 2."""
+
+
+class Notice(UserWarning):
+    """A warning of mintage's own. The command line prints it as one line."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

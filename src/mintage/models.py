@@ -19,7 +19,8 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import logging as hf_logging
 
-from mintage.errors import UserError, did_you_mean, missing_extra
+from mintage.errors import Notice, UserError, did_you_mean, missing_extra
 from mintage.files import cache_dir, replace_folder
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "CausalLM",
     "cache_argument",
     "cache_of",
+    "check_finite",
     "embedded_folder",
     "embedded_gguf",
     "fetched",
@@ -88,13 +90,16 @@ class CausalLM:
         Raises
         ------
         UserError
-            The prompt is empty, or `chat` is asked of a tokenizer without a chat template.
+            The prompt is empty or has no tokens, or `chat` is asked of a tokenizer without a chat template.
         """
         if not text.strip():
             raise UserError("the prompt is empty; pass some text")
         tokenizer: Any = self.tokenizer  # its overloads cannot tell what return_tensors returns
         if not chat:
-            return tokenizer(text, return_tensors="pt")["input_ids"].to(self.model.device)
+            ids = tokenizer(text, return_tensors="pt")["input_ids"]
+            if not ids.numel():
+                raise UserError(f"{self.name}'s tokenizer has no tokens for this text; pass another")
+            return ids.to(self.model.device)
         if not tokenizer.chat_template:
             raise UserError(f"{self.name} has no chat template; pass the text as it is with --raw (chat=False)")
         messages = [{"role": "system", "content": system}] if system else []
@@ -176,15 +181,18 @@ def fetched(kind: Any, name: str | Path, instead: str, **settings: Any) -> Any:
     Raises
     ------
     UserError
-        It cannot be loaded.
+        It cannot be loaded, a model lacks weights or holds some that are not finite, or a tokenizer has no tokens.
     """
     local = Path(name).is_dir()
-    if kind is not AutoTokenizer:
-        settings["use_safetensors"] = True
+    is_model = kind is not AutoTokenizer
+    if is_model:  # what does not fit is told here: transformers would make it up at random
+        settings |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    elif local and not any((Path(name) / file).is_file() for file in _TOKENIZER_FILES):
+        raise UserError(f"{name} holds no tokenizer; write the model's own there: tokenizer.save_pretrained({name!r})")
     try:
         with quiet():
             # where the hub cannot be reached its client would retry for half a minute
-            return kind.from_pretrained(name, local_files_only=not local and not _hub_is_reachable(), **settings)
+            made = kind.from_pretrained(name, local_files_only=not local and not _hub_is_reachable(), **settings)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if local:
@@ -192,6 +200,67 @@ def fetched(kind: Any, name: str | Path, instead: str, **settings: Any) -> Any:
         raise UserError(
             f"{str(name)!r} is neither a folder nor a model that can be fetched from the hub ({reason}); {instead}"
         ) from error
+    if not is_model:
+        _check_tokenizer(made, name)
+        return made
+    model, info = made
+    _check_loaded(model, name, info)
+    check_finite(model, name)
+    return model
+
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+def _check_tokenizer(tokenizer: Any, name: str | Path) -> None:
+    """Refuse one that lost its vocabulary: transformers then makes one of special tokens alone."""
+    own = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
+    if len(tokenizer) <= len(own) and set(tokenizer.get_vocab()) <= own:
+        raise UserError(f"the tokenizer in {name} has no vocabulary; get its tokenizer.json again")
+
+
+def _check_loaded(model: Any, name: str | Path, info: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that lacks weights or has them in other shapes; tell what it has beyond its need."""
+    kind = type(model).__name__
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(f"{name} lacks weights of its {kind}: {_some(missing)}; get the whole checkpoint again")
+    if wrong := sorted(info["mismatched_keys"]):
+        key, there, wanted = wrong[0]
+        more = f" and {len(wrong) - 1} more" if wrong[1:] else ""
+        raise UserError(
+            f"{name} has {key} of shape {tuple(there)}{more}, its {kind} needs {tuple(wanted)}; "
+            "config.json is another model's: get both again"
+        )
+    if unused := sorted(info["unexpected_keys"]):
+        warnings.warn(f"{name} holds weights that its {kind} does not use: {_some(unused)}", Notice, stacklevel=4)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+
+
+def check_finite(model: torch.nn.Module, name: str | Path) -> None:
+    """Refuse weights that are not finite: every number after them would be wrong in silence.
+
+    Parameters
+    ----------
+    model
+        As it was loaded.
+    name
+        Begins the error.
+
+    Raises
+    ------
+    UserError
+        A parameter or buffer holds NaN or infinity; it is named.
+    """
+    for key, tensor in model.state_dict().items():
+        # a sum takes a twentieth of the time of a look at every number, and is not finite if one of them is not
+        if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
+            raise UserError(
+                f"{name}: {key} holds NaN or infinity (as {str(tensor.dtype).removeprefix('torch.')}); "
+                "get the checkpoint again"
+            )
 
 
 def _hub_is_reachable() -> bool:

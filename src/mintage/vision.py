@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from mintage.data.sets import data_file
 from mintage.errors import UserError, missing_extra
-from mintage.models import fetched, quiet
+from mintage.models import check_finite, fetched, quiet
 from mintage.weights import read_weights, write_weights
 
 __all__ = [
@@ -393,6 +393,7 @@ def _load_timm(name: str) -> ImageClassifier:
     except Exception as error:  # unknown names, network
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"timm cannot make {short!r}: {reason}") from error
+    check_finite(model, name)
     given = resolve_model_data_config(model)
     size = tuple(given["input_size"][1:])
     preprocess = Preprocessing(
@@ -440,5 +441,6 @@ def load_vit_s14(path: str | Path | None = None) -> tuple[Any, Preprocessing]:
         raise UserError(f"{path} holds other tensors than a ViT-S/14 in DINOv2's layout")
     for name, tensor in tensors.items():
         own[name].copy_(tensor)
+    check_finite(model, path)
     mean, std = _IMAGENET
     return model.eval(), Preprocessing(size=(224, 224), shortest=224, mean=mean, std=std)
