@@ -1,4 +1,4 @@
-"""SuffixDecoding: the trees that suffix trees with counts would give, and answers kept between requests and in files."""
+"""SuffixDecoding: the trees that suffix trees with counts would give; answers kept between requests and in files."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def test_the_longest_match_is_continued():
 
 
 def test_frequent_continuations_come_first():
-    paths = drafted(SuffixDecoding(alpha=3.0), [5, 1, 5, 2, 5, 1, 5, 3, 5, 1, 5])
-    assert paths[0] == (1,)
-    assert set(paths) <= {(1,), (1, 5), (1, 5, 1), (1, 5, 2), (1, 5, 3), (2,), (3,)}
+    paths = drafted(SuffixDecoding(alpha=3.0), [5, 1, 5, 1, 5, 2, 9, 5])  # after 5: 1 twice, 2 once
+    assert paths[:2] == [(1,), (1, 5)]
+    assert paths[2] in {(2,), (1, 5, 1), (1, 5, 2)}
 
 
 def test_nothing_seen_before_is_a_plain_step():
