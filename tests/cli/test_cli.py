@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from collections import namedtuple
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from types import SimpleNamespace
@@ -171,14 +172,10 @@ def light(monkeypatch, tiny_folder):
     monkeypatch.setattr(bench, "run", short_run)
     from mintage.bench.keep import joint as keep_bench
 
-    run_keep = keep_bench.run
-
-    @wraps(run_keep)
-    def short_keep(methods, **settings):
-        few = {"model": tiny_folder, "limit": 1, "contexts": (96,), "budgets": (4,), "dtype": "float32"}
-        return run_keep(methods, **settings | few)
-
-    monkeypatch.setattr(keep_bench, "run", short_keep)
+    few = {"model": tiny_folder, "texts": 1, "contexts": (96,), "room": (4,), "dtype": "float32"}
+    run_keep = keep_bench.KeepBench.run
+    short_keep = wraps(run_keep)(lambda self, specs, **told: run_keep(replace(self, **few), specs, **told))
+    monkeypatch.setattr(keep_bench.KeepBench, "run", short_keep)
     monkeypatch.setattr(keep_bench, "load_causal_lm", lambda name, **settings: load(tiny_folder, **settings))
     monkeypatch.setattr(models, "embedded_folder", lambda: Path(tiny_folder))
     from mintage.bench.reduce import joint as reduce_bench

@@ -1,20 +1,18 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from mintage import catalog
-from mintage.bench.keep import inputs
-from mintage.bench.keep import joint as bench
+from mintage.bench.keep import inputs, joint, measures
 from mintage.bench.keep.prefix import Prefix
 from mintage.errors import UserError
-from mintage.keep import FullCache
 from mintage.measure import Figure, Result
+from mintage.measure.study import Run
 from mintage.models import load_causal_lm
 
-READY = [
-    m.name for m in catalog.methods("keep") if m.status == "ready" and m.package == "mintage" and m.name != "token-ring"
-]
+READY = [name for name in joint.ready_policies() if catalog.find(name).package == "mintage"]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +36,8 @@ def texts(tmp_path, monkeypatch):
     with gzip.open(folder / "long_docs.jsonl.gz", "wt") as file:
         file.write("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setenv("MINTAGE_DATA", str(folder))
-    monkeypatch.setattr(bench, "_DECODED", 6)
+    monkeypatch.setattr(joint, "DECODED", 6)
+    monkeypatch.chdir(tmp_path)
     return folder
 
 
@@ -85,18 +84,12 @@ def test_pass_keys_are_hidden_all_over_the_text(lm, texts):
 
 def test_every_arm_has_a_row_for_every_metric(tiny_folder, texts, tmp_path):
     seen = []
-    rows = bench.run(
-        ["streaming-llm", "snapkv:window=4"],
-        model=tiny_folder,
-        contexts=[128],
-        budgets=[4, 8],
-        limit=2,
-        dtype="float32",
-        work=tmp_path / "work",
-        progress=lambda done, of, label: seen.append((done, of)),
-    )
+    bench = joint.KeepBench(model=tiny_folder, contexts=(128,), room=(4, 8), texts=2, dtype="float32")
+    rows = bench.run(["streaming-llm", "snapkv:window=4"], progress=lambda *step: seen.append(step))
     results = [r for r in rows if isinstance(r, Result)]
-    assert seen[-1] == (len(seen), len(seen))
+    stages = {stage for stage, _, _ in seen}
+    assert {stage for stage, done, of in seen if done == of} == stages
+    assert len(stages) == 5
     metrics = {(r.method, r.metric) for r in results}
     for part in (4, 8):
         for metric in ("perplexity", "pass-key retrieval, question after", "UUID retrieval, question inside"):
@@ -108,55 +101,80 @@ def test_every_arm_has_a_row_for_every_metric(tiny_folder, texts, tmp_path):
     assert sizes["cache size at 1/8 of 128 tokens"] < sizes["cache size at 1/4 of 128 tokens"] < 0.35
     figures = {f.name for f in rows if isinstance(f, Figure)}
     assert {"perplexity-128", "pass-key-128", "uuid-128", "decode-time", "survivors-streaming-llm"} <= figures
-    assert not (tmp_path / "work").exists()
+    assert not (tmp_path / ".mintage" / "bench" / "keep").exists()
 
 
-def test_a_killed_run_goes_on(tiny_folder, texts, tmp_path, monkeypatch):
-    settings = {
-        "model": tiny_folder, "contexts": [64], "budgets": [4], "limit": 1, "dtype": "float32",
-        "work": tmp_path / "work",
-    }  # fmt: skip
+def test_a_killed_run_goes_on(tiny_folder, texts, monkeypatch):
+    bench = joint.KeepBench(model=tiny_folder, contexts=(64,), room=(4,), texts=1, dtype="float32")
 
-    def stop(done, of, label):
-        if done == 3:
+    def stop(stage, done, of):
+        if "retrieval" in stage or "after" in stage:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        bench.run(["tova"], progress=stop, **settings)
+        bench.run(["tova"], progress=stop)
     measured = []
-    real = bench.score_continuation
-    monkeypatch.setattr(bench, "score_continuation", lambda *a: measured.append(1) or real(*a))
-    bench.run(["tova"], **settings)
+    real = measures.score_continuation
+    monkeypatch.setattr(measures, "score_continuation", lambda *a: measured.append(1) or real(*a))
+    bench.run(["tova"])
     assert len(measured) == 0
 
 
+def test_without_names_all_that_serve_the_model_are_measured(tiny_folder, texts, monkeypatch):
+    """Those that do not are left out with the reason; those that need company are not asked."""
+    columns = {"nll": 1.0, "prefill": 1.0, "step": 1.0, "bytes": 1, "reads": 1.0}
+    monkeypatch.setattr(measures, "score_continuation", lambda *a: columns)
+    monkeypatch.setattr(measures, "answer_to", lambda *a: "")
+    bench = joint.KeepBench(model=tiny_folder, contexts=(64,), room=(4,), texts=1, dtype="float32")
+    rows = [row for row in bench.run() if isinstance(row, Result)]
+    left_out = rows[0].settings["left out"]
+    assert list(left_out) == ["double-sparsity"]  # its shipped calibration is of another model
+    assert "token-ring" not in left_out
+    assert {row.method for row in rows} == {*READY} - {"double-sparsity"}
+    with pytest.raises(UserError, match="calibrat"):
+        bench.run(["double-sparsity"])
+
+
+class _Measured(Run):
+    """A run whose columns are given."""
+
+    def __init__(self, **columns):
+        self.columns = columns
+
+    def column(self, arm, of):
+        return np.array(self.columns[arm.partition(" ")[0]].get(of, 1.0)) * np.ones(4)
+
+
 def test_the_claim_of_speed_needs_long_contexts_and_found_needles():
-    arms = [bench.Arm(name, FullCache()) for name in ("full-cache", "tova", "knorm")]
-    cell = bench._Cell(4096, 8, [a.name for a in arms])
-    for name, step, found in (("full-cache", 2.0, 1.0), ("tova", 1.5, 1.0), ("knorm", 1.0, 0.5)):
-        cell.decoded[name] = [{"step": step, "nll": 1.0}] * 3
-        for kept in cell.found.values():
-            kept[name] = [found] * 4
-    (verdict,) = bench._verdicts({(4096, 8): cell}, arms)
-    assert verdict["method"] == "tova"  # knorm is faster and lost the needle
-    assert verdict["value"] == 0.75
-    assert verdict["verdict"] == "holds"
-    cell.decoded["tova"] = [{"step": 2.5, "nll": 1.0}] * 3
-    assert bench._verdicts({(4096, 8): cell}, arms)[0]["verdict"] == "does not hold"
-    assert bench._verdicts({(1024, 8): cell}, arms) == []
+    found = dict.fromkeys(joint.RETRIEVAL, 1.0)
+    lost = dict.fromkeys(joint.RETRIEVAL, 0.5)
+    arms = {"full-cache": {"step": 2.0, **found}, "tova": {"step": 1.5, **found}, "knorm": {"step": 1.0, **lost}}
+    specs, long = [*arms], [joint.Place(4096, 8)]
+
+    def verdict(**changed):
+        run = _Measured(**{**arms, **changed})
+        (row,) = joint.fastest(run, specs, long)
+        return row, row.holds.passes(row.value)
+
+    row, holds = verdict()
+    assert row.method == "tova"  # knorm is faster and lost the needle
+    assert row.value.value == 0.75
+    assert holds
+    assert not verdict(tova={"step": 2.5, **found})[1]
+    assert not [*joint.fastest(_Measured(**arms), specs, [joint.Place(1024, 8)])]
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "specs", "said"),
     [
-        ({"methods": ["snapkv"], "contexts": [32]}, "a context has at least 64 tokens"),
-        ({"methods": ["snapkv"], "budgets": [1]}, "a budget is at most half of it"),
-        ({"methods": ["snapkvv"]}, "did you mean 'snapkv'"),
-        ({"methods": ["snapkv:widow=3"]}, "did you mean 'window'"),
+        ({"contexts": (32,)}, ["snapkv"], "contexts=.* at least 64"),
+        ({"room": (1,)}, ["snapkv"], "room=.* at least 2"),
+        ({}, ["snapkvv"], "did you mean 'snapkv'"),
+        ({}, ["snapkv:widow=3"], "did you mean 'window'"),
     ],
-    ids=["context", "budget", "method", "setting"],
+    ids=["context", "room", "method", "setting"],
 )
-def test_mistakes_are_told_before_a_model_loads(settings, said, monkeypatch):
-    monkeypatch.setattr(bench, "load_causal_lm", lambda *a, **k: pytest.fail("a model was loaded"))
+def test_mistakes_are_told_before_a_model_loads(settings, specs, said, monkeypatch):
+    monkeypatch.setattr(joint, "load_causal_lm", lambda *a, **k: pytest.fail("a model was loaded"))
     with pytest.raises(UserError, match=said):
-        bench.run(**settings)
+        joint.KeepBench(**settings).run(specs)

@@ -33,7 +33,10 @@ def score(prefix, policy, rest, **told):
     said = prefix.ids.sum().item(), rest.sum().item()
     return {
         "nll": 2 + 0.5 * draw(policy) + 0.3 * draw(policy, *said),
-        "step": 0.01,
+        "step": 0.01 * (0.5 + draw(policy, "step", *said)),
+        "prefill": 1 + draw(policy, "prefill"),
+        "bytes": 1000 + int(9000 * draw(policy, "bytes")),
+        "reads": 1 + draw(policy, "reads"),
         **{name: draw(policy, name, *said) for name in told},
     }
 
@@ -140,6 +143,18 @@ def test_every_claim_is_asked_once(name, model, toys):
     assert all(row.verdict in ("holds", "does not hold") for row in tested)
     assert len({row.identity for row in rows}) == len(rows)
     assert not (toys / "work").exists()
+
+
+def test_the_joint_rows_are_those_of_before(model, toys, scripted, equal_to_golden, monkeypatch):
+    from mintage.bench.keep.joint import KeepBench
+    from mintage.measure import Figure
+
+    monkeypatch.chdir(toys)
+    bench = KeepBench(model=model, contexts=(128,), room=(4, 8), texts=2)
+    rows = bench.run(["ems:tau=0.4", "snapkv:window=4"])
+    maps = [row for row in rows if isinstance(row, Figure) and row.kind == "heatmap"]
+    assert [row.name for row in maps] == ["survivors-ems-tau=0.4", "survivors-snapkv-window=4"]
+    equal_to_golden("keep-joint", [row for row in rows if row not in maps])
 
 
 def test_a_killed_study_goes_on(model, toys, monkeypatch):

@@ -153,24 +153,15 @@ METHODS = (
     ),
 )
 
+BENCH = "mintage.bench.keep.joint:KeepBench"
+
 __getattr__, __dir__ = lazy_attributes(
     __name__,
+    METHODS,
     Policy="mintage.keep.contract:Policy",
     Evictor="mintage.keep.core.evict:Evictor",
     Selector="mintage.keep.core.select:Selector",
     Step="mintage.keep.core.step:Step",
     KeptCache="mintage.keep.core.storage:KeptCache",
-    DoubleSparsity="mintage.keep.double_sparsity:DoubleSparsity",
     ChannelOrder="mintage.keep.double_sparsity:ChannelOrder",
-    EMS="mintage.keep.ems:EMS",
-    TokenRing="mintage.keep.token_ring:TokenRing",
-    TokenSelect="mintage.keep.token_select:TokenSelect",
-    FullCache="mintage.keep.baselines:FullCache",
-    StreamingLLM="mintage.keep.baselines:StreamingLLM",
-    SnapKV="mintage.keep.baselines:SnapKV",
-    H2O="mintage.keep.baselines:H2O",
-    TOVA="mintage.keep.baselines:TOVA",
-    Knorm="mintage.keep.baselines:Knorm",
-    ExpectedAttention="mintage.keep.baselines:ExpectedAttention",
-    RandomEviction="mintage.keep.baselines:RandomEviction",
 )

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -38,6 +38,9 @@ __all__ = ["Geometry", "KeptLayer", "Policy", "Step"]
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Policy(ABC):
     """What to keep and what to read. Fields of subclasses are the paper's settings with the paper's defaults."""
+
+    needs_ranks: ClassVar[bool] = False
+    """Whether it takes several processes to differ from the full cache; a bench leaves it out unless it is named."""
 
     def __call__(self, model: Any) -> Attachment:
         """Attach to a Hugging Face causal LM, for the length of a ``with``.

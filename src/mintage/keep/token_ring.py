@@ -534,6 +534,8 @@ class TokenRing(Policy):
         Seconds after which a rank that does not answer is given up.
     """
 
+    needs_ranks = True
+
     query_group: Any = None
     result_group: Any = None
     timeout: int | float = 60.0

@@ -448,8 +448,9 @@ class Run:
         return self.columns[arm][of] if isinstance(of, str) else np.stack([self.columns[arm][name] for name in of])
 
     def figure(self, **fields: Any) -> Figure:
-        """Make a figure of this run."""
-        return Figure(method=self.study.method, job=self.study.job, environment=self.environment, **fields)
+        """Make a figure of this run; `fields` may replace what all have in common."""
+        own = {"method": self.study.method, "job": self.study.job, "environment": self.environment}
+        return Figure(**own | fields)
 
 
 def run_study(

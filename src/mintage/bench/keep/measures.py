@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from mintage.bench.keep.inputs import NEEDLES, SPEECHES, Question, long_texts, questions
@@ -71,22 +72,36 @@ def continuations(
     return Measure(name=name, units=units, prepare=read, of=of, arms=arms)
 
 
-def needles(length: int, number: int, *, arms: Sequence[str] | None = None) -> Measure:
-    """Ask for `number` pass-keys and as many UUIDs after `length` tokens were read; column ``found``, 0 or 1."""
+def needles(
+    length: int,
+    number: int,
+    *,
+    kinds: Sequence[str] = NEEDLES,
+    inside: bool = False,
+    column: str = "found",
+    arms: Sequence[str] | None = None,
+) -> Measure:
+    """Ask for `number` needles of each kind hidden in `length` tokens; a column, 1 where one was found and 0 elsewhere.
+
+    The question comes after the text was read and compressed, or, `inside`, is read with it.
+    """
 
     def units(run: Run) -> Mapping[str, Question]:
         return {
-            f"{needle} {index}": question
-            for needle in NEEDLES
-            for index, question in enumerate(questions(run.subject, length, number, run.seed, needle))
+            f"{kind} {index}": question
+            for kind in kinds
+            for index, question in enumerate(questions(run.subject, length, number, run.seed, kind))
         }
 
     def read(run: Run, question: Question) -> _Read:
         context, asked = question.ids(run.subject)
+        if inside:
+            context, asked = torch.cat((context, asked), 1), asked[:, :0]
         return _Read(Prefix(run.subject, context), asked, question.answer)
 
     def of(run: Run, policy: Policy, text: _Read) -> Mapping[str, float]:
         said = answer_to(run.subject, text.prefix, policy, text.following, text.answer)
-        return {"found": score_value(said, text.answer).score}
+        return {column: score_value(said, text.answer).score}
 
-    return Measure(name="needles", units=units, prepare=read, of=of, arms=arms)
+    name = f"{' and '.join(kinds)} {'inside' if inside else 'after'} {length} tokens"
+    return Measure(name=name, units=units, prepare=read, of=of, arms=arms)
