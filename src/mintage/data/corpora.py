@@ -378,8 +378,8 @@ READS_BOTH: Mapping[tuple[str, str], str] = {
     ("speeches", "mintage.bench.keep.inputs"): _BARE,
     ("genesis", "mintage.bench.keep.inputs"): _BARE,
     ("xquad", "mintage.bench.retrofit.measures"): "English; no embedding of retrofit has learnt from XQuAD",
-    ("sts", "mintage.studies.dynamic_tokens"): "sentence embeddings of others, merged; nothing learns from scores",
-    ("tatoeba", "mintage.studies.dynamic_tokens"): "a list of words to search among; their texts are not measured",
+    ("sts", "mintage.bench.retrofit.sentences"): "sentence embeddings of others, merged; nothing learns from scores",
+    ("tatoeba", "mintage.bench.retrofit.search"): "a list of words to search among; their texts are not measured",
     ("tatoeba", "mintage.bench.audit.rewritten"): "a rewritten tokenizer must cut them as before; nothing learns",
 }
 """Who reads both splits of a corpus: corpus and module, and why nothing measured there has learnt from it."""

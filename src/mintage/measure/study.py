@@ -46,10 +46,13 @@ __all__ = [
     "at_least",
     "at_most",
     "below",
+    "contains",
     "from_on",
     "mean",
     "ratio",
     "run_study",
+    "up_to",
+    "within",
 ]
 
 Column = NDArray[np.float64]
@@ -80,6 +83,11 @@ def from_on(bound: float) -> Rule:
     return Rule(f"interval from {bound:g} on", lambda i: i.low >= bound)
 
 
+def up_to(bound: float) -> Rule:
+    """The whole interval is `bound` or less."""
+    return Rule(f"interval up to {bound:g}", lambda i: i.high <= bound)
+
+
 def at_least(bound: float) -> Rule:
     """The number itself is `bound` or more."""
     return Rule(f"at least {bound:g}", lambda i: i.value >= bound)
@@ -88,6 +96,16 @@ def at_least(bound: float) -> Rule:
 def at_most(bound: float) -> Rule:
     """The number itself is `bound` or less."""
     return Rule(f"at most {bound:g}", lambda i: i.value <= bound)
+
+
+def contains(bound: float) -> Rule:
+    """`bound` is in the interval: nothing speaks against it."""
+    return Rule(f"interval contains {bound:g}", lambda i: i.low <= bound <= i.high)
+
+
+def within(bound: float) -> Rule:
+    """The whole interval is at most `bound` away from 0."""
+    return Rule(f"interval within {bound:g} of 0", lambda i: max(abs(i.low), abs(i.high)) <= bound)
 
 
 def all_of(*rules: Rule) -> Rule:
@@ -263,7 +281,10 @@ class Comparison(_Row):
     by
         How columns become numbers.
     baseline, peers
-        Arms that stand beside it, each with its own number: names, or what a row calls them to the arm's name.
+        Arms that stand beside it, each with its own number: names, or what a row calls them to the arm's name; or to a
+        number that is known (a difference to itself is 0).
+    units
+        Which units are compared: an index of columns; default all.
     n
         Units, where the columns do not say.
     """
@@ -272,15 +293,16 @@ class Comparison(_Row):
     of: str | tuple[str, ...]
     by: Statistic
     rival: str | Callable[[Any], str] | None = None
-    baseline: Sequence[str] | Mapping[str, str] = ()
-    peers: Sequence[str] | Mapping[str, str] = ()
+    baseline: Sequence[str] | Mapping[str, str | float] = ()
+    peers: Sequence[str] | Mapping[str, str | float] = ()
+    units: Any = ...
     n: int | None = None
 
     def numbers(self, run: Measured) -> tuple[dict[str, Any], Interval]:
         """See `_Row.numbers`."""
         rival = self.rival(run) if callable(self.rival) else self.rival
-        ours = run.column(self.ours, self.of)
-        found = self.by.of_one(ours) if rival is None else self.by.of_two(ours, run.column(rival, self.of))
+        ours = self._column(run, self.ours)
+        found = self.by.of_one(ours) if rival is None else self.by.of_two(ours, self._column(run, rival))
         stands = _named(self.baseline)
         if callable(self.rival) and rival is not None:
             called = next((name for name, arm in _named(self.peers).items() if arm == rival), rival)
@@ -295,11 +317,18 @@ class Comparison(_Row):
             "peers": self._alone(run, _named(self.peers)),
         }, found
 
-    def _alone(self, run: Measured, arms: Mapping[str, str]) -> dict[str, float]:
-        return {name: self.by.of_one(run.column(arm, self.of)).value for name, arm in arms.items()}
+    def _column(self, run: Measured, arm: str) -> Column:
+        column = run.column(arm, self.of)
+        return column if self.units is ... else column[..., self.units]
+
+    def _alone(self, run: Measured, arms: Mapping[str, str | float]) -> dict[str, float]:
+        return {
+            name: self.by.of_one(self._column(run, arm)).value if isinstance(arm, str) else arm
+            for name, arm in arms.items()
+        }
 
 
-def _named(arms: Sequence[str] | Mapping[str, str]) -> Mapping[str, str]:
+def _named(arms: Sequence[str] | Mapping[str, str | float]) -> Mapping[str, str | float]:
     return arms if isinstance(arms, Mapping) else {arm: arm for arm in arms}
 
 

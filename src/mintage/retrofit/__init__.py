@@ -2,11 +2,14 @@
 
 from mintage.catalog import Method, lazy_attributes
 
+BENCH = "mintage.bench.retrofit.joint:RetrofitBench"
+
 METHODS = (
     Method(
         name="zett",
         job="retrofit",
         entry="mintage.retrofit.zett:Zett",
+        study="mintage.studies.zett:ZettStudy",
         title="Zero-Shot Tokenizer Transfer",
         arxiv="2405.07883",
         year=2024,
@@ -21,6 +24,7 @@ METHODS = (
         name="dynamic-tokens",
         job="retrofit",
         entry="mintage.retrofit.dynamic_tokens:DynamicTokens",
+        study="mintage.studies.dynamic_tokens:DynamicTokensStudy",
         title="Retrofitting Large Language Models with Dynamic Tokenization",
         arxiv="2411.18553",
         year=2024,
@@ -32,6 +36,7 @@ METHODS = (
         name="exact-bytes",
         job="retrofit",
         entry="mintage.retrofit.exact_bytes:ByteLM",
+        study="mintage.studies.exact_bytes:ExactBytesStudy",
         title=("Exact Byte-Level Probabilities from Tokenized Language Models for FIM-Tasks and Model Ensembles"),
         arxiv="2410.09303",
         year=2024,

@@ -51,6 +51,21 @@ class ByteSampler(ABC):
     def tiny(cls) -> ByteSampler:
         """Make a small offline instance over the letters ``a`` and ``b``, for the laws."""
 
+    @classmethod
+    def of(cls, lm: Any) -> ByteSampler:
+        """Make one of a loaded model (`mintage.models.CausalLM`); what is made of several, or of none, refuses.
+
+        Raises
+        ------
+        UserError
+            It cannot be made of this model, or of one alone.
+        """
+        raise UserError(f"{cls.__name__} is not made of one model; make it in Python and call its logprob")
+
+    def logprob(self, text: bytes) -> float:
+        """Return the log-probability that a text begins with these bytes."""
+        return self.continuation_logprob(b"", text)
+
     def next_byte_logprobs(self, prefix: bytes) -> NDArray[np.float64]:
         """Return the log-probabilities of the next byte or the end, [257]."""
         return self.start(prefix).logprobs()

@@ -1,166 +1,190 @@
-"""Measure what gives a model other tokens: every paper's own claim check, and one table of what is ready.
+"""Measure on the same texts what gives a model other tokens: bits per byte, positions read per byte, seconds.
 
-One method (``mintage bench exact-bytes``) runs its claim check, `mintage.bench.retrofit.measures`. The job alone
-(``mintage bench retrofit``) reads the same texts with every method that gives a text's probability: bits per byte,
-positions read per byte, seconds per kilobyte, beside the model as it is.
+Measured is every method that gives the probability of a text: models over bytes (`ByteSampler`), and what makes
+embeddings (`EmbeddingTransfer`), all for one tokenizer of many languages and code.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from mintage import catalog
-from mintage.bench.retrofit.measures import Arm, Document, Trial, bits_of, documents
+from mintage.bench.contract import Bench
+from mintage.bench.retrofit.measures import Bits, bits_of, documents
+from mintage.bench.retrofit.transfers import moved, train_bpe
+from mintage.bench.run import sources_of
 from mintage.errors import UserError
 from mintage.measure import Figure, Result, bootstrap_ratio, timed
-from mintage.measure.trial import Report, silent
-from mintage.models import EMBEDDED
+from mintage.measure.environment import environment
+from mintage.measure.memo import Memo
+from mintage.measure.timing import interleaved
+from mintage.models import EMBEDDED, CausalLM, load_causal_lm
+from mintage.options import option, settings_of
+from mintage.progress import Note, Progress, silent, unheard
+from mintage.retrofit.contract import ByteSampler
+from mintage.retrofit.core.transfer import EmbeddingTransfer
+from mintage.retrofit.training.texts import texts_cut_small
 
-__all__ = ["run"]
+__all__ = ["PLAIN", "RetrofitBench"]
+
+Arm = Callable[[str], Bits]
 
 PLAIN = "plain"
-JOINT = ("code", "prose", "de", "ru", "tr", "zh")
-"""Kinds of text in the joint run."""
+"""The model as it is."""
 
-_TEXTS = 4
-_SIZE = 512
+_METRICS = (
+    ("bits", "bits per byte", "bits"),
+    ("tokens", "positions read per byte", "tokens"),
+    ("seconds", "seconds per kilobyte", "s"),
+)
 
 
-def run(
-    methods: Sequence[str],
-    *,
-    model: str = EMBEDDED,
-    limit: int | None = None,
-    seed: int = 0,
-    command: str = "",
-    work: Path | None = None,
-    progress: Report = silent,
-) -> list[Result | Figure]:
-    """Run the claim checks of methods, or compare all that are ready.
+@dataclass(frozen=True, kw_only=True)
+class RetrofitBench(Bench):
+    """Compare what gives a model other tokens, by bits per byte, positions read, and seconds.
 
-    Parameters
-    ----------
-    methods
-        Catalogue names; none means the joint run.
-    model
-        What `mintage.models.load_causal_lm` takes.
-    limit
-        Passed to each check; in the joint run, texts of each kind (default 4).
-    seed
-        Of everything random.
-    command
-        Written into the rows: what repeats them.
-    work
-        Folder of unfinished runs; default ``.mintage/retrofit/<method>``.
-    progress
-        ``progress(done, of, label)``.
+    Without names: the papers' methods that give the probability of a text, and all that makes embeddings. Embeddings
+    are made for one tokenizer, learnt from many languages and code.
 
-    Raises
-    ------
-    UserError
-        A method is unknown, not ready, has no check, or is given settings: a check has its own.
+    [dim]Examples[/dim]
+
+      mintage bench retrofit --texts 1 --kinds de,code
+
+      mintage bench retrofit exact-bytes fvt omp:sparsity=16
     """
-    common: dict[str, Any] = {"model": model, "limit": limit, "seed": seed, "command": command, "work": work}
-    if not methods:
-        return _joint(progress=progress, **common)
-    checks = [_check(name).run for name in methods]
-    return [row for check in checks for row in check(progress=progress, **common)]
+
+    job: ClassVar[str] = "retrofit"
+
+    model: str = option(EMBEDDED, "smollm2 (embedded), a folder, or a hub id; float32.")
+    kinds: tuple[str, ...] = option(("code", "prose", "de", "ru", "tr", "zh"), "Kinds of text.")
+    texts: int = option(4, "Texts of each kind.", least=1)
+    size: int = option(512, "Bytes of a text, at most.", least=4)
+    vocabulary: int = option(16_000, "Tokens of the one tokenizer that embeddings are made for.", least=257)
+
+    def run(
+        self,
+        specs: Sequence[str] = (),
+        *,
+        command: str = "",
+        progress: Progress = silent,
+        note: Note = unheard,
+        work: Path = Path(".mintage") / "bench" / "retrofit",
+    ) -> list[Result | Figure]:
+        """See `Bench.run`; `work` is the folder of unfinished runs."""
+        usual = not specs
+        rows = {spec: catalog.find(catalog.parse_spec(spec)[0], "retrofit") for spec in specs or _usual(note)}
+        classes = {spec: _measurable(row) for spec, row in rows.items()}
+        some = {kind: documents(kind, self.texts, size=self.size, seed=self.seed) for kind in self.kinds}
+        lm = load_causal_lm(self.model, dtype="float32")
+        arms: dict[str, Arm] = {PLAIN: partial(bits_of, lm, window=self.size)}
+        for spec in rows:  # models are moved before anything is timed
+            try:
+                arms[spec] = self._arm(lm, spec, classes[spec])
+            except UserError as error:
+                if not usual:
+                    raise
+                note(f"{spec} is left out: {error}")
+        sources = [file for kind in classes.values() for file in sources_of(kind)]
+        memo = Memo(work, {**settings_of(self), "arms": list(arms)}, sources)
+        common = {"job": "retrofit", "model": self.model, "seed": self.seed, "command": command}
+        common |= {"environment": environment()}
+        results: list[Result | Figure] = []
+        for kind in self.kinds:
+            stage, found = f"texts, {kind}", {spec: [] for spec in arms}
+            total = len(some[kind]) * len(arms)
+            for done, (number, spec) in enumerate(interleaved(range(len(some[kind])), arms)):
+                progress(stage, done, total)
+                text = some[kind][number]
+                measure = partial(_measure, arms[spec], text.text)
+                found[spec].append(memo(f"{kind} | {spec} | {text.name}", measure))
+            progress(stage, total, total)
+            results += _rows(found, kind, self.size, common)
+        memo.delete()
+        return results
+
+    def _arm(self, lm: CausalLM, spec: str, kind: type) -> Arm:
+        """Return what gives the bits of a text by a method."""
+        if issubclass(kind, EmbeddingTransfer):
+            learnt, tokenizer = _target(self.vocabulary, self.seed)
+            return partial(bits_of, moved(lm, tokenizer, catalog.build(spec, "retrofit"), learnt), window=self.size)
+        plain: Any = kind.of(lm)
+        fields = {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}
+        sampler: ByteSampler = catalog.build(spec, "retrofit", **fields)
+        tokenizer: Any = lm.tokenizer
+
+        def bits(text: str) -> Bits:
+            raw, ids = text.encode(), tokenizer(text, add_special_tokens=False)["input_ids"]
+            return Bits(-sampler.logprob(raw) / float(np.log(2)), len(raw), len(ids))
+
+        return bits
 
 
-def _check(name: str) -> ModuleType:
-    method, settings = catalog.parse_spec(name)
-    if settings:
-        raise UserError(f"{name}: the check of {method} has its own settings; run: mintage bench {method}")
-    row = catalog.find(method, "retrofit")
-    if row.status != "ready":
-        raise UserError(row.problem or f"{method} is {row.status}, there is nothing to measure yet")
-    module = _module(method)
-    if module is None:
-        papers = [m.name for m in catalog.methods("retrofit") if m.role == "paper" and m.status == "ready"]
-        raise UserError(f"{method} has no check of its own; it is a peer in those of: {', '.join(papers)}")
-    return module
+def _measurable(row: catalog.Method) -> type:
+    """Return the class of a method that gives the probability of a text."""
+    kind = row.load()
+    if not issubclass(kind, EmbeddingTransfer | ByteSampler):
+        own = f"; its own check is: mintage bench {row.name}" if row.study else ""
+        raise UserError(f"{row.name} gives no probability of a text to compare{own}")
+    return kind
 
 
-def _module(method: str) -> ModuleType | None:
-    name = f"mintage.bench.retrofit.measures.{method.replace('-', '_')}"
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        return None
-
-
-# -- all methods on the same texts -------------------------------------------------------------------------------------
-
-
-def _arms(trial: Trial) -> dict[str, Arm]:
-    arms: dict[str, Arm] = {PLAIN: lambda text: bits_of(trial.lm, text, window=_SIZE)}
+def _usual(note: Note) -> list[str]:
+    """Return the papers' methods that can be measured here, and all that makes embeddings."""
+    found = []
     for row in catalog.methods("retrofit"):
-        module = _module(row.name) if row.status == "ready" else None
-        if module is not None and hasattr(module, "arms"):
-            arms |= module.arms(trial.lm, trial.seed)
-    return arms
+        try:
+            kind = row.load()
+        except UserError as error:  # not built yet, or a broken plug-in
+            note(str(error))
+            continue
+        if issubclass(kind, EmbeddingTransfer) or (row.role == "paper" and issubclass(kind, ByteSampler)):
+            found.append(row.name)
+    return found
 
 
-def _joint(
-    *, model: str, limit: int | None, seed: int, command: str, work: Path | None, progress: Report
+@lru_cache(maxsize=1)
+def _target(vocabulary: int, seed: int) -> tuple[list[str], Tokenizer]:
+    """Texts of many languages and code, and the tokenizer that is learnt from them."""
+    learnt = texts_cut_small(seed)
+    return learnt, train_bpe(learnt, vocabulary)
+
+
+def _measure(arm: Arm, text: str) -> dict[str, float]:
+    bits, seconds = timed(lambda: arm(text))
+    return {"bits": bits.bits, "tokens": bits.tokens, "bytes": bits.bytes, "seconds": 1000 * seconds}
+
+
+def _rows(
+    found: Mapping[str, Sequence[Mapping[str, float]]], kind: str, size: int, common: Mapping[str, Any]
 ) -> list[Result | Figure]:
-    number = limit or _TEXTS
-    trial = Trial(
-        "retrofit",
-        definition={"texts": number, "size": _SIZE, "kinds": list(JOINT)},
-        seed=seed,
-        command=command,
-        progress=progress,
-        model=model,
-        work=work,
-    )
-    texts = {kind: documents(kind, number, size=_SIZE, seed=seed) for kind in JOINT}
-    arms = _arms(trial)
-    trial.total = len(arms) * sum(map(len, texts.values()))
-    rows = [row for kind, some in texts.items() for row in _rows(trial, arms, kind, some)]
-    trial.memo.delete()
-    return rows
-
-
-def _rows(trial: Trial, arms: dict[str, Arm], kind: str, texts: Sequence[Document]) -> list[Result | Figure]:
-    def measure(arm: Arm, text: str) -> dict[str, float]:
-        made, seconds = timed(lambda: arm(text))
-        return {"bits": made.bits, "tokens": made.tokens, "bytes": made.bytes, "seconds": 1000 * seconds}
-
-    found = trial.each(f"joint {kind}", {text.name: text.text for text in texts}, arms, measure)
-    size = [row["bytes"] for row in found[PLAIN]]
+    """Make the rows of one kind of text: each method beside the model as it is."""
+    length = [row["bytes"] for row in found[PLAIN]]
     rows: list[Result | Figure] = []
     for of, metric, unit in _METRICS:
-        intervals = {name: bootstrap_ratio([row[of] for row in held], size) for name, held in found.items()}
+        intervals = {spec: bootstrap_ratio([row[of] for row in some], length) for spec, some in found.items()}
         plain = intervals.pop(PLAIN).value
-        rows += [
-            trial.result(
-                method=name,
+        for spec, interval in intervals.items():
+            method, settings = catalog.parse_spec(spec)
+            row = Result(
+                method=method,
                 metric=f"{metric}, {kind}",
                 value=interval.value,
                 unit=unit,
                 higher_is_better=False,
                 interval=interval.bounds,
-                n=len(size),
+                n=len(length),
                 baseline={PLAIN: plain},
-                data=f"{kind}, {len(size)} texts of at most {_SIZE} bytes, {int(np.sum(size))} bytes",
-                settings={"run": "joint"},
+                data=f"{kind}, {len(length)} texts of at most {size} bytes, {int(np.sum(length))} bytes",
+                settings={"run": "joint", **settings},
+                **common,
             )
-            for name, interval in intervals.items()
-        ]
+            rows.append(row)
     return rows
-
-
-_METRICS: tuple[tuple[str, str, str], ...] = (
-    ("bits", "bits per byte", "bits"),
-    ("tokens", "positions read per byte", "tokens"),
-    ("seconds", "seconds per kilobyte", "s"),
-)

@@ -1,29 +1,31 @@
-"""The claim checks of the job, one module each, and what they share: texts of many kinds, bits per byte of any model.
-
-A module ``<method>`` (hyphens as underscores) has ``run(*, model, seed, limit, command, progress, work)``, which gives
-rows. It may have ``arms(lm, seed)``, which gives the joint run of ``mintage bench retrofit`` its arms:
-name to a function from a text to its `Bits`.
-"""
+"""What the checks of the job share: texts of many kinds, cut alike for all models, and the bits they cost a model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import importlib.util
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from mintage.data import Document, texts
 from mintage.errors import UserError, did_you_mean
-from mintage.measure import Interval, bootstrap_ratio, trial
-from mintage.measure.trial import Report, silent
-from mintage.models import EMBEDDED, CausalLM, load_causal_lm
+from mintage.measure import Interval, bootstrap_ratio
+from mintage.measure.study import Column, Measure, Statistic
+from mintage.models import CausalLM
 
-__all__ = ["DOMAINS", "Arm", "Bits", "Document", "Trial", "bits_of", "difference", "documents", "silent", "windows"]
+__all__ = [
+    "BITS_PER_BYTE",
+    "DOMAINS",
+    "Bits",
+    "bits_of",
+    "check_installed",
+    "documents",
+    "measured_bits",
+    "windows",
+]
 
 LANGUAGES = ("ar", "de", "el", "en", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh")
 DOMAINS = ("code", "humaneval", "prose", *LANGUAGES)
@@ -137,9 +139,6 @@ class Bits:
         return self.bits / self.bytes
 
 
-Arm = Callable[[str], Bits]
-
-
 @torch.inference_mode()
 def bits_of(lm: CausalLM, text: str, *, window: int = 1024, batch: int = 8) -> Bits:
     """Information of a text under a model with any tokenizer, in windows that start anew.
@@ -175,67 +174,60 @@ def bits_of(lm: CausalLM, text: str, *, window: int = 1024, batch: int = 8) -> B
     return Bits(float(nats / np.log(2)), len(text.encode()), sum(len(ids) - 1 for ids in lists))
 
 
-def difference(one: Sequence[Bits], other: Sequence[Bits]) -> Interval:
-    """Bits per byte of `one` minus those of `other` on the same texts, which are resampled together."""
-    size = _column(one, "bytes")
-    if not np.array_equal(size, _column(other, "bytes")):
-        raise UserError("the two were measured on different texts; run both on each")
-    return bootstrap_ratio(_column(one, "bits") - _column(other, "bits"), size)
+# -- columns and statistics --------------------------------------------------------------------------------------------
 
 
-def _column(rows: Sequence[Bits], name: str) -> NDArray[np.float64]:
-    return np.array([getattr(row, name) for row in rows], float)
-
-
-# -- runs --------------------------------------------------------------------------------------------------------------
-
-
-class Trial(trial.Trial):
-    """One run of a claim check of this job; see `mintage.measure.Trial`.
+def measured_bits(
+    kind: str, some: Iterable[Document], of: Callable[[Any], Callable[[str], Bits]], arms: Iterable[str] | None = None
+) -> Measure:
+    """Make the measure of bits of texts; its columns are ``bits``, ``bytes`` and ``tokens``, each with the kind.
 
     Parameters
     ----------
-    dtype
-        Of the model.
+    kind
+        What is measured.
+    some
+        The texts.
+    of
+        From an arm to what gives a text's `Bits`; asked when an arm is first needed.
+    arms
+        As in `Measure`.
     """
 
-    def __init__(
-        self,
-        method: str,
-        *,
-        definition: dict[str, Any],
-        seed: int = 0,
-        command: str = "",
-        total: int = 0,
-        progress: Report = silent,
-        model: str | None = None,
-        dtype: str = "float32",
-        work: Path | None = None,
-    ) -> None:
-        self.dtype = dtype
-        super().__init__(
-            method,
-            job="retrofit",
-            model=model or EMBEDDED,
-            seed=seed,
-            command=command,
-            definition={**definition, "dtype": dtype},
-            total=total,
-            progress=progress,
-            work=work,
-        )
+    def measure(_: Any, arm: Any, text: str) -> Mapping[str, float]:
+        bits = of(arm)(text)
+        return {f"bits, {kind}": bits.bits, f"bytes, {kind}": bits.bytes, f"tokens, {kind}": bits.tokens}
 
-    @cached_property
-    def lm(self) -> CausalLM:
-        """The model, loaded when it is first needed."""
-        return load_causal_lm(self.common["model"], dtype=self.dtype)
+    units = {f"{document.domain} {document.name}": document.text for document in some}
+    return Measure(name=kind, units=lambda run: units, of=measure, arms=None if arms is None else tuple(arms))
 
-    def bits(self, arms: dict[str, Arm], texts: Sequence[Document], kind: str = "bits") -> dict[str, list[Bits]]:
-        """Measure bits of every text under every arm, in rotating order."""
-        found = self.each(
-            kind,
-            {f"{text.domain} {text.name}": text.text for text in texts},
-            arms,
-            lambda arm, text: (made := arm(text)) and [made.bits, made.bytes, made.tokens],
-        )
-        return {name: [Bits(*row) for row in rows] for name, rows in found.items()}
+
+def _difference(one: Column, other: Column) -> Interval:
+    if not np.array_equal(one[1], other[1]):
+        raise UserError("the two were measured on different texts; run both on each")
+    return bootstrap_ratio(one[0] - other[0], one[1])
+
+
+BITS_PER_BYTE = Statistic("bits", False, _difference, lambda one: bootstrap_ratio(one[0], one[1]))
+"""Of bits and bytes, stacked: bits per byte of one minus those of another on the same texts; texts are resampled."""
+
+
+# -- packages ----------------------------------------------------------------------------------------------------------
+
+
+def check_installed(packages: Mapping[str, str]) -> None:
+    """Check that modules can be imported, before anything is measured.
+
+    Parameters
+    ----------
+    packages
+        Module to what pip installs for it.
+
+    Raises
+    ------
+    UserError
+        One is missing.
+    """
+    for module, install in packages.items():
+        if importlib.util.find_spec(module) is None:
+            raise UserError(f"{module} is not installed; run: pip install {install}")

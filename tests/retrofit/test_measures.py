@@ -1,6 +1,7 @@
-"""What the claim checks share: texts, windows, bits, differences."""
+"""What the studies of the job share: texts, windows, bits, differences."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mintage.bench.retrofit.measures import Bits, Document, Trial, bits_of, difference, documents, windows
+from mintage.bench.retrofit.measures import BITS_PER_BYTE, Bits, bits_of, documents, measured_bits, windows
+from mintage.data import Document
 from mintage.errors import UserError
 from mintage.models import load_causal_lm
 
@@ -65,13 +67,14 @@ def test_what_has_no_bits(lm, opened):
 
 def test_differences_are_paired():
     noise = np.random.default_rng(0).normal(size=30)
-    one = [Bits(800 + 200 * e, 100, 10) for e in noise]
-    other = [Bits(810 + 200 * e, 100, 10) for e in noise]
-    gap = difference(one, other)
+    one = np.stack([800 + 200 * noise, np.full(30, 100.0)])
+    other = np.stack([810 + 200 * noise, np.full(30, 100.0)])
+    gap = BITS_PER_BYTE.of_two(one, other)
     assert gap.value == pytest.approx(-0.1)
     assert gap.high < 0
+    assert BITS_PER_BYTE.of_one(one).value == pytest.approx(one[0].mean() / 100)
     with pytest.raises(UserError, match="different texts"):
-        difference(one, [Bits(1.0, 90, 10)] * 30)
+        BITS_PER_BYTE.of_two(one, np.stack([other[0], np.full(30, 90.0)]))
 
 
 def test_texts_of_the_library_need_no_data():
@@ -96,16 +99,24 @@ def test_wikipedia_reads_as_it_was_written(tmp_path, monkeypatch):
     assert only.text == "In 1,000 well-known (or not) ships' holds, it didn't rain."
 
 
-def test_arms_are_measured_once(tmp_path, tiny_folder):
+def test_bits_become_columns():
+    run = SimpleNamespace(
+        arms={"ours": "arm", "theirs": "other"},
+        columns={},
+        progress=lambda *step: None,
+        memo=lambda key, measure: measure(),
+    )
     calls = []
 
-    def arm(text):
-        calls.append(text)
-        return Bits(3.0, len(text), 1)
+    def reader(arm):
+        return lambda text: calls.append((arm, text)) or Bits(3.0, len(text), 1)
 
     texts = [Document("x", "de", "Meer"), Document("y", "de", "Boote")]
-    for _ in range(2):
-        trial = Trial("zett", definition={"a": 1}, model=tiny_folder, work=tmp_path / "work")
-        assert trial.bits({"ours": arm}, texts) == {"ours": [Bits(3.0, 4, 1), Bits(3.0, 5, 1)]}
-    assert calls == ["Meer", "Boote"]
-    assert trial.lm.name == tiny_folder
+    measured_bits("own", texts, reader, ("ours",)).run(run, "own")
+    assert {name: column.tolist() for name, column in run.columns["ours"].items()} == {
+        "bits, own": [3.0, 3.0],
+        "bytes, own": [4.0, 5.0],
+        "tokens, own": [1.0, 1.0],
+    }
+    assert calls == [("arm", "Meer"), ("arm", "Boote")]
+    assert list(run.columns) == ["ours"]
