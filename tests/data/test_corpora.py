@@ -190,8 +190,6 @@ def test_trainings_read_only_what_is_for_training():
 
 
 WAITING = {
-    "mintage.draft.training.instructions",
-    "mintage.draft.training.ppd",
     "mintage.retrofit.training.composer",
     "mintage.retrofit.training.zett",
     "mintage.studies.compoundpiece",

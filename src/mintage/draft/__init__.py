@@ -7,13 +7,16 @@ Use::
     model.generate(input_ids, custom_generate=TokenRecycling())              # the same loop inside transformers
 """
 
-from mintage.catalog import Method, lazy_attributes
+from mintage.catalog import Method, Trains, lazy_attributes
+
+BENCH = "mintage.bench.draft.joint:DraftBench"
 
 METHODS = (
     Method(
         name="token-recycling",
         job="draft",
         entry="mintage.draft.token_recycling:TokenRecycling",
+        study="mintage.studies.token_recycling:TokenRecyclingStudy",
         title="Turning Trash into Treasure: Accelerating Inference of Large Language Models with Token Recycling",
         arxiv="2408.08696",
         year=2024,
@@ -24,6 +27,7 @@ METHODS = (
         name="dyspec",
         job="draft",
         entry="mintage.draft.dyspec:DySpec",
+        study="mintage.studies.dyspec:DySpecStudy",
         title="DySpec: Faster Speculative Decoding with Dynamic Token Tree Structure",
         arxiv="2410.11744",
         year=2024,
@@ -34,6 +38,7 @@ METHODS = (
         name="rsd",
         job="draft",
         entry="mintage.draft.rsd:RSD",
+        study="mintage.studies.rsd:RSDStudy",
         title="Recursive Speculative Decoding: Accelerating LLM Inference via Sampling Without Replacement",
         arxiv="2402.14160",
         year=2024,
@@ -44,6 +49,7 @@ METHODS = (
         name="spectr",
         job="draft",
         entry="mintage.draft.spectr:SpecTr",
+        study="mintage.studies.spectr:SpecTrStudy",
         title="SpecTr: Fast Speculative Decoding via Optimal Transport",
         arxiv="2310.15141",
         year=2023,
@@ -54,6 +60,10 @@ METHODS = (
         name="ppd",
         job="draft",
         entry="mintage.draft.ppd:PPD",
+        study="mintage.studies.ppd:PPDStudy",
+        trainings=(
+            Trains("ppd", "mintage.draft.training.ppd:PPDTraining", "Prompt tokens for parallel prompt decoding."),
+        ),
         title="Hardware-Aware Parallel Prompt Decoding for Memory-Efficient Acceleration of LLM Inference",
         arxiv="2405.18628",
         year=2024,
@@ -73,6 +83,11 @@ METHODS = (
         name="speculative",
         job="draft",
         entry="mintage.draft.baselines:Chain",
+        study="mintage.studies.speculative:SpeculativeStudy",
+        trains=True,
+        trainings=(
+            Trains("drafter", "mintage.draft.training.distilled:DrafterTraining", "A small draft model, distilled."),
+        ),
         title="Accelerating Large Language Model Decoding with Speculative Sampling",
         arxiv="2302.01318",
         year=2023,
@@ -112,6 +127,7 @@ METHODS = (
         name="union",
         job="draft",
         entry="mintage.draft.union:Union",
+        study="mintage.studies.union:UnionStudy",
         title="Union of drafters",
         summary="Merges several drafters' trees under one node budget, shared prefixes once.",
         role="combinator",
@@ -120,24 +136,26 @@ METHODS = (
 
 __getattr__, __dir__ = lazy_attributes(
     __name__,
-    generate="mintage.draft.core.loop:generate",
-    Generation="mintage.draft.core.loop:Generation",
-    Stats="mintage.draft.core.loop:Stats",
-    Drafter="mintage.draft.contract:Drafter",
+    METHODS,
+    Accuracy="mintage.draft.core.agreement:Accuracy",
+    CompiledTarget="mintage.draft.core.compiled:CompiledTarget",
     Context="mintage.draft.contract:Context",
+    Continuation="mintage.draft.core.continuations:Continuation",
+    Drafter="mintage.draft.contract:Drafter",
+    FrequentTokenHead="mintage.draft.core.distilled:FrequentTokenHead",
+    Generation="mintage.draft.core.loop:Generation",
+    LatencyCurve="mintage.draft.core.latency:LatencyCurve",
+    Stats="mintage.draft.core.loop:Stats",
+    Target="mintage.draft.core.target:Target",
     TokenTree="mintage.draft.core.tree:TokenTree",
     Topology="mintage.draft.core.tree:Topology",
-    Verifier="mintage.draft.contract:Verifier",
+    Verifier="mintage.draft.core.verify:Verifier",
     Warp="mintage.draft.core.warp:Warp",
-    TokenRecycling="mintage.draft.token_recycling:TokenRecycling",
-    Plain="mintage.draft.baselines:Plain",
-    DySpec="mintage.draft.dyspec:DySpec",
-    Chain="mintage.draft.baselines:Chain",
-    SpecInfer="mintage.draft.baselines:SpecInfer",
-    PromptLookup="mintage.draft.baselines:PromptLookup",
-    RSD="mintage.draft.rsd:RSD",
-    SpecTr="mintage.draft.spectr:SpecTr",
-    Union="mintage.draft.union:Union",
-    SuffixDecoding="mintage.draft.suffix_decoding:SuffixDecoding",
-    PPD="mintage.draft.ppd:PPD",
+    accuracy_along="mintage.draft.core.agreement:accuracy_along",
+    generate="mintage.draft.core.loop:generate",
+    guess_accuracy="mintage.draft.core.prompt_tokens:guess_accuracy",
+    latency_curve="mintage.draft.core.latency:latency_curve",
+    load_draft_model="mintage.draft.core.distilled:load_draft_model",
+    step_cost="mintage.draft.core.agreement:step_cost",
+    text_initialised="mintage.draft.core.prompt_tokens:text_initialised",
 )

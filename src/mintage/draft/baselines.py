@@ -16,10 +16,10 @@ from torch import Tensor
 from mintage.draft.contract import Context, Drafter
 from mintage.draft.core.model_drafter import ModelDrafter
 from mintage.draft.core.target import Target
-from mintage.draft.core.tree import TokenTree, Topology
+from mintage.draft.core.tree import TokenTree, Topology, comb
 from mintage.draft.core.verify import RecursiveRejection, Verifier
-from mintage.draft.rsd import Growth, check_branching, gumbel_noise, gumbel_top_k
-from mintage.errors import UserError
+from mintage.draft.rsd import Growth, check_levels, gumbel_noise, gumbel_top_k
+from mintage.options import option
 
 __all__ = ["Chain", "Plain", "PromptLookup", "SpecInfer", "independent_draws"]
 
@@ -55,12 +55,13 @@ class PromptLookup(Drafter):
         Longest n-gram to look for.
     """
 
-    length: int = 10
-    ngram: int = 3
+    length: int = option(10, "Tokens to draft.", least=1)
+    ngram: int = option(3, "Longest n-gram to look for.", least=1)
 
-    def __post_init__(self) -> None:
-        if self.length < 1 or self.ngram < 1:
-            raise UserError(f"length={self.length}, ngram={self.ngram}; both must be at least 1")
+    @classmethod
+    def at_nodes(cls, nodes: int) -> dict[str, str]:
+        """Draft one chain of them."""
+        return {"": f"length={nodes}"}
 
     def begin(self, target: Target, context: Context) -> None:
         """Start the request's record of how often a match of n tokens was right: right, tried."""
@@ -117,11 +118,12 @@ class Chain(ModelDrafter):
 
     verifier: ClassVar[Verifier] = RecursiveRejection()
 
-    length: int = 4
+    length: int = option(4, "Tokens to draft.", least=1)
 
-    def __post_init__(self) -> None:
-        if self.length < 1:
-            raise UserError(f"length={self.length}; draft at least 1 token")
+    @classmethod
+    def at_nodes(cls, nodes: int) -> dict[str, str]:
+        """Draft one chain of them."""
+        return {"speculative chain": f"length={nodes}"}
 
     def propose(self, context: Context) -> TokenTree:
         """Sample the chain, or take the likeliest tokens at temperature 0."""
@@ -187,10 +189,16 @@ class SpecInfer(ModelDrafter):
 
     verifier: ClassVar[Verifier] = RecursiveRejection(replacement=True)
 
-    branching: tuple[int, ...] = (1, 1, 3, 1, 1, 1, 1, 1)
+    branching: tuple[int, ...] = option((1, 1, 3, 1, 1, 1, 1, 1), "Draws below every draw, per level.", least=1)
 
     def __post_init__(self) -> None:
-        check_branching(self.branching)
+        super().__post_init__()
+        check_levels(self.branching)
+
+    @classmethod
+    def at_nodes(cls, nodes: int) -> dict[str, str]:
+        """Fill a rectangle of that many nodes."""
+        return {"SpecInfer": f"branching={comb(nodes)}"}
 
     @property
     def levels(self) -> int:

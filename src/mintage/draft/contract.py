@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +25,7 @@ from mintage.draft.core.target import Target
 from mintage.draft.core.tree import TokenTree
 from mintage.draft.core.verify import SampleAndDescend, Verifier
 from mintage.draft.core.warp import Warp
+from mintage.options import check_fields
 
 __all__ = ["Context", "Drafter"]
 
@@ -70,6 +71,9 @@ class Context:
 class Drafter(ABC):
     """Guesses ahead. Fields of subclasses are the paper's hyper-parameters with the paper's defaults."""
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     verifier: ClassVar[Verifier] = SampleAndDescend()
     """Rule for temperature > 0; at temperature 0 every tree is verified by `GreedyMatch`."""
 
@@ -77,6 +81,24 @@ class Drafter(ABC):
     def reads_prompt(self) -> bool:
         """Whether `observe` is to be shown the prompt's logits too, as chains whose nodes are all accepted."""
         return False
+
+    @classmethod
+    def at_nodes(cls, nodes: int) -> dict[str, str]:
+        """Return the settings that draft this many nodes below the root, as a spec writes them.
+
+        By the line that they make over several numbers of nodes; "" is called like the method. Nothing where no shape
+        follows a number of nodes.
+        """
+        return {"": f"budget={nodes}"} if "budget" in {f.name for f in fields(cls)} else {}
+
+    def check(self, target: Target) -> None:  # noqa: B027 (optional hook)
+        """Refuse a target that this drafter was not trained for.
+
+        Raises
+        ------
+        UserError
+            It is such a target.
+        """
 
     def begin(self, target: Target, context: Context) -> None:  # noqa: B027 (optional hook)
         """Get ready for a request on `target`: check the vocabulary, allocate, fill ``context.memory[self]``."""

@@ -38,6 +38,7 @@ from mintage.draft.core.tree import TokenTree, Topology
 from mintage.draft.core.verify import RecursiveRejection, Verifier
 from mintage.draft.core.warp import Warp
 from mintage.errors import UserError
+from mintage.options import option
 
 __all__ = ["Bin", "DySpec", "Growth", "calibration", "depth_first", "grow_best_first", "grow_threshold", "tried"]
 
@@ -269,21 +270,11 @@ class DySpec(ModelDrafter):
 
     verifier: ClassVar[Verifier] = RecursiveRejection()
 
-    budget: int = 64
-    threshold: float | None = None
-    max_depth: int = 12
-    draft_temperature: float = 0.6
-    block_order: bool = False
-
-    def __post_init__(self) -> None:
-        if self.budget < 1:
-            raise UserError(f"budget={self.budget}; draft at least 1 node, e.g. 64")
-        if self.threshold is not None and not 0 < self.threshold < 1:
-            raise UserError(f"threshold={self.threshold} is outside (0, 1); pass about 1 / budget, or None")
-        if self.max_depth < 1:
-            raise UserError(f"max_depth={self.max_depth}; draft at least 1 level, e.g. 12")
-        if not self.draft_temperature > 0:
-            raise UserError(f"draft_temperature={self.draft_temperature} is not positive; the paper uses 0.6")
+    budget: int = option(64, "Most nodes to draft.", least=1)
+    threshold: float | None = option(None, "Draw layer by layer all slots worth more.", above=0, below=1)
+    max_depth: int = option(12, "Deepest node.", least=1)
+    draft_temperature: float = option(0.6, "Of the draft model when the target is decoded greedily.", above=0)
+    block_order: bool = option(False, "Depth-first node order.")
 
     def begin(self, target: Target, context: Context) -> None:
         """Open a session with the draft model."""

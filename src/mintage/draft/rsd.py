@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -23,11 +23,12 @@ from torch import Tensor
 
 from mintage.draft.contract import Context
 from mintage.draft.core.model_drafter import DraftSession, ModelDrafter
-from mintage.draft.core.tree import TokenTree, Topology
+from mintage.draft.core.tree import TokenTree, Topology, comb, rectangle
 from mintage.draft.core.verify import RecursiveRejection, Verifier
 from mintage.errors import UserError
+from mintage.options import option
 
-__all__ = ["RSD", "Growth", "beam_step", "check_branching", "gumbel_noise", "gumbel_top_k", "stochastic_beam_step"]
+__all__ = ["RSD", "Growth", "beam_step", "check_levels", "gumbel_noise", "gumbel_top_k", "stochastic_beam_step"]
 
 
 # -- drawing without replacement ----------------------------------------------------------------------------------
@@ -186,11 +187,10 @@ class Growth:
         )
 
 
-def check_branching(branching: Any) -> None:
-    """Refuse a branching that is empty or has a level without children."""
-    counts = branching if isinstance(branching, (tuple, list)) else ()
-    if not counts or any(not isinstance(count, int) or count < 1 for count in counts):
-        raise UserError(f"branching={branching}; give every level's children per node, each at least 1, e.g. (4, 2, 1)")
+def check_levels(branching: Sequence[int]) -> None:
+    """Refuse a branching without levels."""
+    if not branching:
+        raise UserError(f"branching={branching} has no level; give every level's children per node, e.g. (4, 2, 1)")
 
 
 # -- the method ---------------------------------------------------------------------------------------------------
@@ -219,15 +219,20 @@ class RSD(ModelDrafter):
 
     verifier: ClassVar[Verifier] = RecursiveRejection()
 
-    branching: tuple[int, ...] | None = None
-    width: int = 6
-    depth: int = 5
+    branching: tuple[int, ...] | None = option(None, "Children of every node, per level (RSD-C).", least=1)
+    width: int = option(6, "Nodes kept per level (RSD-S).", least=1)
+    depth: int = option(5, "Levels (RSD-S).", least=1)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.branching is not None:
-            check_branching(self.branching)
-        elif self.width < 1 or self.depth < 1:
-            raise UserError(f"width={self.width}, depth={self.depth}; both must be at least 1")
+            check_levels(self.branching)
+
+    @classmethod
+    def at_nodes(cls, nodes: int) -> dict[str, str]:
+        """Fill a rectangle of that many nodes, by either way of drawing."""
+        width, depth = rectangle(nodes)
+        return {"RSD-C": f"branching={comb(nodes)}", "RSD-S": f"width={width},depth={depth}"}
 
     @property
     def levels(self) -> int:

@@ -26,10 +26,11 @@ from torch import Tensor
 
 from mintage.draft.contract import Context
 from mintage.draft.core.model_drafter import ModelDrafter
-from mintage.draft.core.tree import TokenTree, Topology
+from mintage.draft.core.tree import TokenTree, Topology, rectangle
 from mintage.draft.core.verify import TargetLaws, Verdict, Verifier
 from mintage.draft.core.warp import draw
 from mintage.errors import UserError
+from mintage.options import option
 
 __all__ = ["KSEQ", "KSeqRate", "SpecTr", "kseq_residual", "kseq_rho", "kseq_select"]
 
@@ -297,22 +298,20 @@ class SpecTr(ModelDrafter):
     >>> generate(model, ids, drafter, temperature=1.0).stats.tokens_per_forward  # doctest: +SKIP
     """
 
-    num_drafts: int = 8
-    draft_len: int = 8
-    tolerance: float = 1e-9
-
-    def __post_init__(self) -> None:
-        if self.num_drafts < 1:
-            raise UserError(f"num_drafts={self.num_drafts}; draft at least 1 sequence")
-        if self.draft_len < 1:
-            raise UserError(f"draft_len={self.draft_len}; draft at least 1 token")
-        if not self.tolerance > 0:
-            raise UserError(f"tolerance={self.tolerance} is not positive; pass the precision of rho, e.g. 1e-9")
+    num_drafts: int = option(8, "K, the number of sequences.", least=1)
+    draft_len: int = option(8, "L, their length.", least=1)
+    tolerance: float = option(1e-9, "Precision of K-SEQ's rho.", above=0)
 
     @property
     def verifier(self) -> KSEQ:  # type: ignore[override]  # the base's is a class attribute
         """K-SEQ, to this drafter's tolerance."""
         return KSEQ(tolerance=self.tolerance)
+
+    @classmethod
+    def at_nodes(cls, nodes: int) -> dict[str, str]:
+        """Fill a rectangle of that many nodes, if all drafts differ."""
+        count, length = rectangle(nodes)
+        return {"SpecTr": f"num_drafts={count},draft_len={length}"}
 
     def propose(self, context: Context) -> TokenTree:
         """Draw the sequences level by level, equal prefixes once.

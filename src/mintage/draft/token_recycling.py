@@ -32,6 +32,7 @@ from mintage.draft.core.target import Target
 from mintage.draft.core.tree import TokenTree, Topology
 from mintage.errors import UserError
 from mintage.files import replace_file
+from mintage.options import option
 
 __all__ = ["TokenRecycling"]
 
@@ -105,20 +106,15 @@ class TokenRecycling(Drafter):
     >>> model.generate(ids, custom_generate=drafter)  # doctest: +SKIP
     """
 
-    k: int = 8
-    template: str = "2.2.2"
-    budget: int | Literal["template", "auto"] = "template"
-    recycle_prompt: bool = False
-    store: str | None = None
+    k: int = option(8, "Successors kept per token.", least=1)
+    template: Literal["2.2.2"] = option("2.2.2", "The paper's tree, while the budget is the template's.")
+    budget: int | Literal["template", "auto"] = option("template", "Nodes per round.", least=1)
+    recycle_prompt: bool = option(False, "Recycle the prompt's logits too.")
+    store: str | None = option(None, "File to load the matrix from at the first request, if it exists.")
     _learned: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise UserError(f"k={self.k}; keep at least 1 successor per token")
-        if self.template not in TEMPLATES:
-            raise UserError(f"unknown template {self.template!r}; known: {', '.join(TEMPLATES)}")
-        if isinstance(self.budget, int) and self.budget < 1:
-            raise UserError(f"budget={self.budget}; draft at least 1 node, or pass 'auto'")
+        super().__post_init__()
         widest = max(int(rank) for path in TEMPLATES[self.template].split() for rank in path)
         if self.budget == "template" and widest >= self.k:
             raise UserError(f"k={self.k} is too small for template {self.template!r}, which takes successor {widest}")

@@ -21,6 +21,7 @@ from mintage.draft.core.latency import LatencyCurve, latency_curve
 from mintage.draft.core.target import Target
 from mintage.draft.core.tree import TokenTree, Topology
 from mintage.errors import UserError
+from mintage.options import option
 
 __all__ = ["Union"]
 
@@ -49,18 +50,22 @@ class Union(Drafter):
     """
 
     drafters: tuple[Drafter, ...]
-    budget: int | Literal["auto"] = "auto"
+    budget: int | Literal["auto"] = option("auto", "Nodes that they share.", least=1)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.drafters:
             raise UserError("a union needs at least one drafter, e.g. token-recycling+prompt-lookup")
-        if isinstance(self.budget, int) and self.budget < 1:
-            raise UserError(f"budget={self.budget}; keep at least 1 node, or pass 'auto'")
 
     @property
     def reads_prompt(self) -> bool:
         """Whether any of the drafters reads the prompt's logits."""
         return any(drafter.reads_prompt for drafter in self.drafters)
+
+    def check(self, target: Target) -> None:
+        """Refuse a target that any of the drafters refuses."""
+        for drafter in self.drafters:
+            drafter.check(target)
 
     def begin(self, target: Target, context: Context) -> None:
         """Begin all drafters."""

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import torch
 
@@ -21,6 +19,7 @@ from mintage.draft.core.warp import Warp
 from mintage.errors import UserError
 from mintage.models import TINY_VOCABULARY as VOCABULARY
 from mintage.models import tiny_causal_lm
+from mintage.testing.settings import a_wrong_setting_is_refused, without_shape_checks
 from mintage.testing.toys import TableLM
 
 __all__ = ["LAWS"]
@@ -133,7 +132,7 @@ def sampling_follows_the_target(drafter: Drafter) -> None:
         context = Context(ids=torch.tensor(_PROMPTS[0]), prompt_length=8, room=6, warp=warp, generator=generator)
         mine.begin(Target(model), context)
         for batch in range(_ROUNDS // 100):
-            with nullcontext() if batch == 0 else _without_shape_checks():
+            with nullcontext() if batch == 0 else without_shape_checks():
                 for _ in range(100):
                     emitted = _play(mine, context, model, laws)
                     firsts[emitted[0]] += 1
@@ -153,17 +152,6 @@ def _play(drafter: Drafter, context: Context, model: TableLM, laws: torch.Tensor
     verdict = drafter.verifier.verify(tree, _KnownLaws(logits, context.warp, laws, tree), context.generator)
     drafter.observe(context, tree, logits, verdict.path)
     return [*tree.tokens[list(verdict.path[1:])].tolist(), verdict.token]
-
-
-@contextmanager
-def _without_shape_checks() -> Iterator[None]:
-    """Switch off what a test run may have switched on: thousands of equal calls need not all be checked."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        yield
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", before)
 
 
 class _KnownLaws(TargetLaws):
@@ -236,6 +224,7 @@ def another_vocabulary_is_refused_or_served(drafter: Drafter) -> None:
 
 
 LAWS = (
+    a_wrong_setting_is_refused,
     greedy_equals_plain,
     custom_generate_equals_plain,
     ends_exactly,

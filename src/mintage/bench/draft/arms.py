@@ -1,13 +1,12 @@
 """The decoders that a bench of drafters runs beside each other: transformers' own, drafters, and llama.cpp.
 
-Which ones run by default, what they are called in rows and claims, and what each drafter's shape is at a given node
-budget. Not here: running them (`mintage.bench.draft.run`).
+Which ones run by default, and what they are called in rows and claims. Not here: running them
+(`mintage.bench.draft.run`), and the shape of a drafter at a number of nodes (`mintage.draft.Drafter.at_nodes`).
 """
 
 from __future__ import annotations
 
 import importlib.util
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,23 +18,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mintage import catalog
-from mintage.draft.contract import Drafter
-from mintage.draft.core.compiled import CompiledTarget
-from mintage.draft.core.loop import Stats, generate
-from mintage.draft.core.target import Target
-from mintage.draft.ppd import PPD as PPDDrafter
-from mintage.draft.union import Union
+from mintage.draft import CompiledTarget, Drafter, Stats, Target, Union, generate
 from mintage.errors import UserError
 from mintage.models import EMBEDDED, CausalLM, embedded_gguf, rounded_copy
+from mintage.progress import Note, unheard
 
 __all__ = [
     "Arm",
-    "at_budgets",
+    "at_nodes",
     "bare",
     "default_arms",
     "default_specs",
     "is_cold",
-    "learners",
     "needs_draft_model",
 ]
 
@@ -68,6 +62,13 @@ DEFAULT = (RECYCLING, COLD, AUTO, "prompt-lookup", UNION)
 WITH_DRAFT_MODEL = (*FIXED, DYSPEC, EVERYTHING)
 """Those that join them when a draft model is at hand."""
 
+TRAINED = (PPD,)
+"""Those that join them where what they need was trained for the target."""
+
+CURVES = ("token-recycling", "token-recycling+prompt-lookup")
+MODEL_CURVES = ("speculative", "specinfer", "rsd", "spectr", "dyspec", "dyspec+token-recycling+prompt-lookup")
+"""The usual drafters where every one runs at several numbers of nodes."""
+
 Decode = Callable[[Tensor, float, int, int], tuple[Tensor, Stats]]
 """``(ids, temperature, max_new_tokens, seed) -> (emitted tokens, what they cost)``."""
 
@@ -88,8 +89,8 @@ class Arm:
         What a hot arm keeps from prompt to prompt; None for cold arms and other people's decoders.
     draft_model
         The model that it drafts with, if any.
-    series, budget
-        Line and point of the budget curve that it belongs to.
+    line, nodes
+        Line and point of the curve over numbers of nodes that it belongs to.
     note
         What a reader of its rows must know; empty for arms that run the same model in the same arithmetic.
     """
@@ -99,15 +100,15 @@ class Arm:
     fresh: Callable[[], Decode]
     drafter: Drafter | None = None
     draft_model: Any = None
-    series: str = ""
-    budget: int | None = None
+    line: str = ""
+    nodes: int | None = None
     note: str = ""
 
-
-def learners(drafter: Any) -> list[Any]:
-    """Tell which of a drafter and its parts keep something across requests: those that can save and load it."""
-    parts = (drafter, *getattr(drafter, "drafters", ()))
-    return [part for part in parts if hasattr(part, "save") and hasattr(part, "load")]
+    @property
+    def learners(self) -> list[Any]:
+        """What the drafter and its parts keep across requests: those that can save and load it."""
+        parts = (self.drafter, *getattr(self.drafter, "drafters", ()))
+        return [part for part in parts if hasattr(part, "save") and hasattr(part, "load")]
 
 
 # -- transformers -------------------------------------------------------------------------------------------------
@@ -217,7 +218,7 @@ def needs_draft_model(spec: str) -> bool:
     return any("draft_model" in catalog.hyperparameters(catalog.find(name, "draft").load()) for name in names)
 
 
-def _drafter_arm(lm: CausalLM, spec: str, draft_model: Any, series: str = "", budget: int | None = None) -> Arm:
+def _drafter_arm(lm: CausalLM, spec: str, draft_model: Any, line: str = "", nodes: int | None = None) -> Arm:
     given = {} if draft_model is None else {"draft_model": draft_model}
 
     def make() -> Drafter:
@@ -242,8 +243,8 @@ def _drafter_arm(lm: CausalLM, spec: str, draft_model: Any, series: str = "", bu
         fresh=lambda: decoder(make()),
         drafter=kept,
         draft_model=draft_model,
-        series=series,
-        budget=budget,
+        line=line,
+        nodes=nodes,
     )
 
 
@@ -286,15 +287,20 @@ def _llama_cpp_arm(lm: CausalLM) -> Arm:
 # -- which arms ---------------------------------------------------------------------------------------------------
 
 
-def default_specs(lm: CausalLM, *, draft_model: bool) -> list[str]:
-    """List the usual drafters: those that need nothing, those with a draft model if there is one, PPD if it fits."""
-    return [*DEFAULT, *(WITH_DRAFT_MODEL if draft_model else ()), *([PPD] if _prompt_tokens_fit(lm) else ())]
+def default_specs(lm: CausalLM, *, draft_model: bool, curves: bool = False) -> list[str]:
+    """List the usual drafters: those that need nothing, those with a draft model if there is one, those trained for it.
+
+    With `curves`, by name: each gets its shape at every number of nodes.
+    """
+    needing_nothing, needing_a_model = (CURVES, MODEL_CURVES) if curves else (DEFAULT, WITH_DRAFT_MODEL)
+    trained = [spec for spec in TRAINED if _serves(lm, spec)]
+    return [*needing_nothing, *(needing_a_model if draft_model else ()), *trained]
 
 
-def _prompt_tokens_fit(lm: CausalLM) -> bool:
-    """Whether the prompt tokens that mintage ships were trained for this model."""
+def _serves(lm: CausalLM, spec: str) -> bool:
+    """Whether what a drafter needs was trained for this model."""
     try:
-        PPDDrafter().tokens.check(Target(lm.model))
+        Union.from_spec(spec).check(Target(lm.model))
     except UserError:
         return False
     return True
@@ -307,9 +313,9 @@ def default_arms(
     draft_model: PreTrainedModel | None = None,
     stand_in: Callable[[], PreTrainedModel] | None = None,
     assisted: bool = True,
-    budgets: Sequence[int] = (),
+    nodes: Sequence[int] = (),
     llama_cpp: bool = False,
-    note: Callable[[str], None] = lambda text: None,
+    note: Note = unheard,
 ) -> list[Arm]:
     """Make transformers' arms and one arm per drafter spec.
 
@@ -318,15 +324,15 @@ def default_arms(
     lm
         The target.
     specs
-        Drafter specs as on the command line; ``"NAME cold"`` forgets between prompts. With `budgets`, bare names.
+        Drafter specs as on the command line; ``"NAME cold"`` forgets between prompts. With `nodes`, bare names.
     draft_model
         For drafters that need one; without it `stand_in` is asked when one is needed.
     stand_in
         Makes what drafts where nothing better is at hand; default a 4-bit-rounded copy of the target.
     assisted
         Whether to run transformers' assisted generation too (it costs a draft forward per drafted token).
-    budgets
-        Make every named drafter once per budget, see `at_budgets`.
+    nodes
+        Make every named drafter once per number of nodes, see `at_nodes`.
     llama_cpp
         Whether to run llama.cpp too, where it is installed and the target is the embedded model on the CPU.
     note
@@ -339,13 +345,10 @@ def default_arms(
             return None
         return other() if draft_model is None else draft_model
 
-    arms = [
-        _transformers_arm(GENERATE, lm),
-        _transformers_arm(LOOKUP, lm, prompt_lookup_num_tokens=10),
-    ]
+    arms = [_transformers_arm(GENERATE, lm), _transformers_arm(LOOKUP, lm, prompt_lookup_num_tokens=10)]
     if assisted:
-        label = ASSISTED if draft_model is None else ASSISTED_SAME
-        arms.append(_transformers_arm(label, lm, assistant_model=draft("speculative")))
+        label, assistant = (ASSISTED, other()) if draft_model is None else (ASSISTED_SAME, draft_model)
+        arms.append(_transformers_arm(label, lm, assistant_model=assistant))
     if llama_cpp and lm.name == EMBEDDED and lm.model.device.type == "cpu":
         if importlib.util.find_spec("llama_cpp") is None:
             note(
@@ -353,85 +356,48 @@ def default_arms(
             )
         else:
             arms.append(_llama_cpp_arm(lm))
-    if budgets:
-        shapes = at_budgets(specs, budgets)
-    else:
-        shapes = [(spec, "", None) for spec in dict.fromkeys(specs)]
-    return arms + [_drafter_arm(lm, spec, draft(spec), series, budget) for spec, series, budget in shapes]
+    shapes = at_nodes(specs, nodes) if nodes else [(spec, "", None) for spec in dict.fromkeys(specs)]
+    return arms + [_drafter_arm(lm, spec, draft(spec), line, count) for spec, line, count in shapes]
 
 
-# -- shapes of equal budget ---------------------------------------------------------------------------------------
-
-
-def _rectangle(nodes: int) -> tuple[int, int]:
-    """Width and depth of the largest tree of that many nodes that is at least as deep as wide, and nearly square."""
-    width = math.isqrt(nodes)
-    return width, nodes // width
-
-
-def _branches(nodes: int) -> str:
-    """Branch once, at the root, then run on in chains: width x 1 x 1 ... fills the same rectangle as a beam."""
-    width, depth = _rectangle(nodes)
-    return "x".join(map(str, [width] + [1] * (depth - 1)))
-
-
-_SHAPES: dict[str, dict[str, Callable[[int], str]]] = {
-    "prompt-lookup": {"prompt-lookup": lambda n: f"prompt-lookup:length={n}"},
-    "speculative": {"speculative chain": lambda n: f"speculative:length={n}"},
-    "specinfer": {"SpecInfer": lambda n: f"specinfer:branching={_branches(n)}"},
-    "rsd": {
-        "RSD-C": lambda n: f"rsd:branching={_branches(n)}",
-        "RSD-S": lambda n: "rsd:width={},depth={}".format(*_rectangle(n)),
-    },
-    "spectr": {"SpecTr": lambda n: "spectr:num_drafts={},draft_len={}".format(*_rectangle(n))},
-    "ppd": {"PPD": lambda n: f"ppd:limit={max(n, 2)}"},
-}
-"""Per method: the lines that it gets in the budget curve, and its spec at a budget of n nodes below the root.
-
-Fixed trees fill the same rectangle of width x depth; PPD's nodes and their prompt tokens count together; a method with
-a ``budget`` of its own gets it.
-"""
-
-
-def _shapes(name: str) -> dict[str, Callable[[int], str]]:
-    if name in _SHAPES:
-        return _SHAPES[name]
-    if "+" in name:
-        parts = [next(iter(_shapes(part).values())) for part in name.split("+")]
-        return {name: lambda n: "+".join([*(part(n) for part in parts), f"budget={n}"])}
-    if "budget" not in catalog.hyperparameters(catalog.find(name, "draft").load()):
-        raise UserError(f"{name} has no shape that follows a node budget; leave it out, or leave out --budgets")
-    return {name: lambda n: f"{name}:budget={n}"}
-
-
-def at_budgets(names: Sequence[str], budgets: Sequence[int]) -> list[tuple[str, str, int]]:
-    """Give every named method its shape at every node budget.
+def at_nodes(names: Sequence[str], nodes: Sequence[int]) -> list[tuple[str, str, int]]:
+    """Give every named method its shape at every number of nodes below the root.
 
     Parameters
     ----------
     names
-        Bare names of drafters, or several joined by ``+``.
-    budgets
-        Nodes below the root that a tree may have.
+        Bare names of drafters, or several joined by ``+``, which share the nodes.
+    nodes
+        At least 1 each.
 
     Returns
     -------
     list
-        Spec, line of the budget curve, and budget of every arm; a spec that two budgets share comes once.
+        Spec, line of the curve, and nodes of every arm; a spec that two numbers share comes once.
 
     Raises
     ------
     UserError
-        A budget is below 1, a name carries settings or has no shape that follows a budget.
+        A name carries settings or has no shape that follows a number of nodes.
     """
-    for budget in budgets:
-        if budget < 1:
-            raise UserError(f"budget={budget}; a tree has at least 1 node below the root, e.g. --budgets 4,8,16,32")
     arms: dict[str, tuple[str, str, int]] = {}
     for name in names:
         if ":" in name or "=" in name or name != bare(name):
-            raise UserError(f"{name!r} has its shape already; with --budgets give bare names, e.g. rsd dyspec")
-        for series, shape in _shapes(name).items():
-            for budget in sorted(set(budgets)):
-                arms.setdefault(shape(budget), (shape(budget), series, budget))
+            raise UserError(f"{name!r} has its shape already; with --nodes give bare names, e.g. rsd dyspec")
+        shapes = {count: _shapes(name, count) for count in sorted(set(nodes))}
+        for line in next(iter(shapes.values()), {}):
+            for count, specs in shapes.items():
+                arms.setdefault(specs[line], (specs[line], line, count))
     return list(arms.values())
+
+
+def _shapes(name: str, nodes: int) -> dict[str, str]:
+    """Return a method's specs at a number of nodes, by the line of the curve; a union takes each part's first."""
+    if "+" in name:
+        parts = [next(iter(_shapes(part, nodes).values())) for part in name.split("+")]
+        return {name: "+".join([*parts, f"budget={nodes}"])}
+    kind: type[Drafter] = catalog.find(name, "draft").load()
+    shapes = kind.at_nodes(nodes)
+    if not shapes:
+        raise UserError(f"{name} has no shape that follows a number of nodes; leave it out, or leave out --nodes")
+    return {line or name: f"{name}:{settings}" for line, settings in shapes.items()}

@@ -9,12 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from mintage.bench.draft.arms import GENERATE
-from mintage.bench.draft.run import Measurement, Run
+from mintage.bench.draft.run import DraftRun, Measurement
 from mintage.data import Prompt
-from mintage.draft.contract import Context, Drafter
-from mintage.draft.core.loop import generate
-from mintage.draft.core.tree import TokenTree
-from mintage.draft.union import Union
+from mintage.draft import Context, Drafter, TokenTree, Union, generate
 from mintage.measure import Figure
 from mintage.measure.environment import environment
 from mintage.models import CausalLM
@@ -22,18 +19,18 @@ from mintage.models import CausalLM
 __all__ = ["Watched", "run_figures", "tree_figure"]
 
 
-def run_figures(run: Run) -> list[Figure]:
+def run_figures(run: DraftRun) -> list[Figure]:
     """Draw everything that a run can show."""
-    described = environment()
+    described = run.common["environment"]
     where = f"t{run.temperature:g}-{str(run.lm.model.dtype).removeprefix('torch.')}"
     figures = [_speeds(run, where, described), _categories(run, where, described)]
-    for figure in (_depths(run, where, described), _budgets(run, where, described)):
+    for figure in (_depths(run, where, described), _curve(run, where, described)):
         if figure is not None:
             figures.append(figure)
     return figures
 
 
-def _speeds(run: Run, where: str, described: dict[str, Any]) -> Figure:
+def _speeds(run: DraftRun, where: str, described: dict[str, Any]) -> Figure:
     speeds = {n: run.speed_up(n) for n in run.measurements}
     return Figure(
         job="draft",
@@ -58,7 +55,7 @@ def _speeds(run: Run, where: str, described: dict[str, Any]) -> Figure:
     )
 
 
-def _categories(run: Run, where: str, described: dict[str, Any]) -> Figure:
+def _categories(run: DraftRun, where: str, described: dict[str, Any]) -> Figure:
     categories = sorted({p.category for p in run.prompts})
     return Figure(
         job="draft",
@@ -79,12 +76,12 @@ def _categories(run: Run, where: str, described: dict[str, Any]) -> Figure:
     )
 
 
-def _category(run: Run, measurement: Measurement, category: str) -> float:
+def _category(run: DraftRun, measurement: Measurement, category: str) -> float:
     chosen = [a for a, p in zip(measurement.answers, run.prompts, strict=True) if p.category == category]
     return sum(a.stats.new_tokens for a in chosen) / max(sum(a.stats.rounds for a in chosen), 1)
 
 
-def _depths(run: Run, where: str, described: dict[str, Any]) -> Figure | None:
+def _depths(run: DraftRun, where: str, described: dict[str, Any]) -> Figure | None:
     series = [
         {"name": n, "x": list(range(1, len(m.acceptance_by_depth) + 1)), "y": m.acceptance_by_depth}
         for n, m in run.measurements.items()
@@ -103,13 +100,13 @@ def _depths(run: Run, where: str, described: dict[str, Any]) -> Figure | None:
     )
 
 
-def _budgets(run: Run, where: str, described: dict[str, Any]) -> Figure | None:
+def _curve(run: DraftRun, where: str, described: dict[str, Any]) -> Figure | None:
     """Tokens against nodes per target forward: what a larger tree buys, one line a method."""
     lines: dict[str, list[tuple[float, Measurement]]] = {}
     for name, arm in run.arms.items():
         nodes = run.measurements[name].nodes_per_forward
-        if arm.series and nodes is not None:
-            lines.setdefault(arm.series, []).append((nodes.value, run.measurements[name]))
+        if arm.line and nodes is not None:
+            lines.setdefault(arm.line, []).append((nodes.value, run.measurements[name]))
     if not lines:
         return None
     series = []
@@ -125,12 +122,12 @@ def _budgets(run: Run, where: str, described: dict[str, Any]) -> Figure | None:
                 "high": [t.high for t in tokens],
             }
         )
-    budgets = sorted({arm.budget for arm in run.arms.values() if arm.budget is not None})
+    sizes = sorted({arm.nodes for arm in run.arms.values() if arm.nodes is not None})
     return Figure(
         job="draft",
         name=f"budget-{where}",
         title=f"Tokens per target forward by size of the tree, temperature {run.temperature:g}",
-        caption=f"Every method at budgets of {', '.join(map(str, budgets))} nodes, placed at the nodes that its "
+        caption=f"Every method at {', '.join(map(str, sizes))} nodes, placed at the nodes that its "
         f"forwards did read (root included); {len(run.prompts)} prompts, {run.lm.name}, 95% intervals.",
         kind="curve",
         data={"x_label": "nodes per target forward", "y_label": "tokens per target forward", "series": series},
@@ -171,8 +168,8 @@ class Watched(Drafter):
 
     @classmethod
     def tiny(cls) -> Watched:
-        """Make an instance for the laws."""
-        from mintage.draft.baselines import Plain
+        """Make one that drafts nothing."""
+        from mintage.draft import Plain
 
         return cls(inner=Plain())
 

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mintage.bench.draft.arms import Arm, learners
-from mintage.draft.core.loop import Stats
+from mintage.bench.draft.arms import Arm
+from mintage.draft import Stats
 from mintage.files import append_line
 from mintage.measure.memo import fingerprint
 
@@ -98,5 +98,5 @@ class Journal:
 
 def _tables(arms: Sequence[Arm]) -> list[tuple[str, Any]]:
     """Number everything that hot arms have learned, in the arms' order."""
-    kept = [table for arm in arms if arm.drafter is not None for table in learners(arm.drafter)]
+    kept = [table for arm in arms for table in arm.learners]
     return [(str(number), table) for number, table in enumerate(kept)]

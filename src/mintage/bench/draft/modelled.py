@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from mintage.bench.draft.run import Measurement
-from mintage.draft.core.latency import LatencyCurve
-from mintage.draft.core.loop import Stats
+from mintage.draft import LatencyCurve, Stats
 from mintage.measure import Interval, bootstrap_ratio
 
 __all__ = ["drafting_seconds", "modelled_speed_up", "offloaded", "on_this_machine", "streamed_bytes"]

@@ -1,4 +1,7 @@
-"""A bench's run as result rows: one per arm and metric, one per tested claim, and what the machine allows at most."""
+"""A bench's run as result rows: one per arm and metric, and what the machine allows at most.
+
+Not here: claims (the studies of the methods).
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,8 @@ import torch
 
 from mintage.bench.draft.arms import GENERATE
 from mintage.bench.draft.modelled import modelled_speed_up, offloaded, on_this_machine, streamed_bytes
-from mintage.bench.draft.run import Run
-from mintage.draft.core.latency import latency_curve
-from mintage.draft.core.target import Target
+from mintage.bench.draft.run import DraftRun
+from mintage.draft import Target, latency_curve
 from mintage.measure import (
     Interval,
     Result,
@@ -23,10 +25,8 @@ from mintage.measure import (
     peak_tensor_bytes,
     tensor_bytes,
 )
-from mintage.measure.environment import environment
-from mintage.studies.draft import CLAIMS, ExactClaim
 
-__all__ = ["exact_rows", "result_rows"]
+__all__ = ["metric_rows"]
 
 _MEMORY_TOKENS = 4  # tokens of the answer whose memory is taken
 _CACHED = 64 * 2**20  # weights smaller than this may stay in a processor's cache: no bandwidth bounds them
@@ -44,39 +44,23 @@ class _Metric:
     n: int | None = None
 
 
-def result_rows(run: Run, *, command: str, data: str, link: float = 16.0) -> list[Result]:
+def metric_rows(run: DraftRun, *, link: float = 16.0) -> list[Result]:
     """Turn a run's measurements into rows.
 
     Parameters
     ----------
     run
         What was measured.
-    command, data
-        What repeats it, and the name of the prompts.
     link
         GB/s of the link in the model of offloaded weights.
     """
-    settings: dict[str, Any] = {"temperature": run.temperature, "max_new_tokens": run.max_new_tokens}
-    settings["dtype"] = str(run.lm.model.dtype).removeprefix("torch.")
-    if run.draft:
-        settings["draft"] = run.draft
-    common: dict[str, Any] = {
-        "job": "draft",
-        "model": run.lm.name,
-        "data": data,
-        "seed": run.seed,
-        "settings": settings,
-        "command": command,
-        "environment": environment(),
-        "n": len(run.prompts),
-    }
-    rows = _claims(run, common)
+    rows = []
     for metric in _metrics(run, link):
         values = {name: metric.value(name) for name in run.measurements}
         plain = values.pop(GENERATE)
         measured = {name: interval for name, interval in values.items() if interval is not None}
         for name, interval in measured.items():
-            given = common if metric.n is None else {**common, "n": metric.n}
+            given = run.common if metric.n is None else {**run.common, "n": metric.n}
             rows.append(
                 Result(
                     method=name,
@@ -87,17 +71,17 @@ def result_rows(run: Run, *, command: str, data: str, link: float = 16.0) -> lis
                     interval=interval.bounds,
                     baseline={} if plain is None else {GENERATE: plain.value},
                     peers={other: v.value for other, v in measured.items() if other != name},
-                    note="; ".join(filter(None, [metric.note, run.arms[name].note if name in run.arms else ""])),
+                    note="; ".join(filter(None, [metric.note, run.arms[name].note])),
                     **given,
                 )
             )
-    return rows + _limit(run, common)
+    return rows + _limit(run)
 
 
 # -- metrics ------------------------------------------------------------------------------------------------------
 
 
-def _metrics(run: Run, link: float) -> Iterable[_Metric]:
+def _metrics(run: DraftRun, link: float) -> Iterable[_Metric]:
     more, less = partial(_Metric, more_is_better=True), partial(_Metric, more_is_better=False)
     ours = set(run.same_arithmetic)
     arm = run.measurements
@@ -147,34 +131,35 @@ def _exactly(value: float) -> Interval:
     return Interval(value, value, value)
 
 
-def _flops_per_token(run: Run, model: Any) -> float:
+def _flops_per_token(run: DraftRun, model: Any) -> float:
     """FLOPs of a model per token read, at the context of the first prompt."""
-    key = f"flops {id(model)}"
-    if key not in run.memo:
+
+    def count() -> float:
         ids = run.ids(run.prompts[0])[:, :64]
         with torch.no_grad():
-            run.memo[key] = count_flops(lambda: model(input_ids=ids, use_cache=False)) / ids.shape[1]
-    return run.memo[key]
+            return count_flops(lambda: model(input_ids=ids, use_cache=False)) / ids.shape[1]
+
+    return run.once(f"flops {id(model)}", count)
 
 
-def _per_token(run: Run, name: str, counts: Sequence[float], scale: float = 1.0) -> Interval | None:
+def _per_token(run: DraftRun, name: str, counts: Sequence[float], scale: float = 1.0) -> Interval | None:
     if not any(counts):
         return None
     ratio = bootstrap_ratio(counts, run.measurements[name].total("new_tokens"))
     return Interval(*(bound * scale for bound in ratio))
 
 
-def _target_gflops(run: Run, name: str) -> Interval | None:
+def _target_gflops(run: DraftRun, name: str) -> Interval | None:
     nodes = run.measurements[name].total("tree_nodes")
     return _per_token(run, name, nodes, _flops_per_token(run, run.lm.model) / 1e9)
 
 
-def _draft_forwards(run: Run, name: str) -> Interval | None:
+def _draft_forwards(run: DraftRun, name: str) -> Interval | None:
     return _per_token(run, name, run.measurements[name].total("draft_forwards"))
 
 
-def _draft_gflops(run: Run, name: str) -> Interval | None:
-    model = run.arms[name].draft_model if name in run.arms else None
+def _draft_gflops(run: DraftRun, name: str) -> Interval | None:
+    model = run.arms[name].draft_model
     if model is None:
         return None
     stats = [answer.stats for answer in run.measurements[name].answers]
@@ -182,9 +167,9 @@ def _draft_gflops(run: Run, name: str) -> Interval | None:
     return _per_token(run, name, read, _flops_per_token(run, model) / 1e9)
 
 
-def _memory(run: Run, name: str) -> Interval | None:
+def _memory(run: DraftRun, name: str) -> Interval | None:
     """Peak of the tensors that a short answer of a decoder that knows nothing holds, and its draft model's weights."""
-    if name not in run.arms or run.arms[name].note:  # tensors of other libraries are not seen
+    if run.arms[name].note:  # tensors of other libraries are not seen
         return None
     arm = run.arms[name]
     decode, ids = arm.fresh(), run.ids(run.prompts[0])
@@ -199,7 +184,7 @@ def _memory(run: Run, name: str) -> Interval | None:
 # -- modelled -----------------------------------------------------------------------------------------------------
 
 
-def _modelled(run: Run, link: float) -> Iterable[_Metric]:
+def _modelled(run: DraftRun, link: float) -> Iterable[_Metric]:
     """Speed-ups on other terms, from counts that were measured; see `mintage.bench.draft.modelled`."""
     target = Target(run.lm.model)
     curve = latency_curve(target)
@@ -234,7 +219,7 @@ def _modelled(run: Run, link: float) -> Iterable[_Metric]:
     )
 
 
-def _limit(run: Run, common: dict[str, Any]) -> list[Result]:
+def _limit(run: DraftRun) -> list[Result]:
     """The most tokens per second that one-token decoding can reach: memory bandwidth over the weights it must read."""
     weights = streamed_bytes(run.lm.model)
     if weights < _CACHED:
@@ -251,71 +236,6 @@ def _limit(run: Run, common: dict[str, Any]) -> list[Result]:
             baseline={GENERATE: measured.value},
             note=f"modelled, not a decoder: {weights / 1e6:.4g} MB of weights per token at {bandwidth / 1e9:.3g} GB/s, "
             "measured by summing 256 MiB on as many threads",
-            **{**common, "n": 1},
+            **{**run.common, "n": 1},
         )
     ]
-
-
-# -- claims -------------------------------------------------------------------------------------------------------
-
-
-def _claims(run: Run, common: dict[str, Any]) -> list[Result]:
-    """Test every claim whose arms were measured under its conditions."""
-    exact = run.lm.model.dtype == torch.float32
-    rows: list[Result] = []
-    if len(run.prompts) < 2:  # one prompt has no interval, so nothing can be concluded
-        return rows
-    for claim in CLAIMS:
-        fits = (claim.when == "sampling") == bool(run.temperature) and exact >= claim.exact_dtype
-        if not fits or not set(claim.arms) <= run.measurements.keys() or not claim.applies(run):
-            continue
-        measured = claim.measure(run)
-        tested = measured if claim.tested is None else claim.tested(run)
-        baseline, peers = claim.compare(run)
-        rows.append(
-            Result(
-                method=claim.method,
-                metric=claim.metric,
-                unit=claim.unit,
-                higher_is_better=claim.higher_is_better,
-                value=measured.value,
-                interval=measured.bounds,
-                baseline=baseline,
-                peers={n: v for n, v in peers.items() if n not in claim.arms},
-                claim=claim.text,
-                verdict="holds" if claim.holds(tested) else "does not hold",
-                note=claim.note(run),
-                **{**common, "n": claim.n or common["n"]},
-            )
-        )
-    return rows
-
-
-def exact_rows(claims: Sequence[ExactClaim], command: str, seed: int) -> list[Result]:
-    """Test the claims that need no model."""
-    rows = []
-    for claim in claims:
-        measured, baseline, peers, holds = claim.measure()
-        rows.append(
-            Result(
-                method=claim.method,
-                job="draft",
-                metric=claim.metric,
-                unit=claim.unit,
-                higher_is_better=True,
-                value=measured.value,
-                interval=measured.bounds,
-                n=claim.n,
-                baseline=baseline,
-                peers=peers,
-                claim=claim.text,
-                verdict="holds" if holds else "does not hold",
-                model="random laws",
-                data="exact enumeration",
-                seed=seed,
-                settings=claim.settings,
-                command=command,
-                environment=environment(),
-            )
-        )
-    return rows

@@ -10,21 +10,26 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mintage.bench.draft.arms import GENERATE, Arm, is_cold
 from mintage.bench.draft.journal import Journal
 from mintage.data import Prompt
-from mintage.draft.core.loop import Stats
-from mintage.draft.core.target import Target
+from mintage.draft import FrequentTokenHead, Stats, Target
 from mintage.errors import UserError
 from mintage.measure import Interval, Pairs, bootstrap_ratio, interleaved, timed
+from mintage.measure.environment import environment
 from mintage.models import CausalLM
+from mintage.progress import Progress, silent
 
-__all__ = ["Answer", "Measurement", "Run"]
+__all__ = ["Answer", "DraftRun", "Measurement"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -74,50 +79,112 @@ class Measurement:
         return [a / o if o else 0.0 for o, a in zip(offered, accepted, strict=True)]
 
 
-@dataclass
-class Run:
-    """Everything measured at one temperature."""
+@dataclass(eq=False)
+class DraftRun:
+    """Everything measured at one temperature; rows of claims are made from it as from a run of a study.
+
+    Parameters
+    ----------
+    lm, prompts
+        The target, and what it is asked.
+    arms
+        The decoders; the first one is the baseline of speeds.
+    temperature, max_new_tokens, seed
+        Of every answer.
+    draft
+        What the draft model was, if an arm has one.
+    data, command
+        Of the rows: the name of the prompts, and what repeats the run.
+    """
 
     lm: CausalLM
-    prompts: list[Prompt]
-    temperature: float
-    max_new_tokens: int
-    seed: int
-    draft: str = ""  # what the draft model was, if an arm had one
-    arms: dict[str, Arm] = field(default_factory=dict)
-    measurements: dict[str, Measurement] = field(default_factory=dict)
-    pairs: Pairs = field(default_factory=Pairs)  # seconds per emitted token
-    memo: dict[str, Any] = field(default_factory=dict)  # what several rows share
+    prompts: Sequence[Prompt]
+    arms: dict[str, Arm]
+    temperature: float = 0.0
+    max_new_tokens: int = 96
+    seed: int = 0
+    draft: str = ""
+    data: str = ""
+    command: str = ""
+    measurements: dict[str, Measurement] = field(default_factory=dict, init=False)
+    pairs: Pairs = field(default_factory=Pairs, init=False)  # seconds per emitted token
+    _shared: dict[str, Any] = field(default_factory=dict, init=False)
 
-    def measure(
-        self, arms: Sequence[Arm], step: Callable[[str], None] = lambda _: None, journal: Journal | None = None
-    ) -> None:
+    @cached_property
+    def common(self) -> dict[str, Any]:
+        """What all rows say."""
+        settings: dict[str, Any] = {"temperature": self.temperature, "max_new_tokens": self.max_new_tokens}
+        settings["dtype"] = str(self.lm.model.dtype).removeprefix("torch.")
+        if self.draft:
+            settings["draft"] = self.draft
+        return {
+            "job": "draft",
+            "model": self.lm.name,
+            "data": self.data,
+            "seed": self.seed,
+            "settings": settings,
+            "command": self.command,
+            "environment": environment(),
+            "n": len(self.prompts),
+        }
+
+    @property
+    def greedy(self) -> bool:
+        """Whether answers are the target's likeliest tokens."""
+        return not self.temperature
+
+    @property
+    def exact(self) -> bool:
+        """Whether the target computes in float32, where all arms must say the same."""
+        return self.lm.model.dtype == torch.float32
+
+    @property
+    def distilled(self) -> bool:
+        """Whether the draft model is one of ``mintage train drafter``."""
+        return isinstance(getattr(self.draft_model, "lm_head", None), FrequentTokenHead)
+
+    def has(self, *arms: str) -> bool:
+        """Whether all of these were measured."""
+        return set(arms) <= self.measurements.keys()
+
+    def column(self, arm: str, of: str | tuple[str, ...]) -> np.ndarray:
+        """Return a counter of `Stats` of an arm, a number per prompt, or several stacked."""
+        total = self.measurements[arm].total
+        return np.array(total(of) if isinstance(of, str) else [total(name) for name in of])
+
+    def once(self, key: str, compute: Callable[[], T]) -> T:
+        """Return what several rows share, computed when first asked for."""
+        if key not in self._shared:
+            self._shared[key] = compute()
+        return self._shared[key]
+
+    def measure(self, progress: Progress = silent, journal: Journal | None = None) -> None:
         """Answer every prompt with every arm.
 
         Parameters
         ----------
-        arms
-            The first one is the baseline of speeds.
-        step
-            Told the arm after each answer, those taken from the journal included.
+        progress
+            Told after each answer, those taken from the journal included.
         journal
             Keeps the answers; prompts that it holds already are not asked again.
         """
         ids = {p.id: self.ids(p) for p in self.prompts}
         self._check_lengths({name: tokens.shape[1] for name, tokens in ids.items()})
-        self.arms = {arm.name: arm for arm in arms}
-        self.measurements = {arm.name: Measurement() for arm in arms}
+        arms = list(self.arms.values())
+        self.measurements = {name: Measurement() for name in self.arms}
         warm = next(iter(ids.values()))[:, -8:]
         for arm in arms:
             if not is_cold(arm.name):
                 arm.decode(warm, self.temperature, 2, self.seed)
         known = journal.restore(arms) if journal else []
+        stage, total = f"answers at temperature {self.temperature:g}", len(self.prompts) * len(arms)
         for prompt, answers in zip(self.prompts, known, strict=False):
-            for arm in arms:
-                row = answers[arm.name]
-                self._add(prompt, arm, Answer(tuple(row["tokens"]), row["seconds"], Stats(**row["stats"])))
-                step(arm.name)
-        pending = list(interleaved(self.prompts, self.arms))[len(known) * len(arms) :]
+            for name in self.arms:
+                row = answers[name]
+                self._add(prompt, name, Answer(tuple(row["tokens"]), row["seconds"], Stats(**row["stats"])))
+        before = len(known) * len(arms)
+        progress(stage, before, total)
+        pending = list(interleaved(self.prompts, self.arms))[before:]
         for turn, (prompt, name) in enumerate(pending, start=1):
             arm = self.arms[name]
 
@@ -126,16 +193,16 @@ class Run:
 
             (tokens, stats), seconds = timed(call)
             answer = Answer(tuple(tokens.tolist()), seconds, stats)
-            self._add(prompt, arm, answer)
+            self._add(prompt, name, answer)
             if journal:
                 journal.add(prompt.id, name, answer.tokens, seconds, stats)
                 if turn % len(arms) == 0:
                     journal.close_prompt(prompt.id, arms)
-            step(name)
+            progress(stage, before + turn, total)
 
-    def _add(self, prompt: Prompt, arm: Arm, answer: Answer) -> None:
-        self.measurements[arm.name].answers.append(answer)
-        self.pairs.add(prompt.id, arm.name, answer.seconds / max(len(answer.tokens), 1))
+    def _add(self, prompt: Prompt, arm: str, answer: Answer) -> None:
+        self.measurements[arm].answers.append(answer)
+        self.pairs.add(prompt.id, arm, answer.seconds / max(len(answer.tokens), 1))
 
     def _check_lengths(self, lengths: dict[str, int]) -> None:
         limit = Target(self.lm.model).positions
@@ -153,7 +220,7 @@ class Run:
     @property
     def same_arithmetic(self) -> list[str]:
         """Arms that run the same model in the same arithmetic as the baseline."""
-        return [name for name in self.measurements if name not in self.arms or not self.arms[name].note]
+        return [name for name, arm in self.arms.items() if not arm.note]
 
     @property
     def draft_model(self) -> Any:

@@ -2,8 +2,8 @@
 
 The embeddings are the target's own tensor, and the head is the target's rows of a few thousand tokens: the whole head
 would cost a two-block model more than its blocks. Every other token gets the logit -inf, probability 0, so it is never
-drafted; verification keeps the target's law all the same. To everyone else it is an ordinary Hugging Face causal LM
-with the target's vocabulary: to this job's drafters as to ``model.generate(..., assistant_model=...)``.
+drafted; verification keeps the target's distribution all the same. To everyone else it is an ordinary Hugging Face
+causal LM with the target's vocabulary: to this job's drafters as to ``model.generate(..., assistant_model=...)``.
 
 Not here: how it is taught (`mintage.draft.training.distilled`).
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,23 +23,23 @@ from transformers import PreTrainedModel
 
 from mintage.errors import UserError
 from mintage.models import EMBEDDED, CausalLM, load_causal_lm, rounded_copy
-from mintage.weights import read_weights, write_weights
+from mintage.weights import Artefact, shipped
 
 __all__ = [
+    "DistilledDrafter",
     "DraftModel",
     "FrequentTokenHead",
     "cut_drafter",
-    "fingerprint",
+    "describe_shapes",
     "load_draft_model",
     "load_drafter",
-    "save_drafter",
     "shipped_drafter",
 ]
 
 CUTTABLE = ("llama", "mistral", "qwen2", "qwen3")
 """Values of ``config.model_type`` whose models are ``model.layers``, ``model.norm`` and ``lm_head``, and no more."""
 
-_FORMAT = "mintage drafter 1"
+_FORMAT = "mintage drafter 2"
 _SHIPPED_FOR = (EMBEDDED, "HuggingFaceTB/SmolLM2-135M-Instruct")
 
 
@@ -70,7 +70,7 @@ class FrequentTokenHead(nn.Module):
         return logits.index_copy_(-1, self.tokens, known)
 
 
-def fingerprint(model: Any) -> str:
+def describe_shapes(model: Any) -> str:
     """Name the shapes that a drafter must share with its target."""
     config = model.config.get_text_config(decoder=True)
     heads = config.num_attention_heads
@@ -132,27 +132,24 @@ def _check_kind(model: Any) -> None:
 
 def shipped_drafter() -> Path:
     """Return the drafter that ships with mintage, for the embedded model."""
-    return Path(str(files("mintage") / "assets" / "drafter-smollm2.safetensors"))
+    return shipped("drafter", EMBEDDED)
 
 
-def save_drafter(drafter: Any, target: CausalLM, path: str | Path, *, notes: Mapping[str, str]) -> None:
-    """Write a drafter's own tensors in bfloat16: blocks, last norm and the list of tokens; not the embeddings.
+@dataclass(frozen=True)
+class DistilledDrafter:
+    """A drafter from `cut_drafter`, what it was cut from, and how it was taught."""
 
-    Parameters
-    ----------
-    drafter
-        From `cut_drafter`.
-    target
-        What it was cut from.
-    path
-        Safetensors file to write.
-    notes
-        How it was made and what it does; kept in the file's metadata.
-    """
-    tensors = {name: t.to(torch.bfloat16) for name, t in _own_tensors(drafter).items()}
-    tensors["tokens"] = drafter.lm_head.tokens.to(torch.int32)
-    named = {"target": target.name, "fingerprint": fingerprint(target.model)}
-    write_weights(path, _FORMAT, tensors, {**notes, **named})
+    model: PreTrainedModel
+    target: CausalLM
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    def save(self, path: str | Path, notes: Mapping[str, str] | None = None) -> None:
+        """Write its own tensors in bfloat16: blocks, last norm and the list of tokens; not the embeddings."""
+        model: Any = self.model
+        tensors = {name: t.to(torch.bfloat16) for name, t in _own_tensors(model).items()}
+        tensors["tokens"] = model.lm_head.tokens.to(torch.int32)
+        sizes = {"target": self.target.name, "shapes": describe_shapes(self.target.model)}
+        Artefact(tensors, sizes, notes={**self.notes, **(notes or {})}).save(path, _FORMAT)
 
 
 def _own_tensors(drafter: Any) -> dict[str, Tensor]:
@@ -168,7 +165,7 @@ def load_drafter(target: CausalLM, path: str | Path | None = None) -> PreTrained
     target
         The model to draft for.
     path
-        File of `save_drafter`; default: the one that ships with mintage, for the embedded model.
+        File of `DistilledDrafter.save`; default: the one that ships with mintage, for the embedded model.
 
     Raises
     ------
@@ -177,19 +174,20 @@ def load_drafter(target: CausalLM, path: str | Path | None = None) -> PreTrained
     """
     path = shipped_drafter() if path is None else Path(path)
     _check_kind(target.model)
-    again = f"make it with mintage train drafter --out {path}"
-    tensors, notes = read_weights(path, _FORMAT, again)
-    wanted, mine = notes.get("fingerprint"), fingerprint(target.model)
+    again = f"mintage train drafter --out {path}"
+    artefact = Artefact.load(path, _FORMAT, again)
+    wanted, mine = artefact.sizes.get("shapes"), describe_shapes(target.model)
     if wanted != mine:
         raise UserError(
-            f"{path} drafts for {notes.get('target')} ({wanted}), not for {target.name} ({mine}); "
+            f"{path} drafts for {artefact.sizes.get('target')} ({wanted}), not for {target.name} ({mine}); "
             "make another with mintage train drafter"
         )
+    tensors = dict(artefact.tensors)
     tokens = tensors.pop("tokens", torch.zeros(0))
     per_block = len(target.model.model.layers[0].state_dict())
     count = sum(name.startswith("layers.") for name in tensors) // per_block
     if tokens.dtype != torch.int32 or tokens.ndim != 1 or not 1 <= count <= len(target.model.model.layers):
-        raise UserError(f"{path} lacks blocks or the list of its tokens; {again}")
+        raise UserError(f"{path} lacks blocks or the list of its tokens; make it with: {again}")
     try:
         drafter: Any = cut_drafter(target.model, range(count), tokens)
     except UserError as error:

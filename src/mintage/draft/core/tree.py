@@ -6,6 +6,7 @@ smaller than its children's, and siblings stand in the order in which they were 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["TokenTree", "Topology"]
+__all__ = ["TokenTree", "Topology", "comb", "rectangle"]
 
 
 class Topology:
@@ -156,3 +157,15 @@ class TokenTree:
         if max(self.topology.depth) <= depth:
             return self
         return self.keep([node for node, d in enumerate(self.topology.depth) if d <= depth])
+
+
+def rectangle(nodes: int) -> tuple[int, int]:
+    """Return width and depth of the largest tree of that many nodes at least as deep as wide, and nearly square."""
+    width = math.isqrt(nodes)
+    return width, nodes // width
+
+
+def comb(nodes: int) -> str:
+    """Write the branching of a tree that branches at its root and runs on in chains, filling the same rectangle."""
+    width, depth = rectangle(nodes)
+    return "x".join(map(str, [width] + [1] * (depth - 1)))

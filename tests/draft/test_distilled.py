@@ -1,5 +1,6 @@
 """The distilled drafter: head, file, answers, loss, training on a toy, and what drafters make of probability 0."""
 
+import copy
 import json
 import math
 import subprocess
@@ -10,29 +11,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from mintage.data import read_prompts
 from mintage.draft import RSD, Chain, DySpec, SpecInfer, SpecTr, generate
-from mintage.draft.core import distilled as module
+from mintage.draft.core.agreement import drafter_accuracy, step_cost
+from mintage.draft.core.answers import Answers, answer, write_answers
 from mintage.draft.core.distilled import (
+    DistilledDrafter,
     cut_drafter,
-    fingerprint,
+    describe_shapes,
     load_draft_model,
     load_drafter,
-    save_drafter,
+    shipped_drafter,
 )
 from mintage.draft.core.target import Target
-from mintage.draft.training.distilled import (
-    DrafterRecipe,
-    Lessons,
-    answer,
-    drafter_accuracy,
-    law_distance,
-    step_cost,
-    train_drafter,
-    write_answers,
-)
-from mintage.draft.training.instructions import instructions
+from mintage.draft.training.distillation import DrafterRecipe, divergence
+from mintage.draft.training.distilled import DrafterTraining
 from mintage.errors import UserError
 from mintage.models import TINY_VOCABULARY, CausalLM, load_causal_lm, tiny_causal_lm
 from mintage.train import Settings, train
@@ -51,6 +47,10 @@ def tiny(save_tiny_model, tmp_path_factory):
 def answered(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("answers")
     return folder, write_answers(tiny, PROMPTS, folder, new_tokens=12)
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def known_tokens(lm, count=40):
@@ -132,7 +132,7 @@ def saved(tiny, tmp_path):
     with torch.no_grad():
         drafter.model.norm.weight.mul_(1.5)
     path = tmp_path / "drafter.safetensors"
-    save_drafter(drafter, tiny, path, notes={"command": "mintage train drafter"})
+    DistilledDrafter(drafter, tiny).save(path, {"command": "mintage train drafter"})
     return drafter, path
 
 
@@ -171,7 +171,7 @@ def put(name, value):
     "harm",
     [
         pytest.param({"format": "mintage drafter 99"}, id="another format"),
-        pytest.param({"fingerprint": "llama, 99 layers"}, id="another model"),
+        pytest.param({"sizes": '{"target": "x", "shapes": "llama, 99 layers"}'}, id="another model"),
         pytest.param({"change": drop("norm.weight")}, id="no norm"),
         pytest.param({"change": drop("tokens")}, id="no tokens"),
         pytest.param({"change": drop("layers.1.mlp.up_proj.weight")}, id="a weight missing"),
@@ -207,6 +207,10 @@ def test_a_missing_file_names_what_makes_it(tiny, tmp_path):
         load_drafter(tiny, tmp_path / "none.safetensors")
 
 
+def test_what_ships_is_called_after_its_model():
+    assert shipped_drafter().name == "drafter-smollm2.safetensors"
+
+
 def test_draft_model_specs(tiny, saved, tmp_path):
     _, path = saved
     assert load_draft_model(str(path), tiny).model.config.num_hidden_layers == 2
@@ -223,7 +227,7 @@ def test_draft_model_specs(tiny, saved, tmp_path):
 def test_the_shipped_drafter_is_refused_by_a_model_it_was_not_made_for(tiny):
     with pytest.raises(UserError, match=r"drafts for smollm2 \(llama, 30 layers.*mintage train drafter") as caught:
         load_drafter(tiny)
-    assert fingerprint(tiny.model) in str(caught.value)
+    assert describe_shapes(tiny.model) in str(caught.value)
 
 
 # -- answers -------------------------------------------------------------------------------------------------------
@@ -282,8 +286,8 @@ def test_answers_are_kept_and_written_once(tiny, answered, monkeypatch):
     assert again == paths
     assert len(paths) == 2
     assert paths[0].stat().st_mtime_ns == before[paths[0]]
-    lessons = Lessons(paths)
-    assert sorted(lessons.prompt) == sorted([*range(len(PROMPTS)), *range(len(PROMPTS))])
+    answers = Answers(paths)
+    assert sorted(answers.prompt) == sorted([*range(len(PROMPTS)), *range(len(PROMPTS))])
     with pytest.raises(UserError, match="answers to other prompts"):
         write_answers(tiny, PROMPTS, folder, new_tokens=11)
     with pytest.raises(UserError, match="answers to other prompts"):
@@ -301,15 +305,15 @@ def test_a_damaged_file_of_answers_is_named(tiny, tmp_path):
 
 
 def test_frequent_tokens_are_those_of_the_answers(answered):
-    lessons = Lessons(answered[1])
-    everything = torch.cat([lessons.answer(row) for row in range(len(lessons))]).long()
-    tokens, covered = lessons.frequent(range(len(lessons)), 20)
+    answers = Answers(answered[1])
+    everything = torch.cat([answers.answer(row) for row in range(len(answers))]).long()
+    tokens, covered = answers.frequent(range(len(answers)), 20)
     assert tokens.tolist() == sorted(set(tokens.tolist()))
     assert len(tokens) == 20
     counts = everything.bincount()
     assert covered == pytest.approx(float(counts.sort(descending=True).values[:20].sum()) / len(everything))
     assert covered == pytest.approx(float(torch.isin(everything, tokens).float().mean()))
-    assert lessons.frequent(range(len(lessons)), 10**6)[1] == 1
+    assert answers.frequent(range(len(answers)), 10**6)[1] == 1
 
 
 # -- the loss ------------------------------------------------------------------------------------------------------
@@ -321,23 +325,23 @@ def test_the_distance_and_its_gradient_are_the_definitions(seed, overlap, places
     generator = torch.Generator().manual_seed(seed)
     student = torch.randn(places, 9, generator=generator, requires_grad=True)
     log_p = torch.randn(places, 12, generator=generator).mul(2).log_softmax(-1)[:, :9]  # less than all of its mass
-    loss, parts = law_distance(student, log_p, overlap)
+    loss, parts = divergence(student, log_p, overlap)
     (gradient,) = torch.autograd.grad(loss, student)
     log_q, p = student.log_softmax(-1), log_p.exp()
-    divergence = (p * (log_p - log_q)).sum(-1).mean()
+    forward = (p * (log_p - log_q)).sum(-1).mean()
     accept = torch.minimum(p, log_q.exp()).sum(-1).mean()
-    wanted = (1 - overlap) * divergence + overlap * (1 - accept)
+    wanted = (1 - overlap) * forward + overlap * (1 - accept)
     assert loss.item() == pytest.approx(wanted.item(), abs=1e-5)
     assert parts["accept"] == pytest.approx(accept.item(), abs=1e-5)
-    assert parts["divergence"] == pytest.approx(divergence.item(), abs=1e-5)
+    assert parts["divergence"] == pytest.approx(forward.item(), abs=1e-5)
     assert torch.allclose(gradient, torch.autograd.grad(wanted, student)[0], atol=1e-6)
 
 
 def test_the_target_is_its_own_best_drafter(tiny, answered):
-    lessons = Lessons(answered[1])
+    answers = Answers(answered[1])
     everything = torch.arange(tiny.model.config.vocab_size)
     drafter = cut_drafter(tiny.model, range(4), everything)
-    recipe = DrafterRecipe(tiny.model, drafter, lessons, range(len(lessons)), batch_rows=4)
+    recipe = DrafterRecipe(tiny.model, drafter, answers, range(len(answers)), batch_rows=4)
     loss, parts = recipe.loss(recipe.module, recipe.batch(0))
     assert abs(loss.item()) < 1e-4
     assert parts["agree"] == 1
@@ -345,34 +349,34 @@ def test_the_target_is_its_own_best_drafter(tiny, answered):
 
 
 def test_every_answer_is_learnt_from_once_an_epoch(tiny, answered):
-    lessons = Lessons(answered[1])
+    answers = Answers(answered[1])
     drafter = cut_drafter(tiny.model, [0], known_tokens(tiny))
-    recipe = DrafterRecipe(tiny.model, drafter, lessons, range(len(lessons)), batch_rows=9)
+    recipe = DrafterRecipe(tiny.model, drafter, answers, range(len(answers)), batch_rows=9)
     epochs = [[row for place in range(10) for row in recipe._epoch(epoch)[place]] for epoch in (0, 1)]
-    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(len(lessons)))
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(len(answers)))
     assert epochs[0] != epochs[1]
     batch = recipe.batch(13)
     assert all(torch.equal(batch[name], again) for name, again in recipe.batch(13).items())
-    flat = batch["ids"].flatten()[batch["places"] + 1]  # what stands after each place is what was answered
+    flat = batch["ids"].flatten()[batch["positions"] + 1]  # what stands after each position is what was answered
     rows = recipe._epoch(1)[3]
-    assert flat.tolist() == torch.cat([lessons.answer(row) for row in rows]).tolist()
+    assert flat.tolist() == torch.cat([answers.answer(row) for row in rows]).tolist()
 
 
 @pytest.mark.parametrize("overlap", [-0.1, 1.1])
 def test_a_share_outside_the_unit_interval_is_refused(tiny, answered, overlap):
     drafter = cut_drafter(tiny.model, [0], known_tokens(tiny))
     with pytest.raises(UserError, match="overlap"):
-        DrafterRecipe(tiny.model, drafter, Lessons(answered[1]), [0, 1], overlap=overlap)
+        DrafterRecipe(tiny.model, drafter, Answers(answered[1]), [0, 1], overlap=overlap)
 
 
 # -- training ------------------------------------------------------------------------------------------------------
 
 
 def teach(tiny, paths, folder, steps, **more):
-    lessons = Lessons(paths)
-    tokens, _ = lessons.frequent(range(len(lessons)), 200)
+    answers = Answers(paths)
+    tokens, _ = answers.frequent(range(len(answers)), 200)
     drafter = cut_drafter(tiny.model, [0], tokens)
-    recipe = DrafterRecipe(tiny.model, drafter, lessons, range(len(lessons)), batch_rows=8)
+    recipe = DrafterRecipe(tiny.model, drafter, answers, range(len(answers)), batch_rows=8)
     train(recipe, folder, Settings(steps=steps, lr=5e-3, log_every=5, save_every=5, **more), device="cpu")
     recipe.finish()
     return drafter
@@ -391,49 +395,62 @@ def test_training_lowers_the_divergence_and_leaves_the_target_alone(tiny, answer
     assert all(torch.equal(before[name], p) for name, p in tiny.model.state_dict().items())
 
 
+def training(tiny, tmp_path, prompts=None, **settings):
+    path = tmp_path / "prompts.jsonl"
+    write_rows(path, [{"prompt": text} for text in PROMPTS[:prompts]])
+    given = {"vocabulary": 50, "new_tokens": 6, "steps": 60, "batch_rows": 4, "layers": (0,), "dtype": "float32"}
+    return DrafterTraining(model=tiny.name, prompts=str(path), **given | settings)
+
+
+@pytest.fixture
+def without_template(tiny, tmp_path):
+    """The target without a chat template: its drafter is not measured on the bundled prompts, which takes long."""
+    folder = tmp_path / "plain"
+    tiny.model.save_pretrained(folder)
+    tokenizer = copy.deepcopy(tiny.tokenizer)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(folder)
+    return load_causal_lm(str(folder), dtype="float32")
+
+
 _KILLED = """
 import os, sys
-from mintage.draft.training.distilled import train_drafter
-from mintage.models import load_causal_lm
-model, output, folder, *prompts = sys.argv[1:]
-def report(stage, done, of):
+from mintage.draft.training.distilled import DrafterTraining
+model, prompts, output, folder = sys.argv[1:]
+def progress(stage, done, of):
     if stage == "train" and done >= of // 2:
         os.kill(os.getpid(), 9)
-train_drafter(load_causal_lm(model, dtype="float32"), prompts, output, folder=folder, layers=[0], vocabulary=50,
-              new_tokens=6, steps=60, batch_rows=4, report=report)
+DrafterTraining(model=model, prompts=prompts, vocabulary=50, new_tokens=6, steps=60, batch_rows=4, layers=(0,),
+                dtype="float32").run(output, folder, progress=progress)
 """
 
 
-def test_a_killed_run_ends_as_if_it_had_not_been(tiny, tmp_path):
+def test_a_killed_run_ends_as_if_it_had_not_been(without_template, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    arguments = [tiny.name, str(killed), str(tmp_path / "b"), *PROMPTS]
+    once = training(without_template, tmp_path)
+    arguments = [once.model, once.prompts, str(killed), str(tmp_path / "b")]
     code = subprocess.run([sys.executable, "-c", _KILLED, *arguments], capture_output=True).returncode
     assert code == -9
     assert not killed.exists()
-    for output, folder in ((whole, "a"), (killed, "b")):
-        train_drafter(
-            tiny, PROMPTS, output, folder=tmp_path / folder, layers=[0], vocabulary=50, new_tokens=6, steps=60,
-            batch_rows=4,
-        )  # fmt: skip
+    once.run(whole, tmp_path / "a")
+    once.run(killed, tmp_path / "b")
     a, b = load_file(whole), load_file(killed)
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_the_whole_training_writes_a_drafter_that_says_what_it_is(tiny, tmp_path):
+def test_the_whole_training_writes_a_drafter_that_says_what_it_is(tiny, tmp_path, monkeypatch):
     from safetensors import safe_open
 
     out = tmp_path / "drafter.safetensors"
-    drafter = train_drafter(
-        tiny, PROMPTS, out, folder=tmp_path / "work", layers=[0, -1], vocabulary=60, new_tokens=8, steps=30,
-        batch_rows=4, test_prompts=["something else"], command="mintage train drafter",
-    )  # fmt: skip
+    monkeypatch.setattr("mintage.draft.training.distilled.read_prompts", lambda: read_prompts()[:1])
+    settings = {"layers": (0, -1), "vocabulary": 60, "new_tokens": 8}
+    made = training(tiny, tmp_path, steps=30, **settings).run(out, tmp_path / "work", command="mintage train drafter")
     with safe_open(out, framework="pt") as file:
         metadata = file.metadata()
     assert metadata["command"] == "mintage train drafter"
-    assert metadata["layers"] == "[0, -1]"
-    assert metadata["fingerprint"] == fingerprint(tiny.model)
-    assert metadata["target"] == tiny.name
+    assert json.loads(metadata["settings"])["layers"] == [0, -1]
+    assert json.loads(metadata["sizes"]) == {"target": tiny.name, "shapes": describe_shapes(tiny.model)}
     held_out, test = json.loads(metadata["held out"]), json.loads(metadata["test"])
     assert held_out["prompts"] == 3
     assert test["prompts"] == 1
@@ -441,21 +458,37 @@ def test_the_whole_training_writes_a_drafter_that_says_what_it_is(tiny, tmp_path
     assert json.loads(metadata["log"].splitlines()[-1])["step"] == 30
     again = load_drafter(tiny, out)
     with torch.no_grad():
-        a, b = drafter(torch.tensor([[5, 6]])).logits, again(torch.tensor([[5, 6]])).logits
+        a, b = made.model(torch.tensor([[5, 6]])).logits, again(torch.tensor([[5, 6]])).logits
     assert torch.equal(a.isfinite(), b.isfinite())
     assert a.isfinite().sum() == 2 * len(again.lm_head.tokens) <= 120
-    with pytest.raises(UserError, match="use another folder"):
-        train_drafter(
-            tiny, PROMPTS, out, folder=tmp_path / "work", layers=[0, -1], vocabulary=60, new_tokens=8, steps=31,
-            batch_rows=4,
-        )  # fmt: skip
+    with pytest.raises(UserError, match="holds a run with steps=30, not 31; pass another --work"):
+        training(tiny, tmp_path, steps=31, **settings).run(out, tmp_path / "work")
 
 
-def test_too_few_prompts_and_an_empty_head_are_refused(tiny, tmp_path):
-    with pytest.raises(UserError, match="too few"):
-        train_drafter(tiny, PROMPTS[:5], tmp_path / "x", folder=tmp_path)
-    with pytest.raises(UserError, match="vocabulary=0"):
-        train_drafter(tiny, PROMPTS, tmp_path / "x", folder=tmp_path, vocabulary=0)
+def test_weights_are_those_of_before(tmp_path):
+    """The numbers are those of the old functions, to the bit; other machines round differently."""
+    words = Tokenizer(models.WordLevel({letter: i for i, letter in enumerate("abcdefghijk?")}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?").save_pretrained(tmp_path / "toy")
+    tiny_causal_lm().save_pretrained(tmp_path / "toy")
+    prompts = [{"prompt": " ".join("abcdefghijk"[(i * k + i) % 11] for k in range(4))} for i in range(20)]
+    write_rows(tmp_path / "letters.jsonl", prompts)
+    settings = {"layers": (0,), "vocabulary": 9, "new_tokens": 6, "steps": 60, "batch_rows": 4, "overlap": 0.25}
+    files = {"model": str(tmp_path / "toy"), "prompts": str(tmp_path / "letters.jsonl"), "dtype": "float32"}
+    DrafterTraining(**files, **settings).run(tmp_path / "made", tmp_path / "work")
+    made = load_file(tmp_path / "made")
+    assert made.pop("tokens").tolist() == [0, 2, 3, 4, 5, 7, 8, 9, 10]
+    assert sum(float(t.double().sum()) for t in made.values()) == pytest.approx(57.63579618930817, rel=1e-3)
+
+
+def test_what_cannot_be_trained_is_refused(tiny, tmp_path):
+    with pytest.raises(UserError, match="5 prompts are too few"):
+        training(tiny, tmp_path, prompts=5).run(tmp_path / "x", tmp_path / "work")
+    with pytest.raises(UserError, match="4 blocks"):
+        training(tiny, tmp_path, layers=(9,)).run(tmp_path / "x", tmp_path / "work")
+    for name, value in {"vocabulary": 0, "overlap": 1.5, "steps": 0, "batch_rows": 0, "new_tokens": 0}.items():
+        with pytest.raises(UserError, match=f"{name}={value} is out of range"):
+            training(tiny, tmp_path, **{name: value})
 
 
 # -- accuracy and cost ---------------------------------------------------------------------------------------------
@@ -562,41 +595,3 @@ def test_transformers_takes_it_as_an_assistant():
 
 def test_a_drafter_is_a_target_like_any_other():
     assert Target(sparse(tiny_causal_lm())).vocabulary == TINY_VOCABULARY
-
-
-# -- prompts -------------------------------------------------------------------------------------------------------
-
-
-def write_rows(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def test_prompts_are_a_prefix_of_more_and_never_the_benches(tmp_path):
-    few, many = instructions(60, folder=tmp_path, code=False), instructions(200, folder=tmp_path, code=False)
-    assert many[:60] == few
-    assert len(set(many)) == 200
-    assert instructions(60, folder=tmp_path, code=False, seed=1) != few
-    tested = {prompt.turns[0] for prompt in read_prompts()}
-    assert not tested & set(many)
-    with pytest.raises(UserError, match="prompts can be made"):
-        instructions(10**6, folder=tmp_path, code=False)
-
-
-def test_prompts_ask_about_the_texts_at_hand(tmp_path):
-    import gzip
-
-    with gzip.open(tmp_path / "gsm8k.jsonl.gz", "wt") as file:
-        for i in range(20):
-            row = {"split": "test" if i % 2 else "train", "question": f"What is {i} and one?", "answer": "#### 1"}
-            file.write(json.dumps(row) + "\n")
-    made = instructions(400, folder=tmp_path)
-    assert sum("and one?" in prompt for prompt in made) == 10
-    assert not any("What is 1 and" in p for p in made)
-    assert any("Python" in prompt for prompt in made)
-
-
-def test_prompts_need_a_folder(monkeypatch):
-    monkeypatch.delenv("MINTAGE_DATA", raising=False)
-    with pytest.raises(UserError, match="MINTAGE_DATA"):
-        instructions(10)
-    assert module.shipped_drafter().name == "drafter-smollm2.safetensors"

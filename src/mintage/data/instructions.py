@@ -1,23 +1,21 @@
 """Many and varied chat prompts, made from texts at hand: what a drafter is taught on, in the target's own words.
 
 Templates over topics, paragraphs, sentences and the standard library's own code. None of it comes from the prompts that
-the benches use. Not here: answers; the target writes them itself (`mintage.draft.training.distilled`).
+the benches use. Not here: answers; the target writes them itself (`mintage.draft.core.answers`).
 """
 
 from __future__ import annotations
 
-import gzip
 import importlib
 import inspect
-import os
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
+from mintage.data.corpora import CORPORA, Document, texts
+from mintage.data.sets import SETS, find_data
 from mintage.errors import UserError
-from mintage.files import read_jsonl
 
 __all__ = ["instructions"]
 
@@ -119,18 +117,16 @@ urllib.request uuid warnings wave weakref webbrowser xml.dom.minidom xml.etree.E
 """
 
 
-def instructions(
-    count: int, *, folder: str | Path | None = None, words: int = 70, seed: int = 0, code: bool = True
-) -> list[str]:
+def instructions(count: int, *, words: int = 70, seed: int = 0, code: bool = True) -> list[str]:
     """Make `count` prompts; a smaller count gives the first of the same.
+
+    The texts are the ``train`` splits of gsm8k, xquad, wikitext2, speeches, shakespeare and tatoeba; those that
+    are not on this machine (`mintage.data.sets`) are left out.
 
     Parameters
     ----------
     count
         How many prompts.
-    folder
-        Holds ``gsm8k.jsonl.gz``, ``xquad.jsonl.gz``, ``wikitext2_valid.txt.gz``, ``long_docs.jsonl.gz`` and
-        ``tatoeba_parallel.jsonl.gz``; default: ``$MINTAGE_DATA``. Files that are absent are left out.
     words
         Longest passage.
     seed
@@ -141,21 +137,21 @@ def instructions(
     Raises
     ------
     UserError
-        No folder is given, or fewer prompts than `count` can be made.
+        Fewer prompts than `count` can be made.
     """
-    place = folder or os.environ.get("MINTAGE_DATA")
-    if not place:
-        raise UserError("no training texts; set MINTAGE_DATA to a folder that holds e.g. gsm8k.jsonl.gz")
     random_state = random.Random(seed)
     kinds: list[tuple[int, list[str]]] = []
     for share, make in _KINDS:
         if code or make is not _functions:
-            kind = sorted(set(make(Path(place), words)))
+            kind = sorted(set(make(words)))
             random_state.shuffle(kind)
             kinds.append((share, kind))
     mixed = list(_deal(kinds, count))
     if len(mixed) < count:
-        raise UserError(f"only {len(mixed)} prompts can be made from {place}, not {count}; ask for fewer")
+        raise UserError(
+            f"only {len(mixed)} prompts can be made of the texts on this machine, not {count}; ask for fewer, or see "
+            "mintage data for more"
+        )
     return mixed
 
 
@@ -172,84 +168,82 @@ def _deal(kinds: Sequence[tuple[int, list[str]]], count: int) -> Iterator[str]:
             return
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return read_jsonl(path) if path.exists() else []
+def _documents(corpus: str, domain: str | None = None) -> list[Document]:
+    if not any(find_data(file.name) for file in SETS[CORPORA[corpus].data].files):
+        return []
+    return list(texts(corpus, "train", domain=domain).documents())
 
 
 def _passage(text: str, words: int) -> str:
     return " ".join(text.split()[:words])
 
 
-def _fill(templates: Sequence[str], texts: Sequence[str]) -> list[str]:
-    return [templates[i % len(templates)].format(text) for i, text in enumerate(texts)]
+def _fill(templates: Sequence[str], passages: Sequence[str]) -> list[str]:
+    return [templates[i % len(templates)].format(text) for i, text in enumerate(passages)]
 
 
-def _open(folder: Path, words: int) -> list[str]:
+def _open(words: int) -> list[str]:
     topics = [" ".join(topic.split()) for topic in _TOPICS.split(";")]
     pairs = zip(topics, topics[7:] + topics[:7], strict=True)
     return [template.format(*pair) for pair in pairs for template in _OPEN]
 
 
-def _mathematics(folder: Path, words: int) -> list[str]:
-    rows = [row["question"] for row in _rows(folder / "gsm8k.jsonl.gz") if row["split"] == "train"]
-    return [question for question in rows if len(question.split()) <= words]
+def _mathematics(words: int) -> list[str]:
+    return [document.text for document in _documents("gsm8k") if len(document.text.split()) <= words]
 
 
-def _paragraph_questions(folder: Path, words: int) -> list[str]:
+def _paragraph_questions(words: int) -> list[str]:
     asked = []
-    for row in _rows(folder / "xquad.jsonl.gz"):
-        if row["lang"] == "en":
-            text = _passage(row["context"], words)
-            asked += [f"{text}\n\nAnswer this question about the text: {qa['question']}" for qa in row["qas"]]
+    for document in _documents("xquad", "en"):
+        text = _passage(document.text, words)
+        asked += [f"{text}\n\nAnswer this question about the text: {qa['question']}" for qa in document.fields["qas"]]
     return asked
 
 
-def _questions(folder: Path, words: int) -> list[str]:
-    rows = [row for row in _rows(folder / "xquad.jsonl.gz") if row["lang"] == "en"]
-    questions = [qa["question"] for row in rows for qa in row["qas"]]
+def _questions(words: int) -> list[str]:
+    questions = [qa["question"] for document in _documents("xquad", "en") for qa in document.fields["qas"]]
     return _fill(("{}", "Explain in a few sentences: {}", "Question: {} Think step by step."), questions)
 
 
-def _articles(folder: Path, words: int) -> list[str]:
-    path = folder / "wikitext2_valid.txt.gz"
-    if not path.exists():
-        return []
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        lines = [line.strip() for line in file if len(line.split()) > words // 2 and not line.startswith(" =")]
-    clean = [re.sub(r" @(.)@ ", r"\1", line).replace("<unk>", "it") for line in lines]
-    texts = [re.sub(r" ([,.;:!?)])", r"\1", line).replace("( ", "(") for line in clean]
-    return _fill(_PARAGRAPH, [_passage(text, words) for text in texts])
+def _articles(words: int) -> list[str]:
+    lines = [document.text.strip() for document in _documents("wikitext2")]
+    long = [line for line in lines if len(line.split()) > words // 2 and not line.startswith("=")]
+    clean = [re.sub(r" @(.)@ ", r"\1", line).replace("<unk>", "it") for line in long]
+    passages = [re.sub(r" ([,.;:!?)])", r"\1", line).replace("( ", "(") for line in clean]
+    return _fill(_PARAGRAPH, [_passage(text, words) for text in passages])
 
 
-def _speeches(folder: Path, words: int) -> list[str]:
+def _speeches(words: int) -> list[str]:
     passages = []
-    for row in _rows(folder / "long_docs.jsonl.gz"):
-        if row["corpus"] in ("state_union", "inaugural", "shakespeare"):
-            split = row["text"].split()
-            passages += [" ".join(split[i : i + words]) for i in range(400, min(len(split), 6000) - words, 700)]
+    for document in (*_documents("speeches"), *_documents("shakespeare")):
+        split = document.text.split()
+        passages += [" ".join(split[i : i + words]) for i in range(400, min(len(split), 6000) - words, 700)]
     return _fill(_SPEECH, passages)
 
 
-def _sentences(folder: Path, words: int) -> list[str]:
-    english = sorted({row["eng"] for row in _rows(folder / "tatoeba_parallel.jsonl.gz")})
+def _english() -> list[str]:
+    return sorted({document.fields["eng"] for document in _documents("tatoeba")})
+
+
+def _sentences(words: int) -> list[str]:
+    english = _english()
     return _fill(_SENTENCES, [" ".join(english[i : i + 2]) for i in range(0, len(english), 7)])
 
 
-def _remarks(folder: Path, words: int) -> list[str]:
-    english = sorted({row["eng"] for row in _rows(folder / "tatoeba_parallel.jsonl.gz")})
-    return [text for text in english[3::5] if len(text.split()) > 4]
+def _remarks(words: int) -> list[str]:
+    return [text for text in _english()[3::5] if len(text.split()) > 4]
 
 
-def _translations(folder: Path, words: int) -> list[str]:
+def _translations(words: int) -> list[str]:
     asked = []
-    for i, row in enumerate(_rows(folder / "tatoeba_parallel.jsonl.gz")):
-        if language := _LANGUAGES.get(row["lang"]):
-            there = f"Translate into {language}: {row['eng']}"
-            asked.append(there if i % 2 else f"Translate from {language} into English: {row['text']}")
+    for i, document in enumerate(_documents("tatoeba")):
+        if language := _LANGUAGES.get(document.domain):
+            there = f"Translate into {language}: {document.fields['eng']}"
+            asked.append(there if i % 2 else f"Translate from {language} into English: {document.text}")
     return asked
 
 
-def _functions(folder: Path, words: int) -> list[str]:
+def _functions(words: int) -> list[str]:
     asked = []
     for name in _MODULES.split():
         try:
@@ -281,7 +275,7 @@ def _own_functions(module: Any) -> Iterator[Any]:
                 yield function
 
 
-_KINDS: tuple[tuple[int, Callable[[Path, int], list[str]]], ...] = (
+_KINDS: tuple[tuple[int, Callable[[int], list[str]]], ...] = (
     (5, _open),
     (3, _functions),
     (3, _mathematics),
