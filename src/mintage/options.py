@@ -164,6 +164,11 @@ def _choices(kind: Any) -> list[Any]:
 
 
 def _check(name: str, value: Any, kind: Any, limits: Range | None, default: Any) -> None:
+    inner = [typing.get_args(part)[0] for part in alternatives(kind) if typing.get_args(part)[1:] == (Ellipsis,)]
+    if inner and isinstance(value, list | tuple):
+        for part in value:  # one by one, so that the line names the wrong one
+            _check(name, part, inner[0], limits, default)
+        return
     if not any(_fits(value, part) for part in alternatives(kind)):
         example = "" if isinstance(value, str) and _choices(kind) else _example(default)
         raise UserError(f"{name}={value!r} is not {_described(kind, value)}{example}")

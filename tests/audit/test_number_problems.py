@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mintage.audit.core.digits import SCHEMES, format_scheme, number_tokenizer
 from mintage.audit.core.number_problems import (
     Evaluation,
     Outcome,
@@ -21,7 +22,6 @@ from mintage.audit.core.number_problems import (
     read_answer,
     thinking_spaces,
 )
-from mintage.audit.number_tokens import SCHEMES, format_scheme, number_tokenizer
 from mintage.errors import UserError
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "number-tokens"

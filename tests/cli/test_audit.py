@@ -61,7 +61,6 @@ def test_out_html_holds_the_figure(mintage, here, tmp_path):
         (["--category", "words"], "is not NAME=PATH"),
         (["--category", "words=words.txt"], "comes twice"),
         (["--category", "more=nothing.txt"], "nothing.txt does not exist"),
-        (["--unit", "words"], "--unit 'words'"),
         (["--out", "report.pdf"], "neither .json nor .html"),
         (["--max-merges", "0"], "max_merges=0"),
     ],
@@ -71,6 +70,26 @@ def test_mistakes_are_one_line(mintage, here, change, said):
     assert (status, out) == (2, "")
     assert said in err
     assert err.count("\n") == 1
+
+
+def test_a_choice_that_there_is_not_is_told(mintage, here):
+    status, out, err = mintage("audit", "data-mixture", *here, "--unit", "words")
+    assert (status, out) == (2, "")
+    assert "'words' is not one of 'bytes', 'pairs'" in err
+
+
+@pytest.mark.usefixtures("as_users_call")
+def test_every_audit_has_a_command_of_its_fields(mintage):
+    status, out, err = mintage("audit", "needle-threading", "--tasks", "single,sewing")
+    assert (status, out) == (2, "")
+    assert "tasks='sewing' is not one of single, multiple, conditional, thread, multi-thread" in err
+    status, out, err = mintage("audit", "needle-threading", "--depths", "3,200")
+    assert "depths=200 is out of range" in err
+    status, out, err = mintage("audit", "nedle-threading")
+    assert (status, out) == (2, "")
+    assert "did you mean 'needle-threading'?" in err
+    status, out, err = mintage("audit", "needle-threading", "--keep", "snapvk")
+    assert "did you mean 'snapkv'?" in err
 
 
 def test_a_truncated_tokenizer_is_one_line(mintage, here, tmp_path):

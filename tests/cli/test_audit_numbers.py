@@ -5,8 +5,7 @@ import sys
 
 import pytest
 
-from mintage.audit import Report
-from mintage.audit.number_tokens import number_tokenizer
+from mintage.audit import Report, number_tokenizer
 from mintage.cli import main
 
 
@@ -60,7 +59,7 @@ def test_a_tokenizer_is_turned_round_and_reported_so(mintage, tmp_path):
         (["to-r2l", "folder", "--out", "twice"], "looks ahead already"),
         (["to-r2l", "tokenizer.json", "--out", "."], "nothing was written"),
         (["to-r2l", "tokenizer.json", "--out", "x", "--size", 4], "cannot build"),
-        (["to-r2l", "tokenizer.json", "--out", "x", "--digit-class", "[a-z]"], "unknown digit class"),
+        (["to-r2l", "tokenizer.json", "--out", "x", "--digit-class", "[a-z]"], "digit_class='[a-z]' is not one of"),
         (["to-r2l", "nothing.json", "--out", "x"], "nothing.json"),
         (["number-tokens", "tokenizer.json", "--prefix", "1"], "holds a digit"),
         (["number-tokens", "tokenizer.json", "--samples", 0], "samples=0"),

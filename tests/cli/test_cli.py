@@ -243,7 +243,7 @@ def test_every_example_of_the_help_runs(mintage, light, monkeypatch, tmp_path, m
     if verb == ("report",):
         make_draft_results(tmp_path / "results")
     if verb in (("audit", "number-tokens"), ("audit", "to-r2l")):
-        from mintage.audit.number_tokens import number_tokenizer
+        from mintage.audit import number_tokenizer
 
         number_tokenizer("l2r").save(str(tmp_path / "tokenizer.json"))
     if verb[0] == "segment" or verb in (("train", "decompounder"), ("calibrate",)):

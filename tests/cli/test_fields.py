@@ -32,7 +32,7 @@ def test_an_option_is_given_again_for_more():
 
 def test_a_field_without_a_default_must_be_given():
     for words in (("--text", "a"), ("-o", "x")):
-        with pytest.raises(Exception, match="Missing parameter|Missing option"):
+        with pytest.raises(Exception, match=r"Missing parameter|Missing option"):
             run(*words)
 
 

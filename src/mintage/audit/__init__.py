@@ -59,6 +59,14 @@ METHODS = (
 
 BENCH = "mintage.bench.audit.claims:AuditBench"
 
+_DIGITS = ["format_numbers", "group_digits", "number_split", "number_tokenizer", "tokenizer_cut"]
+
 __getattr__, __dir__ = lazy_attributes(
-    __name__, METHODS, Audit="mintage.audit.contract:Audit", Report="mintage.audit.contract:Report"
+    __name__,
+    METHODS,
+    Audit="mintage.audit.contract:Audit",
+    Report="mintage.audit.contract:Report",
+    **{name: f"mintage.audit.core.digits:{name}" for name in _DIGITS},
+    to_r2l="mintage.audit.core.r2l:to_r2l",
+    save_tokenizer="mintage.audit.core.r2l:save_tokenizer",
 )

@@ -16,13 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from tokenizers import Tokenizer
+
 from mintage.errors import UserError
 from mintage.files import replace_file
 from mintage.measure.figure import Figure
 from mintage.options import check_fields
 from mintage.progress import Progress, silent
 
-__all__ = ["Audit", "Cell", "Report"]
+__all__ = ["Audit", "Cell", "Report", "tokenizer_of"]
 
 Cell = str | int | float | None
 """What stands in a table."""
@@ -109,3 +111,18 @@ class Audit(ABC):
     @abstractmethod
     def tiny_subject(cls) -> Any:
         """Make something small that `tiny` can audit."""
+
+
+def tokenizer_of(subject: Any) -> Tokenizer:
+    """Return the ``tokenizers.Tokenizer`` that `subject` is, or (transformers' fast tokenizers) has inside.
+
+    Raises
+    ------
+    UserError
+        There is none.
+    """
+    tokenizer = getattr(subject, "backend_tokenizer", subject)
+    if not isinstance(tokenizer, Tokenizer):
+        told = "mintage.tokenizer_files.load_tokenizer"
+        raise UserError(f"a {type(subject).__name__} is no fast tokenizer; open one with {told}")
+    return tokenizer

@@ -51,7 +51,7 @@ class NeedleThreading(Audit):
 
       mintage audit needle-threading --tasks single --pairs 4,8 --form complete
 
-      mintage audit needle-threading --tasks single --keep snapkv:budget=0.25 --form complete --out needles.html
+      mintage audit needle-threading --tasks single --keep snapkv:budget=0.25
 
     Next: [bold]mintage bench needle-threading[/bold]
     """

@@ -1,119 +1,129 @@
-"""``mintage audit``: ask a tokenizer or a model what it gives away."""
+"""``mintage audit``: ask a tokenizer or a model what it gives away. The commands are made from the audits' fields."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import dataclasses
+import functools
+import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from mintage import catalog
+from mintage.cli.fields import Lazy, LazyGroup, command_of, parameters_of
+from mintage.cli.progress import shown_progress
 from mintage.errors import UserError
 
-app = typer.Typer(no_args_is_help=True, help="Ask a tokenizer or a model what it gives away.")
+
+class _Audits(LazyGroup):
+    def names(self) -> Sequence[str]:
+        return [row.name for row in catalog.methods("audit") if row.status == "ready"]
+
+    def found(self, name: str) -> Any:
+        if name not in self.names():
+            return None
+        return Lazy(name, catalog.find(name).summary, functools.partial(_command, name))
 
 
-@app.command("data-mixture")
-def data_mixture(
-    tokenizer: Annotated[
-        str, typer.Argument(help="tokenizer.json, its folder, a .tiktoken or .model file, a hub id, or smollm2.")
+app = typer.Typer(cls=_Audits, no_args_is_help=True, help="Ask a tokenizer or a model what it gives away.")
+
+
+def _parameter(name: str, kind: Any, told: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, told])
+
+
+_TOKENIZER = "tokenizer.json, its folder, a .tiktoken or .model file, a hub id, or smollm2."
+_PATTERN = "Of a rank file: cl100k_base, o200k_base, ... or a regular expression."
+_SUBJECTS = {
+    "tokenizer": (
+        [_parameter("tokenizer", str, typer.Argument(help=_TOKENIZER))],
+        [_parameter("pattern", str | None, typer.Option(help=_PATTERN), None)],
+    ),
+    "model": (
+        [],
+        [
+            _parameter("model", str, typer.Option(help="smollm2 (embedded), a folder, or a hub id."), "smollm2"),
+            _parameter("dtype", str, typer.Option(help="bfloat16, float32 or float16."), "bfloat16"),
+            _parameter("device", str, typer.Option(help="cpu, cuda, ..."), "cpu"),
+        ],
+    ),
+}
+"""What is audited: arguments and options that say it."""
+
+_CATEGORY = "NAME=PATH of a sample (text, .jsonl, .gz, a folder); repeat."
+_OBJECTS = {
+    "samples": [
+        _parameter("category", list[str], typer.Option("--category", "-c", help=_CATEGORY)),
+        _parameter("key", str, typer.Option(help="Field of the text in JSON lines."), "text"),
     ],
-    category: Annotated[
-        list[str], typer.Option("--category", "-c", help="NAME=PATH of a sample (text, .jsonl, .gz, a folder); repeat.")
-    ],
-    max_merges: Annotated[int, typer.Option(help="Use the first merges only.")] = 30_000,
-    min_count: Annotated[int, typer.Option(help="Stop where most merges occur less often in the samples.")] = 20,
-    unit: Annotated[str, typer.Option(help="Shares of bytes or of pairs.")] = "bytes",
-    bootstrap: Annotated[int, typer.Option(help="Resamples for the intervals; 0 for none.")] = 20,
-    seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0,
-    processes: Annotated[int, typer.Option(help="That cut the samples into pre-tokens.")] = 1,
-    key: Annotated[str, typer.Option(help="Field of the text in JSON lines.")] = "text",
-    pattern: Annotated[
-        str | None, typer.Option(help="Of a rank file: cl100k_base, o200k_base, ... or a regular expression.")
-    ] = None,
-    work: Annotated[Path | None, typer.Option(help="Folder that keeps the counts; a killed audit goes on.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the report: .json, or .html.")] = None,
-) -> None:
-    """Infer what a BPE tokenizer was trained on, from its merge list and a sample of every category.
+    "policy": [_parameter("keep", str | None, typer.Option(help="Cache policy: name[:key=value,...]."), None)],
+}
+"""Fields that hold objects, and the options that they are made of."""
 
-    [dim]Examples[/dim]
+_WRITING = [
+    _parameter("as_json", bool, typer.Option("--json", help="Print the report as JSON."), False),
+    _parameter("out", Path | None, typer.Option("--out", "-o", help="Write the report: .json, or .html."), None),
+]
 
-      mintage audit data-mixture tokenizer.json --category de=german.txt --category code=src/
 
-      mintage audit data-mixture cl100k_base.tiktoken -c en=en.jsonl -c code=src/ --max-merges 5000 --out report.html
+def _command(name: str) -> Any:
+    kind: Any = catalog.find(name, "audit").load()
+    arguments, options = _SUBJECTS[kind.subject]
+    written = {parameter.name for parameter in parameters_of(kind)}
+    held = [field.name for field in dataclasses.fields(kind) if field.name in _OBJECTS.keys() - written]
 
-    Next: [bold]mintage bench data-mixture[/bold]
-    """
-    from mintage.audit.data_mixture import DataMixture
-    from mintage.data import Corpus
+    def objects(values: dict[str, Any]) -> dict[str, Any]:
+        _check_out(values["out"])
+        made: dict[str, Any] = {}
+        if "samples" in held:
+            made["samples"] = _samples(values.pop("category"), values.pop("key"))
+        if "policy" in held:
+            made["policy"] = None if values["keep"] is None else catalog.build(values["keep"], "keep")
+        return made
+
+    def run(audit: Any, *, as_json: bool, out: Path | None, keep: str | None = None, **subject: Any) -> None:
+        audited, called = _subject(kind.subject, **subject)
+        with shown_progress() as progress:
+            report = audit.run(audited, name=called if keep is None else f"{called} with {keep}", progress=progress)
+        _show(report, as_json, out)
+
+    extra = [*options, *(parameter for field in held for parameter in _OBJECTS[field]), *_WRITING]
+    return command_of(kind, run, name=name, arguments=arguments, extra=extra, objects=objects)
+
+
+def _subject(kind: str, **said: Any) -> tuple[Any, str]:
+    """Load what is audited; return it with its name."""
+    if kind == "model":
+        from mintage.models import load_causal_lm
+
+        lm = load_causal_lm(said["model"], dtype=said["dtype"], device=said["device"])
+        return lm, lm.name
     from mintage.tokenizer_files import load_tokenizer
 
+    return load_tokenizer(said["tokenizer"], pattern=said["pattern"]), Path(said["tokenizer"]).name
+
+
+def _samples(categories: Sequence[str], key: str) -> dict[str, Any]:
+    from mintage.data import Corpus
+
     samples: dict[str, Corpus] = {}
-    for one in category:
+    for one in categories:
         name, equals, path = one.partition("=")
         if not (name and equals and path):
             raise UserError(f"--category {one!r} is not NAME=PATH; write e.g. --category de=german.txt")
         if name in samples:
             raise UserError(f"--category {name} comes twice; give a folder to join files")
         samples[name] = Corpus(path, key=key)
-    if unit not in ("bytes", "pairs"):
-        raise UserError(f"--unit {unit!r} is unknown; pass bytes or pairs")
-    _check_out(out)
-    audit = DataMixture(
-        samples=samples,
-        max_merges=max_merges,
-        min_count=min_count,
-        unit="pairs" if unit == "pairs" else "bytes",
-        bootstrap=bootstrap,
-        seed=seed,
-        processes=processes,
-        work=work,
-    )
-    _run(audit, load_tokenizer(tokenizer, pattern=pattern), Path(tokenizer).name, as_json=as_json, out=out)
-
-
-@app.command("number-tokens")
-def number_tokens(
-    tokenizer: Annotated[
-        str, typer.Argument(help="tokenizer.json, its folder, a .tiktoken or .model file, a hub id, or smollm2.")
-    ],
-    size: Annotated[int, typer.Option(help="Digits per group that the directions are told for.")] = 3,
-    max_length: Annotated[int, typer.Option(help="Digits of the longest number.")] = 15,
-    samples: Annotated[int, typer.Option(help="Numbers per length.")] = 1000,
-    prefix: Annotated[str, typer.Option(help="Text in front of every number, e.g. a space.")] = "",
-    pattern: Annotated[
-        str | None, typer.Option(help="Of a rank file: cl100k_base, o200k_base, ... or a regular expression.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the numbers.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the report: .json, or .html.")] = None,
-) -> None:
-    """Report how a tokenizer cuts numbers: from the left, from the right, into digits, or irregularly.
-
-    [dim]Examples[/dim]
-
-      mintage audit number-tokens smollm2
-
-      mintage audit number-tokens tokenizer.json --prefix " " --out report.html
-
-    Next: [bold]mintage audit to-r2l tokenizer.json --out folder[/bold]
-    """
-    from mintage.audit.number_tokens import NumberTokens
-    from mintage.tokenizer_files import load_tokenizer
-
-    _check_out(out)
-    audit = NumberTokens(size=size, max_length=max_length, samples=samples, prefix=prefix, seed=seed)
-    _run(audit, load_tokenizer(tokenizer, pattern=pattern), Path(tokenizer).name, as_json=as_json, out=out)
+    return samples
 
 
 @app.command("to-r2l")
-def to_r2l(
+def _to_r2l(
     tokenizer: Annotated[str, typer.Argument(help="tokenizer.json, its folder, a hub id, or smollm2.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the changed tokenizer.")],
     size: Annotated[int, typer.Option(help="Digits per group.")] = 3,
@@ -138,11 +148,11 @@ def to_r2l(
 
     Next: [bold]mintage audit number-tokens r2l[/bold]
     """
-    from mintage.audit import number_tokens as numbers
+    from mintage import audit
     from mintage.tokenizer_files import load_tokenizer
 
     before = load_tokenizer(tokenizer)
-    after = numbers.to_r2l(
+    after = audit.to_r2l(
         before,
         size=size,
         digit_class=digit_class,
@@ -150,86 +160,11 @@ def to_r2l(
         only_if_longer_than=only_if_longer_than,
         allow_missing=allow_missing,
     )
-    numbers.save_tokenizer(after, out, _tokenizer_folder(tokenizer))
+    audit.save_tokenizer(after, out, _tokenizer_folder(tokenizer))
     example = "10642122"
-    old, new = ("|".join(numbers.tokenizer_cut(t, [example])[0]) for t in (before, after))
+    old, new = ("|".join(audit.tokenizer_cut(t, [example])[0]) for t in (before, after))
     typer.echo(f"{example}: {old} is now {new}")
     Console(stderr=True).print(f"wrote {out}", style="dim", markup=False, soft_wrap=True)
-
-
-@app.command("needle")
-def needle(
-    model: Annotated[str, typer.Option(help="smollm2 (embedded, the default), a folder, or a hub id.")] = "smollm2",
-    tasks: Annotated[
-        str, typer.Option(help="Of single, multiple, conditional, thread, multi-thread; or all.")
-    ] = "single,thread",
-    pairs: Annotated[str, typer.Option(help="Sizes of the haystack; a pair of UUIDs has 80 characters.")] = "4,8,16",
-    depths: Annotated[str, typer.Option(help="Where single needles lie, in percent.")] = "0,25,50,75,100",
-    needles: Annotated[str, typer.Option(help="Keys asked for at once (multiple, conditional).")] = "2,4",
-    steps: Annotated[str, typer.Option(help="Look-ups of a thread.")] = "2,3",
-    threads: Annotated[int, typer.Option(help="Threads followed at once (multi-thread).")] = 1,
-    repeats: Annotated[int, typer.Option(help="Haystacks for every setting.")] = 5,
-    direction: Annotated[str, typer.Option(help="How threads run: forward, backward or random.")] = "forward",
-    placement: Annotated[str, typer.Option(help="How several needles lie: random or clustered.")] = "random",
-    hex_digits: Annotated[int, typer.Option(help="Short keys instead of UUIDs, a variant; 0: UUIDs.")] = 0,
-    form: Annotated[
-        str, typer.Option(help="question (the paper's), chat, or complete: for models that only continue a text.")
-    ] = "question",
-    keep: Annotated[str | None, typer.Option(help="Cache policy: name[:key=value,...].")] = None,
-    threshold: Annotated[float, typer.Option(help="Score that a length within the limit must reach.")] = 0.75,
-    seed: Annotated[int, typer.Option(help="Of the haystacks.")] = 0,
-    dtype: Annotated[str, typer.Option(help="bfloat16, float32 or float16.")] = "bfloat16",
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the report: .json, or .html.")] = None,
-) -> None:
-    """Find the length of text up to which a model still finds keys and follows threads of them.
-
-    [dim]Examples[/dim]
-
-      mintage audit needle --tasks single --pairs 4,8 --form complete
-
-      mintage audit needle --tasks single --keep snapkv:budget=0.25 --form complete --out needles.html
-
-    Next: [bold]mintage bench needle-threading[/bold]
-    """
-    from mintage import catalog
-    from mintage.audit.needle_threading import NeedleThreading
-    from mintage.data.haystack import TASKS
-    from mintage.models import load_causal_lm
-
-    _check_out(out)
-    audit = NeedleThreading(
-        tasks=TASKS if tasks == "all" else tuple(tasks.split(",")),
-        pairs=_numbers("--pairs", pairs),
-        depths=_numbers("--depths", depths),
-        needles=_numbers("--needles", needles),
-        steps=_numbers("--steps", steps),
-        threads=threads,
-        repeats=repeats,
-        placement=_one("--placement", placement, "random", "clustered"),
-        direction=_one("--direction", direction, "forward", "backward", "random"),
-        hex_digits=hex_digits or None,
-        form=_one("--form", form, "question", "chat", "complete"),
-        threshold=threshold,
-        policy=None if keep is None else catalog.build(keep, "keep"),
-        seed=seed,
-    )
-    lm = load_causal_lm(model, dtype=dtype, device=device)
-    _run(audit, lm, lm.name if keep is None else f"{lm.name} with {keep}", as_json=as_json, out=out)
-
-
-def _numbers(option: str, text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UserError(f"{option} {text!r} is no list of whole numbers; write e.g. {option} 4,8,16") from None
-
-
-def _one(option: str, text: str, *known: str) -> Any:
-    if text not in known:
-        raise UserError(f"{option} {text!r} is unknown; pass one of {', '.join(known)}")
-    return text
 
 
 def _tokenizer_folder(source: str) -> Path:
@@ -246,29 +181,6 @@ def _tokenizer_folder(source: str) -> Path:
     return Path(snapshot_download(source, allow_patterns=["tokenizer_config.json", "chat_template.jinja"]))
 
 
-def _run(audit: Any, subject: Any, name: str, *, as_json: bool, out: Path | None) -> None:
-    """Run an audit under a progress bar and show what it found."""
-    with _progress() as progress:
-        report = audit.run(subject, name=name, progress=progress)
-    _show(report, as_json, out)
-
-
-@contextmanager
-def _progress() -> Iterator[Any]:
-    """Yield a ``progress(stage, done, of)`` that draws one bar per stage, where stderr is a terminal."""
-    console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-
-        def step(stage: str, done: int, of: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=of or None)
-            bars.update(tasks[stage], completed=done, total=of or None)
-
-        yield step
-
-
 def _check_out(out: Path | None) -> None:
     """Refuse a format before the work is done, not after."""
     if out is not None and out.suffix not in (".json", ".html"):
@@ -277,7 +189,6 @@ def _check_out(out: Path | None) -> None:
 
 def _show(report: Any, as_json: bool, out: Path | None) -> None:
     """Print a report, as tables and notes or as JSON, and write it to `out` (.json or .html)."""
-    _check_out(out)
     if out is not None and out.suffix == ".html":
         _write_html(report, out)
     elif out is not None:

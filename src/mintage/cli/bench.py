@@ -48,8 +48,9 @@ class _Benches(LazyGroup):
         if name in catalog.JOBS:
             summary = catalog.job_summary(name) if name in benches() else ""
             return Lazy(name, summary, functools.partial(_job_command, name), _JOBS)
-        row = catalog.find(catalog.parse_spec(name)[0])
-        return Lazy(name, row.title, functools.partial(_study_command, name), _PAPERS)
+        known = {row.name: row for row in catalog.methods()}
+        row = known.get(_first(name)[0])
+        return row and Lazy(name, row.title, functools.partial(_study_command, name), _PAPERS)
 
 
 app = typer.Typer(
@@ -89,13 +90,18 @@ def _job_command(job: str) -> Any:
     return command_of(bench_of(job), run, name=job, arguments=[_SPECS], extra=_WRITING)
 
 
+def _first(spec: str) -> tuple[str, dict[str, str]]:
+    """Return name and settings of a method, or of the first of several joined by +."""
+    return catalog.parse_spec(spec.partition("+")[0])
+
+
 def _study_command(name: str) -> Any:
     from mintage.bench.run import sources_of, study_of
     from mintage.measure.study import run_study
 
-    method, settings = catalog.parse_spec(name)
+    method, settings = _first(name)
     row = catalog.find(method)
-    if settings or "+" in name or " " in name:
+    if settings or "+" in name:
         raise UserError(
             f"{name!r} is an arm, not a paper: its claim check has options of its own (mintage bench {method} --help); "
             f"arms are compared by: mintage bench {row.job} {name!r}"

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from mintage.errors import UserError
+from mintage.errors import UserError, did_you_mean
 from mintage.options import alternatives
 
 __all__ = ["Lazy", "LazyGroup", "command_line", "command_of", "made_from", "parameters_of"]
@@ -26,9 +26,17 @@ def command_line() -> str:
 
 
 def parameters_of(kind: type) -> list[inspect.Parameter]:
-    """Make a keyword-only parameter of every field: its type, default and help as `typer` reads them."""
+    """Make a keyword-only parameter of every field that text can fill: type, default and help as `typer` reads them."""
     hints = typing.get_type_hints(kind)
-    return [_parameter(field, hints[field.name]) for field in dataclasses.fields(kind) if field.init]
+    fields = [field for field in dataclasses.fields(kind) if field.init and _can_be_read(hints[field.name])]
+    return [_parameter(field, hints[field.name]) for field in fields]
+
+
+def _can_be_read(kind: Any) -> bool:
+    return any(
+        part in (bool, int, float, str, Path) or typing.get_origin(part) in (Literal, tuple)
+        for part in alternatives(kind)
+    )
 
 
 def _parameter(field: dataclasses.Field[Any], kind: Any) -> inspect.Parameter:
@@ -80,36 +88,37 @@ def made_from(kind: type, values: dict[str, Any]) -> Any:
 
 
 def _read(name: str, value: Any, kind: Any) -> Any:
-    """Read what came as text: lists with commas, and unions as the first member that fits."""
+    """Read what came as text: choices as they are, lists with commas, else the first member of a union that fits."""
     if isinstance(value, list):
         return tuple(value)
     if not isinstance(value, str) or kind is str:
         return value
     parts = alternatives(kind)
+    choices = [c for part in parts if typing.get_origin(part) is Literal for c in typing.get_args(part)]
+    for choice in choices:
+        if str(choice) == value:
+            return choice
     for part in parts:
         if typing.get_origin(part) is tuple:
-            inner = typing.get_args(part)
-            items = [item.strip() for item in value.split(",") if item.strip()]
-            kinds = [inner[0]] * len(items) if len(inner) == 2 and inner[1] is Ellipsis else list(inner)
-            if len(kinds) != len(items):
-                raise UserError(f"--{_dashed(name)} {value!r} holds {len(items)} values; pass {len(kinds)}")
-            return tuple(_read(name, item, one) for item, one in zip(items, kinds, strict=True))
-        if typing.get_origin(part) is Literal:
-            for choice in typing.get_args(part):
-                if str(choice) == value:
-                    return choice
-        elif part in (int, float):
+            return _read_several(name, value, typing.get_args(part))
+        if part in (int, float):
             try:
                 return part(value)
             except ValueError:
                 continue
-        elif part in (str, Path):
+        if part in (str, Path):
             return part(value)
-    return value if len(parts) > 1 else _refuse(name, value, kind)
-
-
-def _refuse(name: str, value: str, kind: Any) -> Any:
+    if choices or len(parts) > 1:
+        return value  # refused where the fields are checked, which knows what it may be
     raise UserError(f"--{_dashed(name)} {value!r} is not {'a whole number' if kind is int else 'a number'}")
+
+
+def _read_several(name: str, value: str, kinds: Sequence[Any]) -> tuple[Any, ...]:
+    items = [item.strip() for item in value.split(",") if item.strip()]
+    wanted = [kinds[0]] * len(items) if tuple(kinds[1:]) == (Ellipsis,) else list(kinds)
+    if len(wanted) != len(items):
+        raise UserError(f"--{_dashed(name)} {value!r} holds {len(items)} values; pass {len(wanted)}")
+    return tuple(_read(name, item, kind) for item, kind in zip(items, wanted, strict=True))
 
 
 def _dashed(name: str) -> str:
@@ -124,6 +133,7 @@ def command_of(
     extra: Sequence[inspect.Parameter] = (),
     arguments: Sequence[inspect.Parameter] = (),
     help: str = "",
+    objects: Callable[[dict[str, Any]], dict[str, Any]] = lambda values: {},
 ) -> Any:
     """Make a command: the fields of `kind` and `extra` parameters as options.
 
@@ -139,12 +149,14 @@ def command_of(
         More parameters, annotated for `typer`; those of `arguments` come first.
     help
         Default: the docstring of `kind`.
+    objects
+        Takes values of more parameters out, and returns the fields that are made of them: what no option can hold.
     """
     own = parameters_of(kind)
 
     def call(**values: Any) -> None:
         fields = {parameter.name: values.pop(parameter.name) for parameter in own}
-        run(made_from(kind, fields), **values)
+        run(made_from(kind, fields | objects(values)), **values)
 
     call.__signature__ = inspect.Signature([*arguments, *extra, *own])  # type: ignore[attr-defined]
     call.__annotations__ = {p.name: p.annotation for p in [*arguments, *extra, *own]}
@@ -189,3 +201,10 @@ class LazyGroup(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Make it findable by the parser."""
         return super().get_command(ctx, cmd_name) or self.found(cmd_name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command of a line; an unknown one is told with the nearest name."""
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            known = self.list_commands(ctx)
+            raise UserError(f"{ctx.command_path} has no {args[0]!r}; {did_you_mean(args[0], known)}")
+        return super().resolve_command(ctx, args)

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int, Integer
 
-from mintage.audit.contract import Progress, silent
 from mintage.errors import UserError
+from mintage.progress import Progress, silent
 
 __all__ = ["Replay", "Transcript", "merge_pair_counts", "replay"]
 
@@ -67,15 +67,15 @@ class Transcript:
         """Entry of every merge at its own step; -1 where its pair has not occurred yet."""
         keys = self.pair.astype(np.int64) * self.steps + self.start
         wanted = self.merge_pair.astype(np.int64) * self.steps + np.arange(self.steps)
-        place = np.searchsorted(keys, wanted, side="right") - 1
-        known = (self.merge_pair >= 0) & (place >= 0) & (self.pair[place] == self.merge_pair)
-        return np.where(known, place, -1)
+        index = np.searchsorted(keys, wanted, side="right") - 1
+        known = (self.merge_pair >= 0) & (index >= 0) & (self.pair[index] == self.merge_pair)
+        return np.where(known, index, -1)
 
     @property
     def merge_counts(self) -> Integer[np.ndarray, "steps categories"]:
         """Occurrences of every merge at its own step."""
-        place = self.merge_entry
-        return np.where(place[:, None] >= 0, self.counts[place], 0)
+        index = self.merge_entry
+        return np.where(index[:, None] >= 0, self.counts[index], 0)
 
     def at(self, step: int) -> dict[tuple[Any, Any], tuple[int, ...]]:
         """Return the counts of the pairs that occur just before merge `step`, one number per category."""
@@ -165,11 +165,11 @@ def merge_pair_counts(
     if not samples:
         raise UserError("no category given; pass a sample of at least one")
     words = list(dict.fromkeys(chain.from_iterable(samples.values())))
-    place = {word: number for number, word in enumerate(words)}
+    index = {word: number for number, word in enumerate(words)}
     weights = {name: np.zeros(len(words), np.int64) for name in samples}
     for name, counted in samples.items():
         for word, count in counted.items():
-            weights[name][place[word]] = count
+            weights[name][index[word]] = count
     return replay(words, merges, alphabet=alphabet).counts(weights)
 
 
@@ -222,12 +222,12 @@ def replay(
     pair_of, start = (entries // steps).astype(np.int32), (entries % steps).astype(np.int32)
     end = np.append(start[1:], steps).astype(np.int32)
     end[np.diff(pair_of, append=-1) != 0] = steps
-    place = np.minimum(np.searchsorted(known, table.keys), len(known) - 1)
+    index = np.minimum(np.searchsorted(known, table.keys), len(known) - 1)
     tokens = list(table.number)
     lefts, rights = (known >> _SHIFT).tolist(), (known & ((1 << _SHIFT) - 1)).tolist()
     return Replay(
         pairs=[(tokens[a], tokens[b]) for a, b in zip(lefts, rights, strict=True)],
-        merge_pair=np.where(known[place] == table.keys, place, -1).astype(np.int32),
+        merge_pair=np.where(known[index] == table.keys, index, -1).astype(np.int32),
         pair=pair_of,
         start=start,
         end=end,
@@ -260,8 +260,8 @@ class _MergeTable:
     def step(self, left: Ints, right: Ints) -> Ints:
         """Step that merges each pair; the number of merges where none does."""
         keys = left.astype(np.int64) << _SHIFT | right
-        place = np.minimum(np.searchsorted(self._sorted, keys), len(self.keys) - 1)
-        return np.where(self._sorted[place] == keys, self._order[place], len(self.keys)).astype(np.int32)
+        index = np.minimum(np.searchsorted(self._sorted, keys), len(self.keys) - 1)
+        return np.where(self._sorted[index] == keys, self._order[index], len(self.keys)).astype(np.int32)
 
     def symbols(self, words: Sequence[Any], first: int, last: int) -> tuple[Ints, Ints, Ints]:
         """Lay words end to end: tokens, the stretch that each belongs to, and the word of every stretch.

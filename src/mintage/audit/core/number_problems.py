@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from mintage.audit.number_tokens import format_scheme, group_digits, scheme
+from mintage.audit.core.digits import Direction, format_scheme, group_digits, scheme
 from mintage.errors import UserError
+from mintage.options import Options, option
 
 __all__ = [
     "Evaluation",
@@ -66,8 +67,8 @@ class Problem:
     def carries(self) -> int:
         """How many digits of the addition carry."""
         count = carry = 0
-        for place in range(max(self.lengths[:2])):
-            carry = (self.a // 10**place % 10 + self.b // 10**place % 10 + carry) // 10
+        for power in range(max(self.lengths[:2])):
+            carry = (self.a // 10**power % 10 + self.b // 10**power % 10 + carry) // 10
             count += carry
         return count
 
@@ -133,23 +134,8 @@ def length_problems(*, match: bool, count: int, lengths: Iterable[int] = (7, 8, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prompting:
-    """How a problem is put to a model.
-
-    Parameters
-    ----------
-    question, answers
-        Number formats (`mintage.audit.number_tokens.SCHEMES`) of the addends, and of the answers in the shots.
-    shots
-        Worked examples in front; the paper takes 1, 2, 4 and 8. They have the lengths of the problem.
-    repeat
-        The repeat experiment: the shots first write the problem again in this format, then the answer in it. Empty: no.
-    operator_spaces, trailing_spaces
-        Spaces on each side of ``+`` and in front of ``=``, and after ``=``: the control for extra thinking tokens.
-    system
-        System turn of a chat; empty: none.
-    seed
-        Of the shots.
+class Prompting(Options):
+    """How a problem is put to a model. Formats are named as in `mintage.audit.core.digits.SCHEMES`.
 
     Raises
     ------
@@ -157,21 +143,19 @@ class Prompting:
         A format is unknown, or a count is negative.
     """
 
-    question: str = "nosep"
-    answers: str = "nosep"
-    shots: int = 8
-    repeat: str = ""
-    operator_spaces: int = 0
-    trailing_spaces: int = 0
-    system: str = ""
-    seed: int = 0
+    question: str = option("nosep", "Number format of the addends.")
+    answers: str = option("nosep", "Number format of the answers in the shots.")
+    shots: int = option(8, "Worked examples in front, of the lengths of the problem; the paper takes 1 to 8.", least=0)
+    repeat: str = option("", "The repeat experiment: shots first write the problem again in this format; empty: no.")
+    operator_spaces: int = option(0, "Spaces around + and before =: the control for extra thinking tokens.", least=0)
+    trailing_spaces: int = option(0, "Spaces after =.", least=0)
+    system: str = option("", "System turn of a chat; empty: none.")
+    seed: int = option(0, "Of the shots.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in (self.question, self.answers, *filter(None, [self.repeat])):
             scheme(name)
-        for name in ("shots", "operator_spaces", "trailing_spaces"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}={getattr(self, name)} is negative; pass 0 or more")
 
     def ask(self, problem: Problem) -> str:
         """Write the question, e.g. ``"1,234,567+89="``."""
@@ -331,7 +315,7 @@ class Outcome:
     problem: Problem
     given: int | None
     size: int = 3
-    direction: str = "l2r"
+    direction: Direction = "l2r"
 
     @property
     def right(self) -> bool:
@@ -352,23 +336,23 @@ class Outcome:
     def digit_errors(self) -> list[bool]:
         """Which digits of the right answer are wrong or missing, counted from the left; all, where none was given."""
         given = "" if self.given is None else str(self.given)
-        return [place >= len(given) or given[place] != digit for place, digit in enumerate(str(self.problem.answer))]
+        return [i >= len(given) or given[i] != digit for i, digit in enumerate(str(self.problem.answer))]
 
     @property
     def token_errors(self) -> list[bool]:
         """Which digit groups of the right answer are wrong or missing, counted from the left."""
         given = [] if self.given is None else group_digits(str(self.given), self.size, self.direction)
         right = group_digits(str(self.problem.answer), self.size, self.direction)
-        return [place >= len(given) or given[place] != group for place, group in enumerate(right)]
+        return [i >= len(given) or given[i] != group for i, group in enumerate(right)]
 
     @property
     def digit_dropped(self) -> bool:
         """Whether the answer would be right but for one digit left out."""
         right = str(self.problem.answer)
-        return str(self.given) in {right[:place] + right[place + 1 :] for place in range(len(right))}
+        return str(self.given) in {right[:i] + right[i + 1 :] for i in range(len(right))}
 
 
-def judge(problem: Problem, text: str, *, name: str = "nosep", size: int = 3, direction: str = "l2r") -> Outcome:
+def judge(problem: Problem, text: str, *, name: str = "nosep", size: int = 3, direction: Direction = "l2r") -> Outcome:
     """Read an answer in format `name` and compare it with the sum."""
     return Outcome(problem, read_answer(text, name), size, direction)
 
@@ -418,20 +402,20 @@ class Evaluation:
 
     def by_digit(self) -> list[float]:
         """Share of answers wrong at each digit, counted from the left, over the answers that have that digit."""
-        return self._by_place([o.digit_errors for o in self.outcomes])
+        return self._by_position([o.digit_errors for o in self.outcomes])
 
     def by_token(self) -> list[float]:
         """Share of answers wrong at each digit group, counted from the left."""
-        return self._by_place([o.token_errors for o in self.outcomes])
+        return self._by_position([o.token_errors for o in self.outcomes])
 
     def by_carries(self) -> dict[int, float]:
         """Accuracy by the number of carries."""
         counts = sorted({o.problem.carries for o in self.outcomes})
         return {n: self._share(o.right for o in self.outcomes if o.problem.carries == n) for n in counts}
 
-    def _by_place(self, flags: list[list[bool]]) -> list[float]:
+    def _by_position(self, flags: list[list[bool]]) -> list[float]:
         longest = max(map(len, flags))
-        return [self._share(one[place] for one in flags if place < len(one)) for place in range(longest)]
+        return [self._share(one[i] for one in flags if i < len(one)) for i in range(longest)]
 
     def summary(self) -> dict[str, int | float]:
         """Return the headline numbers by name."""
@@ -445,7 +429,7 @@ def evaluate(
     *,
     name: str = "nosep",
     size: int = 3,
-    direction: str = "l2r",
+    direction: Direction = "l2r",
 ) -> Evaluation:
     """Score the answers to `problems`, written in format `name`.
 

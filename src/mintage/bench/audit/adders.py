@@ -22,8 +22,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from mintage.audit.core.digits import group_digits
 from mintage.audit.core.number_problems import Problem, draw_problem, evaluate, length_problems
-from mintage.audit.number_tokens import group_digits
 from mintage.files import read_jsonl
 from mintage.train import Settings, train
 
@@ -44,7 +44,7 @@ BATCH, RATE = 64, 2e-3
 TEST_SEED = 2402_14903
 
 NUMBERS = [f"{n:0{width}d}" for width in (1, 2, 3) for n in range(10**width)]
-IDS = {token: place for place, token in enumerate([*NUMBERS, "+", "=", ";"])}
+IDS = {token: index for index, token in enumerate([*NUMBERS, "+", "=", ";"])}
 TOKENS = list(IDS)
 END = IDS[";"]
 _NO_LOSS = -100
@@ -127,7 +127,7 @@ class Adder(nn.Module):
         weight: Any = self.lm.get_input_embeddings().weight
         with torch.no_grad():
             for token in NUMBERS:
-                parts = [digits[len(token), place, int(digit)] for place, digit in enumerate(token)]
+                parts = [digits[len(token), position, int(digit)] for position, digit in enumerate(token)]
                 weight[IDS[token]] = torch.stack(parts).sum(0) / len(token) ** 0.5
 
     def forward(self, ids: Int64[Tensor, "batch length"], labels: Int64[Tensor, "batch length"]) -> Float[Tensor, ""]:
@@ -144,11 +144,11 @@ class Adder(nn.Module):
         texts = [""] * len(problems)
         questions = [question(problem, arm) for problem in problems]
         for length in sorted({len(q) for q in questions}):  # equal lengths need no padding
-            places = [i for i, q in enumerate(questions) if len(q) == length]
-            ids = torch.tensor([questions[i] for i in places], device=lm.device)
+            indices = [i for i, q in enumerate(questions) if len(q) == length]
+            ids = torch.tensor([questions[i] for i in indices], device=lm.device)
             out = lm.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=LONGEST + 3)
-            for place, row in zip(places, out[:, length:].tolist(), strict=True):
-                texts[place] = "".join(TOKENS[i] for i in row).split(";")[0]
+            for index, row in zip(indices, out[:, length:].tolist(), strict=True):
+                texts[index] = "".join(TOKENS[i] for i in row).split(";")[0]
         return texts
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from mintage.audit.number_tokens import NumberTokens, group_digits, to_r2l, tokenizer_cut
+from mintage.audit.core.digits import group_digits, tokenizer_cut
+from mintage.audit.core.r2l import to_r2l
+from mintage.audit.number_tokens import NumberTokens
 from mintage.bench.audit.adders import LONGEST, SHORTEST, addition_problems
 from mintage.data import texts
 from mintage.measure.study import Finding
