@@ -11,26 +11,26 @@ from mintage.errors import UserError
 from mintage.measure import count_flops
 from mintage.reduce import AveragePool, RandomDrop, ToMe
 from mintage.reduce.core.adapters import SUPPORTED, adapter_for
-from mintage.testing.reduce import merged_twins_change_nothing, models
+from mintage.testing.reduce import law_models, merged_twins_change_nothing
 
 NAMES = ("vit", "vit-eager", "deit", "dinov2", "dinov2-classifier", "dinov2-registers", "clip", "clip-classifier")
 NAMES += ("siglip", "siglip-classifier")
 
 
 def test_every_family_has_a_model():
-    assert set(NAMES) == {name for name in models() if not name.startswith("timm-")}
+    assert set(NAMES) == {name for name in law_models() if not name.startswith("timm-")}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_merged_twins_change_nothing(name):
-    merged_twins_change_nothing(models()[name])
+    merged_twins_change_nothing(law_models()[name])
 
 
 @pytest.mark.parametrize(
     ("name", "prefix"), [("vit", 1), ("deit", 2), ("dinov2-registers", 5), ("clip", 1), ("siglip", 0)]
 )
 def test_prefix_tokens_are_counted(name, prefix):
-    found = adapter_for(models()[name].model).anatomy()
+    found = adapter_for(law_models()[name].model).anatomy()
     assert (found.prefix, found.patches, found.layers, found.dim, found.heads) == (prefix, 16, 4, 16, 2)
 
 
@@ -39,7 +39,7 @@ def test_prefix_tokens_are_counted(name, prefix):
 @torch.no_grad()
 def test_the_formula_is_what_a_forward_costs(name, method):
     """These decide without a matrix product, so every multiply-add that is counted is the model's."""
-    model, pixels = models()[name].model, torch.randn(1, 3, 16, 16)
+    model, pixels = law_models()[name].model, torch.randn(1, 3, 16, 16)
     anatomy = adapter_for(model).anatomy()
     assert count_flops(lambda: model(pixels)) / 2 == anatomy.full
     with method(model) as session:
@@ -49,7 +49,7 @@ def test_the_formula_is_what_a_forward_costs(name, method):
 
 
 def test_deciding_is_in_what_is_counted():
-    model, pixels = models()["vit"].model, torch.randn(1, 3, 16, 16)
+    model, pixels = law_models()["vit"].model, torch.randn(1, 3, 16, 16)
     with torch.no_grad(), ToMe(schedule="counts=16x12x12x12")(model) as session:
         flops = count_flops(lambda: model(pixels))
     assert flops / 2 == session.anatomy.macs([16, 12, 12, 12]) + 8 * 8 * 8  # one product of 8 by 8 keys

@@ -13,7 +13,7 @@ from transformers import CLIPModel, ViTForImageClassification
 from mintage.errors import UserError
 from mintage.reduce import AveragePool, ClassAttention, RandomDrop, ToMe
 from mintage.reduce.core.adapters import FAMILIES
-from mintage.testing.reduce import models
+from mintage.testing.reduce import law_models
 
 PIXELS = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 QUARTERS = ToMe(schedule="r=4")
@@ -21,13 +21,13 @@ QUARTERS = ToMe(schedule="r=4")
 
 @pytest.fixture
 def vit():
-    return copy.deepcopy(models()["vit"].model)
+    return copy.deepcopy(law_models()["vit"].model)
 
 
 @pytest.mark.parametrize("name", ["vit", "deit", "dinov2-registers", "siglip", "clip-classifier"])
 @torch.no_grad()
 def test_hidden_states_shrink_with_the_tokens(name):
-    model = models()[name].model
+    model = law_models()[name].model
     with QUARTERS(model) as session:
         states = model(pixel_values=PIXELS, output_hidden_states=True).hidden_states
     prefix = session.adapter.prefix
@@ -38,7 +38,7 @@ def test_hidden_states_shrink_with_the_tokens(name):
 @pytest.mark.parametrize("method", [QUARTERS, ClassAttention(schedule="ratio=0.75")], ids=["merging", "dropping"])
 @torch.no_grad()
 def test_attention_probabilities_are_reported_and_sum_to_one(method):
-    model = models()["vit-eager"].model
+    model = law_models()["vit-eager"].model
     with method(model) as session:
         found = model(pixel_values=PIXELS, output_attentions=True).attentions
     assert [a.shape[2:] for a in found] == [(n, n) for n in session.tokens]
@@ -47,7 +47,7 @@ def test_attention_probabilities_are_reported_and_sum_to_one(method):
 
 @torch.no_grad()
 def test_attention_counts_a_merged_token_by_its_size():
-    model = models()["vit-eager"].model
+    model = law_models()["vit-eager"].model
     with AveragePool(schedule="counts=8x8x8x8")(model):
         on = model(pixel_values=PIXELS, output_attentions=True).attentions[1]
     with AveragePool(schedule="counts=8x8x8x8", proportional_attention=False)(model):
@@ -80,7 +80,7 @@ def test_images_of_another_size_have_other_counts(vit):
 
 @torch.no_grad()
 def test_clip_keeps_its_text_side():
-    model: CLIPModel = models()["clip"].model
+    model: CLIPModel = law_models()["clip"].model
     ids = torch.tensor([[0, 3, 4, 2]])
     plain = model(input_ids=ids, pixel_values=PIXELS)
     with QUARTERS(model) as session:
@@ -107,7 +107,7 @@ def test_unmerged_rows_stand_where_their_tokens_came_from(vit):
 
 
 def test_saved_inside_or_pickled_after_it_is_the_plain_model(tmp_path):
-    vit = ViTForImageClassification(models()["vit"].model.config).eval()
+    vit = ViTForImageClassification(law_models()["vit"].model.config).eval()
     plain = vit(PIXELS).logits
     with QUARTERS(vit):
         vit.save_pretrained(tmp_path)

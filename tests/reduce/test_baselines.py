@@ -103,7 +103,7 @@ def test_the_most_attended_patches_stay_in_order(prefix):
     received = (attention[:, 0] if prefix else attention.mean(1))[:, prefix:]
     torch.testing.assert_close(received_attention(evidence, prefix), received)
     after = ClassAttention().reduce(state, evidence, 4)
-    assert after.places[:, prefix:].sub(prefix).tolist() == received.topk(4).indices.sort(1).values.tolist()
+    assert after.positions[:, prefix:].sub(prefix).tolist() == received.topk(4).indices.sort(1).values.tolist()
 
 
 @pytest.mark.parametrize("side", [4, 6, 14])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mintage.bench.reduce.quality import Subject, decision_seconds, plain_or, spread
+from mintage.bench.reduce.quality import Subject, decision_seconds, evenly, plain_or
 from mintage.errors import UserError
 from mintage.measure import count_flops
 from mintage.reduce import RandomDrop, ToMe
@@ -119,14 +119,14 @@ def test_no_images_are_refused(classifier):
 
 
 def test_spread_is_even_and_never_more_than_there_are():
-    assert spread(4, 8) == [0, 2, 4, 6]
-    assert spread(4, 2) == [0, 1]
+    assert evenly(4, 8) == [0, 2, 4, 6]
+    assert evenly(4, 2) == [0, 1]
 
 
 def test_a_map_is_as_good_as_its_patches():
     """The head sees a row per patch, whatever was merged; zeros where one was dropped."""
     torch.manual_seed(0)
-    model = suite.models()["dinov2"].model.eval()
+    model = suite.law_models()["dinov2"].model.eval()
 
     class Norms(torch.nn.Module):
         def forward(self, patches, side):

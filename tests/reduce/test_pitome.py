@@ -189,7 +189,7 @@ def spectral_distance(keys, slot, temperature=0.3):
 
 
 def test_the_spectrum_survives_where_a_fixed_split_does_not():
-    """One cluster on the even places: a split by parity (ToMe) must pair unlike tokens, PiToMe need not."""
+    """One cluster on the even positions: a split by parity (ToMe) must pair unlike tokens, PiToMe need not."""
     generator = torch.Generator().manual_seed(0)
     keys = torch.randn(48, 16, generator=generator, dtype=torch.double)
     keys[::2] = keys[0] + 0.1 * torch.randn(24, 16, generator=generator, dtype=torch.double)

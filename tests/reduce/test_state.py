@@ -31,7 +31,7 @@ def test_merging_is_a_weighted_mean(patches, prefix, seed, data):
     after = before.merge(torch.tensor(rows), count)
     assert after.x.shape == (2, prefix + count, 3)
     assert torch.equal(after.x[:, :prefix], before.x[:, :prefix])
-    assert after.places is None
+    assert after.positions is None
     for b, row in enumerate(rows):
         for slot in range(count):
             members = [prefix + i for i, s in enumerate(row) if s == slot]
@@ -52,10 +52,10 @@ def test_a_mean_without_sizes_and_a_gain_of_its_own():
 def test_keeping_follows_the_order_and_remembers_places():
     before = state(prefix=2)
     once = before.keep(torch.tensor([[4, 1, 0], [5, 3, 2]]))
-    assert once.places.tolist() == [[0, 1, 6, 3, 2], [0, 1, 7, 5, 4]]
+    assert once.positions.tolist() == [[0, 1, 6, 3, 2], [0, 1, 7, 5, 4]]
     assert torch.equal(once.x[0], before.x[0, [0, 1, 6, 3, 2]])
     twice = once.keep(torch.tensor([[1], [2]]))
-    assert twice.places.tolist() == [[0, 1, 3], [0, 1, 4]]
+    assert twice.positions.tolist() == [[0, 1, 3], [0, 1, 4]]
     assert twice.source[1].nonzero()[:, 1].tolist() == [0, 1, 4]
     assert twice.patches == 1
 

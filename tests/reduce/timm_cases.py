@@ -19,7 +19,7 @@ from mintage.reduce import ToMe  # noqa: E402
 from mintage.testing import parametrize_with_laws  # noqa: E402
 from mintage.testing import reduce as suite  # noqa: E402
 
-MODELS = {name: subject for name, subject in suite.models().items() if name.startswith("timm-")}
+MODELS = {name: subject for name, subject in suite.law_models().items() if name.startswith("timm-")}
 
 
 @pytest.fixture(autouse=True)

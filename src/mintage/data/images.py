@@ -19,7 +19,7 @@ from jaxtyping import Bool, Int, UInt8
 from mintage.data.sets import SETS, data_file, find_data
 from mintage.errors import UserError, missing_extra
 
-__all__ = ["CIFAR10", "Images", "OnError", "read_cifar10", "read_images"]
+__all__ = ["CIFAR10", "Images", "OnError", "read_cifar10", "read_imagenet_sample", "read_images"]
 
 OnError = str
 """What to do with a broken image: ``"refuse"`` or ``"skip"`` it."""
@@ -30,6 +30,7 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"}
 _FILES = ("cifar10_jpeg.npz", "cifar10_train_rest_jpeg.npz")
 _HUB = SETS["cifar10"].hub
+_IMAGENET = "imagenet_sample_224_jpeg.npz"
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,17 @@ def read_cifar10() -> tuple[Images, Images]:
         if part.labels is None or part.is_test is None or part.classes != CIFAR10:
             raise UserError(f"{path} is not CIFAR-10: it lacks labels, is_test or the ten classes")
     return _joined(parts, test=False), _joined(parts, test=True)
+
+
+def read_imagenet_sample(limit: int | None = None) -> Images:
+    """Read photographs of ImageNet's classes, 224 pixels a side, found as `mintage.data.sets` says.
+
+    Raises
+    ------
+    UserError
+        The file is missing or damaged.
+    """
+    return read_images(data_file(_IMAGENET), limit=limit)
 
 
 def _joined(parts: Sequence[Images], *, test: bool) -> Images:

@@ -169,6 +169,8 @@ METHODS = (
     ),
 )
 
+BENCH = "mintage.bench.reduce.joint:ReduceBench"
+
 TRAININGS = (Trains("vit", "mintage.reduce.training.vit:ViTTraining", "A small classifier to reduce tokens in."),)
 
 __getattr__, __dir__ = lazy_attributes(

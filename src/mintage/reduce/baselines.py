@@ -52,13 +52,13 @@ def bipartite_matching(
     ranked = best.values.argsort(dim=1, descending=True)
     merged, stays = ranked[:, :remove], ranked[:, remove:].sort(1).values
     alone = stays.shape[1]
-    places = torch.arange(patches - remove, device=metric.device)
+    positions = torch.arange(patches - remove, device=metric.device)
     source = torch.empty_like(ranked)
-    source.scatter_(1, stays, places[:alone].expand_as(stays))
+    source.scatter_(1, stays, positions[:alone].expand_as(stays))
     source.scatter_(1, merged, alone + best.indices.gather(1, merged))
     slot = ranked.new_empty(len(ranked), patches)
     slot[:, first::2] = source
-    slot[:, 1 - first :: 2] = places[alone:]
+    slot[:, 1 - first :: 2] = positions[alone:]
     return slot
 
 
@@ -191,10 +191,10 @@ class AveragePool(Scheduled):
 
     def reduce(self, state: TokenState, evidence: Evidence, keep: int) -> TokenState:
         """Merge the windows, weighted by size."""
-        place = torch.arange(state.patches, device=state.x.device)
+        position = torch.arange(state.patches, device=state.x.device)
         if state.patches == state.input_patches:  # merged ones follow each other as their windows do
-            place = _place_in_z_order(place)
-        window = place * keep // state.patches
+            position = _z_order(position)
+        window = position * keep // state.patches
         return state.merge(window.expand(state.x.shape[0], -1), keep)
 
     @classmethod
@@ -203,13 +203,13 @@ class AveragePool(Scheduled):
         return cls(schedule="ratio=0.7")
 
 
-def _place_in_z_order(place: Int[Tensor, " patches"]) -> Int[Tensor, " patches"]:
+def _z_order(position: Int[Tensor, " patches"]) -> Int[Tensor, " patches"]:
     """Where every patch of a square grid stands if quarters of the grid, and of the quarters, follow each other."""
-    side = math.isqrt(len(place))
-    if side * side != len(place):
-        return place
-    row, column = place // side, place % side
-    code = torch.zeros_like(place)
+    side = math.isqrt(len(position))
+    if side * side != len(position):
+        return position
+    row, column = position // side, position % side
+    code = torch.zeros_like(position)
     for bit in range(side.bit_length()):
         code += (column >> bit & 1) << 2 * bit | (row >> bit & 1) << 2 * bit + 1
     return code.argsort().argsort()

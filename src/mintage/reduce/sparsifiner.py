@@ -159,7 +159,7 @@ class Sparsifiner(Reducer):
         """Return the attention that a layer's predictor expects."""
         assert self.connectivity is not None
         predictor: Any = self.connectivity.modules[str(layer)]
-        return predictor.approximate(evidence.query, evidence.key, places=evidence.places)[1]
+        return predictor.approximate(evidence.query, evidence.key, positions=evidence.positions)[1]
 
     def reduce(self, state: TokenState, evidence: Evidence, keep: int) -> TokenState:
         """Keep the patches that the class token attends to most, in their order."""

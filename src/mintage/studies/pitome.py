@@ -21,7 +21,7 @@ from mintage.bench.reduce.measures import (
     quality,
     seconds,
     setting_of,
-    speed,
+    speed_row,
 )
 from mintage.bench.reduce.quality import Subject
 from mintage.bench.reduce.small_things import small_on_plain
@@ -87,7 +87,7 @@ class PiToMeStudy(SharesStudy):
                     yield from self._at(run, share, on)
         peers = self.peers(run, self.claimed, (TOME, RANDOM))
         metric = f"images per second {setting_of(self.claimed)}"
-        yield speed(metric, f"{OURS} at {self.claimed:g}", peers, "deciding is in it")
+        yield speed_row(metric, f"{OURS} at {self.claimed:g}", peers, "deciding is in it")
 
     def _at(self, run: Run, share: float, on: str) -> Iterator[Comparison | Finding]:
         setting = setting_of(share) + (", small on plain ground" if on else "")

@@ -19,7 +19,7 @@ from mintage.bench.reduce.measures import (
     quality,
     seconds,
     setting_of,
-    speed,
+    speed_row,
 )
 from mintage.measure.figure import Figure
 from mintage.measure.study import Comparison, Finding, Measure, Run, at_most, mean
@@ -88,7 +88,7 @@ class ZeroTPruneStudy(SharesStudy):
         for name in variants:
             yield gap(f"top-1 minus that of the variant '{name}' {setting}", ours, name, variants)
         peers = self.peers(run, self.claimed)
-        yield speed(f"images per second {setting}", ours, peers, lambda run: _counted(run, {OURS: ours, **peers}))
+        yield speed_row(f"images per second {setting}", ours, peers, lambda run: _counted(run, {OURS: ours, **peers}))
 
     def _at(self, run: Run, share: float) -> Iterator[Comparison | Finding]:
         ours, peers, setting = f"{OURS} at {share:g}", self.peers(run, share), setting_of(share)

@@ -24,7 +24,7 @@ from mintage.reduce.contract import Anatomy, Evidence, Reducer, TokenState
 from mintage.reduce.core.attach import Attachment
 from mintage.testing.settings import a_wrong_setting_is_refused
 
-__all__ = ["DEIT_S", "LAWS", "Subject", "merged_twins_change_nothing", "models"]
+__all__ = ["DEIT_S", "LAWS", "LawModel", "law_models", "merged_twins_change_nothing"]
 
 _SIZE, _PATCHES, _IMAGES = 16, 16, 3
 
@@ -33,7 +33,7 @@ DEIT_S = Anatomy(layers=12, dim=384, hidden=1536, patches=196, prefix=1, heads=6
 
 
 @dataclass(frozen=True)
-class Subject:
+class LawModel:
     """A model of the laws, and how it is called.
 
     Parameters
@@ -54,7 +54,7 @@ class Subject:
 
 
 @cache
-def models() -> dict[str, Subject]:
+def law_models() -> dict[str, LawModel]:
     """Small random models of every supported kind, by name."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -64,7 +64,7 @@ def models() -> dict[str, Subject]:
     return made
 
 
-def _transformers_models() -> dict[str, Subject]:
+def _transformers_models() -> dict[str, LawModel]:
     hf: Any = import_module("transformers")
     sizes: dict[str, Any] = {
         "image_size": _SIZE,
@@ -107,11 +107,11 @@ def _transformers_models() -> dict[str, Subject]:
     for name, model in made.items():
         held: Any = _filled(model)
         function = held.get_image_features if name == "clip" else held
-        subjects[name] = Subject(held, lambda pixels, function=function: function(pixel_values=pixels))
+        subjects[name] = LawModel(held, lambda pixels, function=function: function(pixel_values=pixels))
     return subjects
 
 
-def _timm_models() -> dict[str, Subject]:
+def _timm_models() -> dict[str, LawModel]:
     plain = import_module("timm.models.vision_transformer").VisionTransformer
     distilled = import_module("timm.models.deit").VisionTransformerDistilled
     sizes: dict[str, Any] = {
@@ -132,7 +132,7 @@ def _timm_models() -> dict[str, Subject]:
         "timm-average": plain(**sizes, global_pool="avg"),
         "timm-average-of-patches": plain(**sizes, class_token=False, global_pool="avg"),
     }
-    return {name: Subject(model, model) for name, model in ((n, _filled(m)) for n, m in made.items())}
+    return {name: LawModel(model, model) for name, model in ((n, _filled(m)) for n, m in made.items())}
 
 
 def _filled(model: nn.Module) -> nn.Module:
@@ -184,10 +184,10 @@ def _watching(reducer: Reducer, model: nn.Module) -> Iterator[tuple[Attachment, 
         yield session, watched.steps
 
 
-def _each(reducer: Reducer) -> Iterator[tuple[str, Subject]]:
+def _each(reducer: Reducer) -> Iterator[tuple[str, LawModel]]:
     """Yield the models that the method serves: all, unless it says in one line why not; at least one."""
     served = 0
-    for name, subject in models().items():
+    for name, subject in law_models().items():
         try:
             reducer(subject.model)
         except UserError as error:
@@ -271,8 +271,8 @@ def the_source_map_is_a_partition(reducer: Reducer) -> None:
             assert (source.sum(2) >= 1).all(), f"{name}: a token stands for nothing"
             if reducer.conserves:
                 assert (source.sum(1) == 1).all(), f"{name}: a method that conserves has dropped a patch"
-            if step.after.places is not None:
-                placed = source.gather(2, step.after.places[..., None]).squeeze(2)
+            if step.after.positions is not None:
+                placed = source.gather(2, step.after.positions[..., None]).squeeze(2)
                 assert (placed == 1).all(), f"{name}: a token is not in its place"
         if not reducer.mixes and session.state is not None and session.state.source is not None:
             spread = session.unmerge(torch.ones_like(session.state.x))
@@ -314,7 +314,7 @@ def an_image_does_not_depend_on_its_batch(reducer: Reducer) -> None:
 
 
 @torch.no_grad()
-def the_same_twice(reducer: Reducer) -> None:
+def a_second_forward_gives_the_same(reducer: Reducer) -> None:
     """Nothing is left over from an earlier forward, be it of other images, or of images of another size."""
     for name, subject in _each(reducer):
         with reducer(subject.model):
@@ -352,7 +352,7 @@ def gradients_reach_the_weights(reducer: Reducer) -> None:
     """In training mode every parameter in front of the output gets a finite gradient, the patch embedding too."""
     for name, subject in _each(reducer):
         model = copy.deepcopy(subject.model).train()
-        call = Subject(model, _rebound(subject, model))
+        call = LawModel(model, _rebound(subject, model))
         with reducer(model):
             sum((v.float() ** 2).sum() for v in call.outputs(_pixels()).values()).backward()  # type: ignore[union-attr]
         held = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
@@ -363,7 +363,7 @@ def gradients_reach_the_weights(reducer: Reducer) -> None:
         assert any("mlp" in n for n in reached), name
 
 
-def _rebound(subject: Subject, model: nn.Module) -> Any:
+def _rebound(subject: LawModel, model: nn.Module) -> Any:
     held: Any = model
     if hasattr(held, "get_image_features"):
         return lambda pixels: held.get_image_features(pixel_values=pixels)
@@ -371,7 +371,7 @@ def _rebound(subject: Subject, model: nn.Module) -> Any:
 
 
 @torch.no_grad()
-def leaving_restores_the_model(reducer: Reducer) -> None:
+def leaving_restores_model_and_registries(reducer: Reducer) -> None:
     """After the context, also after an exception, the model, its weights and transformers' registries are as before."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
@@ -420,7 +420,7 @@ def a_share_of_the_multiply_adds_is_met(reducer: Reducer) -> None:
     assert DEIT_S.macs(reducer.unreduced().kept(DEIT_S), hook=reducer.hook) == DEIT_S.full
 
 
-def what_cannot_be_served_is_refused(reducer: Reducer) -> None:
+def a_second_reducer_and_other_models_are_refused(reducer: Reducer) -> None:
     """A second reducer, and a model that is no vision transformer: one line each, and the first goes on working."""
     name, subject = next(_each(reducer))
     with reducer(subject.model) as session:
@@ -461,13 +461,13 @@ class _Twins(Reducer):
 
 
 @torch.no_grad()
-def merged_twins_change_nothing(subject: Subject) -> None:
+def merged_twins_change_nothing(subject: LawModel) -> None:
     """Where equal tokens merge, attention and pooling that count them by size give what the unmodified model gives."""
     model = copy.deepcopy(subject.model)
     for name, parameter in model.named_parameters():
         if "position" in name or "pos_embed" in name:
             parameter.zero_()
-    call = Subject(model, _rebound(subject, model))
+    call = LawModel(model, _rebound(subject, model))
     pixels = _pixels().unflatten(3, (_SIZE // 8, 2, 4))[..., :1, :].expand(-1, -1, -1, -1, 2, -1).flatten(3)
     wanted = {k: v for k, v in call.outputs(pixels).items() if v.ndim == 2}
     with _Twins()(model) as session:
@@ -484,11 +484,11 @@ LAWS = (
     the_source_map_is_a_partition,
     mass_is_conserved,
     an_image_does_not_depend_on_its_batch,
-    the_same_twice,
+    a_second_forward_gives_the_same,
     decisions_are_taken_in_float32,
     gradients_reach_the_weights,
-    leaving_restores_the_model,
+    leaving_restores_model_and_registries,
     a_share_of_the_multiply_adds_is_met,
-    what_cannot_be_served_is_refused,
+    a_second_reducer_and_other_models_are_refused,
     a_wrong_setting_is_refused,
 )

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from mintage.bench.reduce.quality import Subject, spread
+from mintage.bench.reduce.quality import Subject, evenly
 from mintage.errors import UserError
 from mintage.measure.figure import Figure
 from mintage.measure.statistics import Interval, bootstrap, bootstrap_ratio
@@ -37,7 +37,7 @@ __all__ = [
     "quality",
     "seconds",
     "setting_of",
-    "speed",
+    "speed_row",
     "speedup",
 ]
 
@@ -58,7 +58,7 @@ class TestedClassifier(Subject):
     def __init__(self, name: str, count: int | None) -> None:
         self.classifier = load_image_classifier(name)
         images = numbered(test_images(), self.classifier)
-        self.images = images.take(spread(count or len(images), len(images)))
+        self.images = images.take(evenly(count or len(images), len(images)))
         pixels = self.classifier.preprocess(self.images.pixels)
         super().__init__(self.classifier.model, pixels, self.images.labels)
 
@@ -254,7 +254,7 @@ def speedup(run: Run, arm: str, over: str = PLAIN) -> Interval:
     return bootstrap_ratio(run.columns[over]["seconds"], run.columns[arm]["seconds"], of="median")
 
 
-def speed(metric: str, ours: str, peers: Mapping[str, str], note: str | Callable[[Run], str]) -> Finding:
+def speed_row(metric: str, ours: str, peers: Mapping[str, str], note: str | Callable[[Run], str]) -> Finding:
     """Make the row of images per second over the unmodified model's; see `seconds`."""
     return Finding(
         metric=metric,

@@ -1,7 +1,7 @@
 """Where things are in the vision transformers of transformers and timm, never what to do with them.
 
 Both libraries build the same pre-norm block; only the names differ, and what comes after each branch (dropout, layer
-scale, stochastic depth). Adding a family is one `Parts` row.
+scale, stochastic depth). Adding a family is one `BlockParts` row.
 
 Not here: windowed, convolutional or relative-position attention (Swin, BEiT), rotary positions (EVA, DINOv3), padded
 patches (NaFlex).
@@ -30,7 +30,7 @@ Undo = Callable[[], None]
 
 
 @dataclass(frozen=True)
-class Parts:
+class BlockParts:
     """Names within one family's transformer: its blocks, and of a block the parts of both branches in order."""
 
     layers: str
@@ -49,20 +49,20 @@ _DINO = ("norm1", "attention", ("layer_scale1", "drop_path"), "norm2", "mlp", ("
 _CLIP = ("layer_norm1", "self_attn", (), "layer_norm2", "mlp", ())
 _TIMM = ("norm1", "attn", ("ls1", "drop_path1"), "norm2", "mlp", ("ls2", "drop_path2"))
 
-FAMILIES: dict[str, Parts] = {
-    "transformers.models.vit.modeling_vit.ViTModel": Parts("layers", *_VIT, lambda m: 1),
-    "transformers.models.deit.modeling_deit.DeiTModel": Parts("layers", *_VIT, lambda m: 2),
-    "transformers.models.dinov2.modeling_dinov2.Dinov2Model": Parts("encoder.layer", *_DINO, lambda m: 1),
-    "transformers.models.dinov2_with_registers.modeling_dinov2_with_registers.Dinov2WithRegistersModel": Parts(
+FAMILIES: dict[str, BlockParts] = {
+    "transformers.models.vit.modeling_vit.ViTModel": BlockParts("layers", *_VIT, lambda m: 1),
+    "transformers.models.deit.modeling_deit.DeiTModel": BlockParts("layers", *_VIT, lambda m: 2),
+    "transformers.models.dinov2.modeling_dinov2.Dinov2Model": BlockParts("encoder.layer", *_DINO, lambda m: 1),
+    "transformers.models.dinov2_with_registers.modeling_dinov2_with_registers.Dinov2WithRegistersModel": BlockParts(
         "encoder.layer", *_DINO, lambda m: 1 + m.config.num_register_tokens
     ),
-    "transformers.models.clip.modeling_clip.CLIPVisionModel": Parts(
+    "transformers.models.clip.modeling_clip.CLIPVisionModel": BlockParts(
         "encoder.layers", *_CLIP, lambda m: 1, "embeddings.patch_embedding"
     ),
-    "transformers.models.siglip.modeling_siglip.SiglipVisionModel": Parts(
+    "transformers.models.siglip.modeling_siglip.SiglipVisionModel": BlockParts(
         "encoder.layers", *_CLIP, lambda m: 0, "embeddings.patch_embedding"
     ),
-    "timm.models.vision_transformer.VisionTransformer": Parts(
+    "timm.models.vision_transformer.VisionTransformer": BlockParts(
         "blocks", *_TIMM, lambda m: m.num_prefix_tokens, "patch_embed.proj"
     ),
 }
@@ -88,7 +88,7 @@ class Adapter:
         Leading tokens that are no patches.
     """
 
-    def __init__(self, model: nn.Module, tower: nn.Module, parts: Parts) -> None:
+    def __init__(self, model: nn.Module, tower: nn.Module, parts: BlockParts) -> None:
         self.model, self.tower, self.parts = model, tower, parts
         self.layers: list[nn.Module] = list(tower.get_submodule(parts.layers).children())
         self.prefix: int = parts.prefix(tower)

@@ -258,8 +258,8 @@ class Attachment:
         bias = None if self._bias is None else self._bias.to(query.dtype)
         reduces = self._reduces(index, query.shape[2])
         if reduces or reducer.attends:
-            places = None if self.state is None else self.state.places
-            evidence = Evidence(query=query, key=key, value=value, scaling=scaling, bias=bias, places=places)
+            positions = None if self.state is None else self.state.positions
+            evidence = Evidence(query=query, key=key, value=value, scaling=scaling, bias=bias, positions=positions)
             if reduces and reducer.wants_attention(index):
                 evidence = replace(evidence, weights=evidence.attention())
             self._evidence = evidence if reduces else None

@@ -77,7 +77,7 @@ class ConnectivityPredictor(nn.Module):
         key: Float[Tensor, "batch heads tokens head_dim"],
         *,
         dense: bool = False,
-        places: Int[Tensor, "batch tokens"] | None = None,
+        positions: Int[Tensor, "batch tokens"] | None = None,
     ) -> tuple[Float[Tensor, "batch heads patches low"], Float[Tensor, "batch heads patches tokens"]]:
         """Return the coefficients and the guessed attention.
 
@@ -87,12 +87,12 @@ class ConnectivityPredictor(nn.Module):
             The layer's own.
         dense
             Keep every coefficient and the signs of the basis: what the reconstruction is trained with.
-        places
+        positions
             Which tokens these are, where some were pruned.
         """
         down, up = self.down, self.basis(dense)
-        if places is not None:
-            down, up = down[places][:, None], up[places][:, None]
+        if positions is not None:
+            down, up = down[positions][:, None], up[positions][:, None]
         low = self.key(key).transpose(2, 3) @ down
         coef = (self.scale * (self.query(query[:, :, self.prefix :]) @ low)).float().softmax(-1)
         if not dense:
@@ -202,7 +202,7 @@ class Connectivity(TrainedModules):
         return dense, sparse
 
 
-def _sizes(anatomy: Anatomy) -> dict[str, int]:
+def _sizes(anatomy: Anatomy) -> dict[str, Any]:
     return {
         "layers": anatomy.layers,
         "heads": anatomy.heads,

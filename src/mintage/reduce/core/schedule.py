@@ -115,9 +115,9 @@ class Schedule:
         if isinstance(given, Schedule):
             return given
         name, _, text = given.partition("=")
-        text, _, places = text.partition("@")
+        text, _, layers = text.partition("@")
         try:
-            at = tuple(int(p) for p in places.split("x")) if places else ()
+            at = tuple(int(p) for p in layers.split("x")) if layers else ()
             if name == "counts" and not at:
                 return cls(kind="counts", counts=tuple(int(c) for c in text.split("x")))
             if name == "r":

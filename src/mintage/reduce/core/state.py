@@ -28,7 +28,7 @@ class TokenState:
         Index of this layer, from 0, and how many there are.
     source
         Share of every input token in every token, 0 or 1 for merges and drops; None where nobody traces.
-    places
+    positions
         Which input each token is, the prefix counted; None while all are there, and where tokens were merged.
     inputs
         Tokens of the image before the first layer, the prefix counted; None: those that are there.
@@ -40,7 +40,7 @@ class TokenState:
     layer: int
     layers: int
     source: Float[Tensor, "batch tokens inputs"] | None = None
-    places: Int[Tensor, "batch tokens"] | None = None
+    positions: Int[Tensor, "batch tokens"] | None = None
     inputs: int | None = None
 
     @property
@@ -57,10 +57,10 @@ class TokenState:
         """Keep the prefix and these patches (0 is the first patch), in this order; drop the others."""
         full = self._with_prefix(index + self.prefix)
         source = None if self.source is None else _take(self.source, full)
-        places = None if self.places is None else self.places.gather(1, full)
-        if self.places is None and self.inputs in (None, self.x.shape[1]):  # as many as at first: nothing was merged
-            places = full
-        return replace(self, x=_take(self.x, full), size=_take(self.size, full), source=source, places=places)
+        positions = None if self.positions is None else self.positions.gather(1, full)
+        if self.positions is None and self.inputs in (None, self.x.shape[1]):  # as many as at first: nothing was merged
+            positions = full
+        return replace(self, x=_take(self.x, full), size=_take(self.size, full), source=source, positions=positions)
 
     def merge(
         self,
@@ -99,7 +99,7 @@ class TokenState:
             x=torch.cat([self.x[:, : self.prefix], merged], 1),
             size=torch.cat([self.size[:, : self.prefix], sizes], 1),
             source=source,
-            places=None,
+            positions=None,
         )
 
     def mix(self, weights: Float[Tensor, "batch mixed patches"]) -> TokenState:
@@ -110,7 +110,9 @@ class TokenState:
             soft = weights.to(self.source.dtype) @ self.source[:, self.prefix :]
             source = torch.cat([self.source[:, : self.prefix], soft], 1)
         size = torch.ones_like(self.size[:, :1]).expand(-1, self.prefix + weights.shape[1], -1)
-        return replace(self, x=torch.cat([self.x[:, : self.prefix], mixed], 1), size=size, source=source, places=None)
+        return replace(
+            self, x=torch.cat([self.x[:, : self.prefix], mixed], 1), size=size, source=source, positions=None
+        )
 
     def _with_prefix(self, index: Tensor) -> Tensor:
         first = torch.arange(self.prefix, device=index.device).expand(index.shape[0], -1)
@@ -143,7 +145,7 @@ class Evidence:
         Added to the scores: log sizes (proportional attention); None where all are 1.
     weights
         Attention probabilities, if the layer has computed them already.
-    places
+    positions
         See `TokenState`.
     """
 
@@ -153,7 +155,7 @@ class Evidence:
     scaling: float
     bias: Float[Tensor, "batch 1 1 tokens"] | None = None
     weights: Float[Tensor, "batch heads tokens tokens"] | None = None
-    places: Int[Tensor, "batch tokens"] | None = None
+    positions: Int[Tensor, "batch tokens"] | None = None
 
     def metric(self) -> Float[Tensor, "batch tokens head_dim"]:
         """Keys averaged over heads, float32: what mergers compare (ToMe, section 3)."""

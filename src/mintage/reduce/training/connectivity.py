@@ -169,12 +169,12 @@ def tuning_loss(
 def final_tokens(adapter: Adapter) -> Iterator[list[Tensor]]:
     """Collect the tokens that a transformer ends with, behind its last norm."""
     held: list[Tensor] = []
-    place: Any = adapter.tower.norm if adapter.timm else adapter.tower
+    last: Any = adapter.tower.norm if adapter.timm else adapter.tower
 
     def hold(_: nn.Module, args: Any, out: Any) -> None:
         held.append(out if isinstance(out, Tensor) else out[0])
 
-    hook = place.register_forward_hook(hold)
+    hook = last.register_forward_hook(hold)
     try:
         yield held
     finally:
@@ -203,7 +203,7 @@ class SparseStudent(nn.Module):
         """Return logits, last tokens, and which tokens these are if some were pruned."""
         with self.attached[0] as session, final_tokens(self.adapter[0]) as held:
             logits = logits_of(self.model(pixels))
-        return logits, held[-1], None if session.state is None else session.state.places
+        return logits, held[-1], None if session.state is None else session.state.positions
 
 
 class Tuning:
@@ -240,12 +240,12 @@ class Tuning:
 
     def loss(self, module: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         """Return the loss and its parts."""
-        logits, tokens, places = module(batch["pixels"])
+        logits, tokens, positions = module(batch["pixels"])
         with torch.no_grad(), final_tokens(self.adapter) as held:
             taught = logits_of(self.teacher(batch["pixels"]))
         wanted = held[-1]
-        if places is not None:
-            wanted = wanted.gather(1, places[..., None].expand(-1, -1, wanted.shape[2]))
+        if positions is not None:
+            wanted = wanted.gather(1, positions[..., None].expand(-1, -1, wanted.shape[2]))
         found = tuning_loss(logits, taught, batch["labels"], tokens, wanted, **self.weights)
         right = (logits.detach().argmax(1) == batch["labels"]).float().mean()
         parts = {"classes": found.classes, "logits": found.logits, "token": found.token, "right": right}

@@ -136,7 +136,7 @@ def numbered(images: Images, classifier: ImageClassifier) -> Images:
     UserError
         It does not know one of them.
     """
-    known = {label.lower(): place for place, label in enumerate(classifier.labels)}
+    known = {label.lower(): position for position, label in enumerate(classifier.labels)}
     foreign = [label for label in images.classes if label.lower() not in known]
     if foreign:
         raise UserError(f"{classifier.name} knows no class {foreign[0]!r}; name the sub-folders as its labels")

@@ -50,8 +50,8 @@ class Rate:
         previous
             Tokens there were before: only those that go now are masked, later ones stay 1.
         """
-        place = torch.arange(len(self.probability), device=self.probability.device)
-        gone = (place >= self.count) if previous is None else (place >= self.count) & (place < previous)
+        position = torch.arange(len(self.probability), device=self.probability.device)
+        gone = (position >= self.count) if previous is None else (position >= self.count) & (position < previous)
         return torch.where(gone, 0.0, 1.0) - self.probability.detach() + self.probability
 
 
@@ -79,8 +79,8 @@ class RateProxy(nn.Module):
         candidates: Tensor = self.candidates  # type: ignore[assignment]
         expected = share @ candidates.double() + 1
         kept = torch.ceil(expected.detach() - _ROUNDING) - expected.detach() + expected
-        place = torch.arange(self.patches + 1, device=candidates.device)
-        probability = (place[:, None] <= candidates).double() @ share
+        position = torch.arange(self.patches + 1, device=candidates.device)
+        probability = (position[:, None] <= candidates).double() @ share
         return Rate(kept.float(), probability.float())
 
     @property

@@ -66,9 +66,9 @@ def augmented(
     return out
 
 
-def _mirrored(places: Int[Tensor, "batch size"], size: int) -> Int[Tensor, "batch size"]:
-    """Reflect places outside 0..size-1, the edge itself not repeated."""
-    return (size - 1) - ((size - 1) - places.abs()).abs()
+def _mirrored(positions: Int[Tensor, "batch size"], size: int) -> Int[Tensor, "batch size"]:
+    """Reflect positions outside 0..size-1, the edge itself not repeated."""
+    return (size - 1) - ((size - 1) - positions.abs()).abs()
 
 
 @dataclass(eq=False)
@@ -120,8 +120,8 @@ class ViTRecipe:
 
     def batch(self, index: int) -> dict[str, Tensor]:
         """Return augmented, normalised pixels and their labels."""
-        epoch, place = divmod(index, len(self.pixels) // self.batch_rows)
-        rows = self._order(epoch)[place * self.batch_rows : (place + 1) * self.batch_rows].numpy()
+        epoch, position = divmod(index, len(self.pixels) // self.batch_rows)
+        rows = self._order(epoch)[position * self.batch_rows : (position + 1) * self.batch_rows].numpy()
         generator = self._generator(index)
         pixels = augmented(torch.from_numpy(self.pixels[rows]), generator, cut=self.cut)
         if index < self.small_batches:
