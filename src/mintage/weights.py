@@ -104,19 +104,20 @@ class Imprint:
     marks: Float[Tensor, "tensors 2"]
 
     @classmethod
-    def of(cls, model: nn.Module) -> Imprint:
-        """Take a model's imprint."""
-        held = {name: t.detach() for name, t in model.state_dict().items() if t.is_floating_point()}
+    def of(cls, model: nn.Module | Mapping[str, Tensor]) -> Imprint:
+        """Take the imprint of a model, or of some of its tensors by name."""
+        tensors = model.state_dict() if isinstance(model, nn.Module) else model
+        held = {name: t.detach() for name, t in tensors.items() if t.is_floating_point()}
         text = json.dumps([[name, list(t.shape)] for name, t in held.items()])
         return cls(hashlib.sha256(text.encode()).hexdigest()[:16], torch.stack([_mark(t) for t in held.values()]))
 
-    def check(self, model: nn.Module, what: str) -> None:
+    def check(self, model: nn.Module | Mapping[str, Tensor], what: str) -> None:
         """Refuse another model.
 
         Parameters
         ----------
         model
-            The one at hand.
+            The one at hand, or the same tensors of it.
         what
             Begins the message, e.g. ``"slimming modules"``.
 
@@ -142,8 +143,8 @@ def _mark(tensor: Tensor) -> Tensor:
     return torch.stack([flat.norm(), flat @ torch.arange(len(flat), dtype=torch.float64).cos()])
 
 
-def _name(model: nn.Module) -> str:
-    return type(model).__name__
+def _name(model: nn.Module | Mapping[str, Tensor]) -> str:
+    return type(model).__name__ if isinstance(model, nn.Module) else "model"
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,8 +211,8 @@ class Artefact:
         """
         held, notes = read_weights(path, form, f"make it with: {again}")
         try:
-            sizes = dict(json.loads(notes.pop("sizes")))
-        except (KeyError, TypeError, ValueError) as error:
+            sizes = json.loads(notes.pop("sizes"))
+        except (KeyError, json.JSONDecodeError) as error:
             raise UserError(f"cannot read {path}: {error}; make it with: {again}") from None
         marks = held.pop(_IMPRINT, None)
         imprint = None if marks is None else Imprint(notes.pop("shapes", ""), marks)

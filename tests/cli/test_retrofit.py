@@ -44,7 +44,7 @@ def test_transfer_writes_an_ordinary_folder(mintage, target, tiny_folder, tmp_pa
     [
         (("--method", "focus"), "pass texts of the new kind"),
         (("--method", "token-recycling"), "token-recycling"),
-        (("--method", "zett"), "made for the embeddings of|does not exist"),
+        (("--method", "zett"), "were trained for|does not exist"),
         (("--method", "zett:weights=nowhere.safetensors"), "nowhere.safetensors does not exist"),
     ],
 )

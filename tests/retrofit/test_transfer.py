@@ -7,9 +7,10 @@ from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from mintage.errors import UserError
 from mintage.retrofit.contract import ByteSampler
+from mintage.retrofit.core.hypernetwork import Hypernetwork, HypernetworkShape
 from mintage.retrofit.core.transfer import transfer
 from mintage.retrofit.heuristics import FVT
-from mintage.retrofit.zett import Hypernetwork, HypernetworkShape, Zett
+from mintage.retrofit.zett import Zett
 from mintage.testing.retrofit import _PAIRS, _reader, _tokenizer
 
 TEXTS = ["some words and more words", "words again"]
@@ -24,7 +25,9 @@ def test_the_report_counts_what_was_done(lm):
     target = PreTrainedTokenizerFast(tokenizer_object=_tokenizer(_PAIRS), pad_token="[PAD]", eos_token="[END]")
     made = transfer(lm.model, lm.tokenizer, target, "fvt")
     assert made.report == {"tokens": 263, "copied": 256, "special": 1, "truncated": 0, "empty": 1}  # [END] is unknown
-    net = Hypernetwork(HypernetworkShape(width=32, hidden=16, inner=16, layers=1, heads=2, length=3), 257).eval()
+    net = Hypernetwork(
+        HypernetworkShape(vocabulary=257, width=32, hidden=16, inner=16, layers=1, heads=2, length=3)
+    ).eval()
     assert transfer(lm.model, lm.tokenizer, target, Zett(net=net)).report["truncated"] == 2  # words, and a space before
 
 
@@ -92,6 +95,7 @@ def test_mistakes_are_one_line(lm):
     words = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
     with pytest.raises(UserError, match="cannot be read as bytes"):
         transfer(lm.model, lm.tokenizer, words, "fvt")
+    other = Hypernetwork(HypernetworkShape(vocabulary=99, width=32))
     with pytest.raises(UserError, match="made for other embeddings"):
-        transfer(lm.model, lm.tokenizer, _tokenizer(_PAIRS), Zett(net=Hypernetwork(HypernetworkShape(width=32), 99)))
+        transfer(lm.model, lm.tokenizer, _tokenizer(_PAIRS), Zett(net=other))
     assert not issubclass(FVT, ByteSampler)

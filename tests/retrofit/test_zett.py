@@ -10,18 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from mintage.errors import UserError
 from mintage.models import tiny_causal_lm
-from mintage.retrofit.core.composer import Parts, PartsTransfer
+from mintage.retrofit.core.embeddings import Parts, PartsTransfer
+from mintage.retrofit.core.hypernetwork import Hypernetwork, HypernetworkShape, load_hypernetwork, scaler, surface_forms
 from mintage.retrofit.core.token_bytes import TokenBytes
-from mintage.retrofit.zett import (
-    Hypernetwork,
-    HypernetworkShape,
-    Zett,
-    load_hypernetwork,
-    save_hypernetwork,
-    scaler,
-    surface_forms,
-)
+from mintage.retrofit.zett import Zett
 from mintage.testing.retrofit import _reader, _tokenizer
+from mintage.testing.settings import without_shape_checks
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "zett"
 
@@ -34,6 +28,7 @@ def held():
 def _authors(held):
     width, hidden, inner, layers, heads, length, size, fallback, untied, pad = map(int, held["config"])
     shape = HypernetworkShape(
+        vocabulary=size,
         width=width,
         tied=not untied,
         hidden=hidden,
@@ -44,10 +39,12 @@ def _authors(held):
         fallback=fallback,
         residual="none",
     )
-    net = Hypernetwork(shape, size)
+    net = Hypernetwork(shape)
     weights = {name[2:]: torch.from_numpy(held[name]) for name in held.files if name.startswith("w.")}
     net.load_state_dict(weights)
-    return net.eval(), torch.from_numpy(held["surface_forms"]), torch.from_numpy(held["source_embeddings"]), pad
+    surface = torch.from_numpy(held["surface_forms"])
+    surface = torch.where(surface == pad, net.pad, surface)
+    return net.eval(), surface, torch.from_numpy(held["source_embeddings"])
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +55,9 @@ def source():
 
 def _net(source, seed=0, **settings):
     torch.manual_seed(seed)
-    shape = HypernetworkShape(**{"width": 32, "hidden": 16, "inner": 16, "layers": 2, "heads": 2} | settings)
-    net = Hypernetwork(shape, len(source.input))
+    sizes = {"vocabulary": len(source.input), "width": 32, "hidden": 16, "inner": 16, "layers": 2, "heads": 2}
+    shape = HypernetworkShape(**sizes | settings)
+    net = Hypernetwork(shape)
     for head in (net.output_projection, net.output_projection_out):
         if head is not None:
             torch.nn.init.normal_(head[1].weight, std=0.1)
@@ -67,21 +65,21 @@ def _net(source, seed=0, **settings):
 
 
 def test_equals_the_authors_network(held):
-    net, surface, embeddings, pad = _authors(held)
+    net, surface, embeddings = _authors(held)
     with torch.no_grad():
-        made = net(surface, embeddings, pad)
+        made = net(surface, embeddings)
     for mine, theirs in zip(made, ("pred_in", "pred_out", "pred_bias"), strict=True):
         assert np.abs(mine.numpy() - held[theirs]).max() < 1e-4, theirs
 
 
 def test_padding_and_other_tokens_change_nothing(held):
-    net, surface, embeddings, pad = _authors(held)
-    wider = torch.cat([surface, torch.full((len(surface), 2), pad)], 1)
+    net, surface, embeddings = _authors(held)
+    wider = torch.cat([surface, torch.full((len(surface), 2), net.pad)], 1)
     with torch.no_grad():
-        whole = net(surface, embeddings, pad)
-        assert torch.allclose(net(wider, embeddings, pad).input, whole.input, atol=1e-6)
+        whole = net(surface, embeddings)
+        assert torch.allclose(net(wider, embeddings).input, whole.input, atol=1e-6)
         for row in range(len(surface)):
-            alone = net(surface[row : row + 1], embeddings, pad)
+            alone = net(surface[row : row + 1], embeddings)
             assert torch.allclose(alone.output[0], whole.output[row], atol=1e-6)
 
 
@@ -90,15 +88,24 @@ def test_any_shape_in_groups_equals_padded_with_a_mask(tied, layers, heads):
     """Tokens are read in groups of as many parts; the authors read all of them padded, with an attention mask."""
     torch.manual_seed(0)
     shape = HypernetworkShape(
-        width=12, tied=tied, hidden=16, inner=24, layers=layers, heads=heads, length=5, fallback=2, residual="none"
+        vocabulary=30,
+        width=12,
+        tied=tied,
+        hidden=16,
+        inner=24,
+        layers=layers,
+        heads=heads,
+        length=5,
+        fallback=2,
+        residual="none",
     )
-    net, read = Hypernetwork(shape, 30).eval(), torch.randn(30, 12 * (1 if tied else 2))
+    net, read = Hypernetwork(shape).eval(), torch.randn(30, 12 * (1 if tied else 2))
     surface = torch.full((20, 5), 32)
     for row in range(20):
         count = 1 + row % 5
         surface[row, :count] = torch.randint(0, 32, (count,))
     with torch.no_grad():
-        made = net(surface, read, 32)
+        made = net(surface, read)
         beyond = (surface >= 30)[..., None]
         x = torch.where(beyond, net.fallback_embeddings((surface - 30).clamp(0, 1)), read[surface.clamp_max(29)])
         states = net.model(
@@ -136,7 +143,7 @@ def test_only_the_first_parts_are_read(source):
 
 def test_a_file_gives_the_network_back(source, tmp_path):
     net = _net(source)
-    save_hypernetwork(net, source, tmp_path / "net.safetensors", notes={"model": "tiny"})
+    net.bind(source, {"model": "tiny"}).save(tmp_path / "net.safetensors")
     again = load_hypernetwork(tmp_path / "net.safetensors", source)
     assert asdict(again.shape) == asdict(net.shape)
     one, other = (Zett(net=n).rows(source, [b"words", b"x"]).input for n in (net, again))
@@ -147,9 +154,9 @@ def test_a_file_gives_the_network_back(source, tmp_path):
 
 def test_another_models_file_is_refused(source, tmp_path):
     path = tmp_path / "net.safetensors"
-    save_hypernetwork(_net(source), source, path, notes={"model": "tiny"})
+    _net(source).bind(source, {"model": "tiny"}).save(path)
     other = Parts(tiny_causal_lm(vocab_size=257, tie_word_embeddings=True, seed=1), source.vocabulary)
-    with pytest.raises(UserError, match="made for the embeddings of tiny"):
+    with pytest.raises(UserError, match=r"\(for tiny\) were trained for other weights"):
         load_hypernetwork(path, other)
     small = Parts(tiny_causal_lm(vocab_size=300, tie_word_embeddings=True), TokenBytes(_tokenizer([])))
     with pytest.raises(UserError, match="other embeddings"):
@@ -164,17 +171,19 @@ def test_damaged_files_are_refused_in_one_line(source, tmp_path):
     with pytest.raises(UserError, match="cannot read"):
         load_hypernetwork(path)
     save_file({"x": torch.zeros(1)}, path)
-    with pytest.raises(UserError, match="expected 'mintage hypernetwork 1'"):
+    with pytest.raises(UserError, match="expected 'mintage hypernetwork 2'"):
         load_hypernetwork(path)
-    save_hypernetwork(_net(source), source, path, notes={})
+    _net(source).bind(source, {}).save(path)
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     tensors = load_file(path)
-    tensors["net.bias_projection.bias"] = torch.tensor([float("nan")])
+    tensors["bias_projection.bias"] = torch.tensor([float("nan")])
     save_file(tensors, path, metadata=metadata)
     with pytest.raises(UserError, match="not finite"):
         load_hypernetwork(path)
     with pytest.raises(UserError, match="multiple of heads"):
-        HypernetworkShape(width=8, hidden=10, heads=4)
+        HypernetworkShape(vocabulary=9, width=8, hidden=10, heads=4)
+    with without_shape_checks(), pytest.raises(UserError, match="residual='mode' is not one of mean, none"):
+        HypernetworkShape(vocabulary=9, width=8, residual="mode")

@@ -10,10 +10,16 @@ from transformers import PreTrainedTokenizerFast
 
 from mintage.errors import UserError
 from mintage.models import CausalLM, tiny_causal_lm
-from mintage.retrofit.core.composer import Parts
+from mintage.progress import silent
+from mintage.retrofit.core.embeddings import Parts
+from mintage.retrofit.core.hypernetwork import Hypernetwork, HypernetworkShape, load_hypernetwork
 from mintage.retrofit.core.token_bytes import TokenBytes
-from mintage.retrofit.training.zett import TokenizerSampler, ZettRecipe, train_zett
-from mintage.retrofit.zett import Hypernetwork, HypernetworkShape, Zett, load_hypernetwork
+from mintage.retrofit.training.tokenizer_sampler import TokenizerSampler, read_in_both
+from mintage.retrofit.training.zett import ZettTraining
+from mintage.retrofit.training.zett_recipe import ZettRecipe, ZettSettings
+from mintage.retrofit.zett import Zett
+from mintage.testing.settings import without_shape_checks
+from mintage.train.training import Work
 
 PAIRS = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("a", "n"), ("Ġ", "an"), ("Ġan", "d"), ("i", "n")]
 TEXTS = {
@@ -34,11 +40,19 @@ def lm():
     return CausalLM(model.requires_grad_(False), tokenizer, "tiny")
 
 
-def _recipe(lm, **settings):
+def _shape(lm):
+    size = lm.model.config.vocab_size
+    return HypernetworkShape(vocabulary=size, width=32, hidden=16, inner=16, layers=1, heads=2)
+
+
+def _recipe(lm, texts=TEXTS, **settings):
     torch.manual_seed(0)
-    shape = HypernetworkShape(width=32, hidden=16, inner=16, layers=1, heads=2)
-    net = Hypernetwork(shape, lm.model.config.vocab_size)
-    return ZettRecipe(net, lm, TEXTS, **{"warmup": 0, "rows": 2, "tokens": 24, "size": 300, **settings})
+    plain = {"rows": 2, "tokens": 24, "size": 300, "spread": 4.0, "lexical": 0.5, "distil": 0.0}
+    return ZettRecipe(Hypernetwork(_shape(lm)), lm, texts, ZettSettings(**{**plain, **settings}))
+
+
+def train(lm, folder, progress=silent, **settings):
+    return ZettTraining(**settings).fit(lm, TEXTS, Work(folder, progress=progress))
 
 
 def test_a_sampled_vocabulary_has_all_bytes_and_frequent_pieces(lm):
@@ -65,7 +79,7 @@ def test_a_batch_repeats_and_is_aligned_where_both_end_at_a_byte(lm):
         own = lm.tokenizer.convert_ids_to_tokens
         for row, new, old in batch["aligned"].tolist():
             parts = [batch["surface"][i].tolist() for i in batch["ids"][row, :new].tolist()]
-            text = "".join(own(part) for surface in parts for part in surface if part < recipe.module.vocabulary)
+            text = "".join(own(part) for surface in parts for part in surface if part < recipe.module.shape.vocabulary)
             assert text == "".join(own(i) for i in batch["original"][row, :old].tolist())
         assert (batch["aligned"][:, 1:] == 0).all(1).sum() == 2  # both begin at the beginning
     assert (recipe.batch(0)["ids"] != recipe.batch(1)["ids"][:, :1]).any()
@@ -86,8 +100,10 @@ def test_states_are_the_same_where_the_tokens_are(lm):
     """A tokenizer that cuts as the model's own does has nothing to make up for."""
     recipe = _recipe(lm, distil=1.0)
     batch = recipe.batch(0)
-    names = lm.tokenizer.convert_ids_to_tokens(range(recipe.module.vocabulary - 1))
-    same = recipe._read_text(["the", "Ġand", "in"], Tokenizer(models.BPE({n: i for i, n in enumerate(names)}, PAIRS)))
+    names = lm.tokenizer.convert_ids_to_tokens(range(recipe.module.shape.vocabulary - 1))
+    same = read_in_both(
+        ["the", "Ġand", "in"], Tokenizer(models.BPE({n: i for i, n in enumerate(names)}, PAIRS)), recipe._own_model, 24
+    )
     assert same.ids == same.original
     assert same.aligned == [(i, i) for i in range(len(same.ids))]
     places = torch.tensor([[0, *pair] for pair in same.aligned])
@@ -112,13 +128,12 @@ def test_training_lowers_the_loss_resumes_and_saves(lm, tmp_path):
         "lexical": 0.0,
     }
     seen = []
-    net = train_zett(
-        lm, TEXTS, tmp_path / "a.safetensors", folder=tmp_path / "a", report=lambda *s: seen.append(s), **settings
-    )
+    net = train(lm, tmp_path / "a", lambda *step: seen.append(step), **settings)
+    net.save(tmp_path / "a.safetensors", {"command": "mintage train zett"})
     unseen = [_recipe(lm).batch(1000 + i) for i in range(6)]
     before, after = (
         sum(made.loss(made.module, batch)[1]["bits"] for batch in unseen)
-        for made in (_recipe(lm), ZettRecipe(net, lm, TEXTS, warmup=0, size=300))
+        for made in (_recipe(lm), ZettRecipe(net, lm, TEXTS, ZettSettings(size=300, spread=4.0)))
     )
     assert after < before - 0.5
     assert seen[-1] == ("train", 30, 30)
@@ -126,15 +141,25 @@ def test_training_lowers_the_loss_resumes_and_saves(lm, tmp_path):
     held = load_hypernetwork(tmp_path / "a.safetensors", source)
     one, other = (Zett(net=n).rows(source, [b"then", b"z", b"the"]).input for n in (net, held))
     assert (one - other).abs().max() < 5e-3  # rounded to 16 bits
-    again = train_zett(lm, TEXTS, tmp_path / "b.safetensors", folder=tmp_path / "a", **settings)  # nothing left to do
+    again = train(lm, tmp_path / "a", **settings)  # nothing left to do
     assert torch.equal(again.bias_projection.weight, net.bias_projection.weight)
+
+
+def test_training_is_what_it_was(lm, tmp_path):
+    """To the numbers of the function that it was before trainings were data."""
+    settings = {"steps": 12, "warmup": 3, "rows": 2, "tokens": 24, "size": 300, "hidden": 32, "layers": 1, "lr": 5e-3}
+    settings |= {"distil": 0.5, "lexical": 0.2, "spread": 3.0, "seed": 2}
+    for residual, total in (("mean", 1028.27411481), ("none", 1276.07004496)):
+        net = train(lm, tmp_path / residual, residual=residual, **settings)
+        assert sum(float(t.double().abs().sum()) for t in net.state_dict().values()) == pytest.approx(total, rel=1e-5)
 
 
 def test_training_goes_on_from_a_file(lm, tmp_path):
     settings = {"steps": 1, "rows": 2, "tokens": 24, "size": 300, "lr": 1e-9}
-    first = train_zett(lm, TEXTS, tmp_path / "a.safetensors", folder=tmp_path / "a", hidden=32, layers=1, **settings)
+    first = train(lm, tmp_path / "a", hidden=32, layers=1, **settings)
     start = tmp_path / "a.safetensors"
-    again = train_zett(lm, TEXTS, tmp_path / "b.safetensors", folder=tmp_path / "b", start=start, **settings)
+    first.save(start)
+    again = train(lm, tmp_path / "b", start=start, **settings)
     assert again.shape == first.shape
     one, other = (Zett(net=n).rows(Parts(lm.model, TokenBytes(lm.tokenizer)), [b"then"]).input for n in (first, again))
     assert (one - other).abs().max() < 5e-3
@@ -142,15 +167,13 @@ def test_training_goes_on_from_a_file(lm, tmp_path):
 
 def test_the_papers_network_learns_its_own_vocabulary_first(lm, tmp_path):
     settings = {"steps": 60, "warmup": 60, "residual": "none", "hidden": 32, "layers": 1, "size": 300, "lr": 3e-3}
-    train_zett(lm, TEXTS, tmp_path / "a.safetensors", folder=tmp_path / "a", **settings)
-    rows = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
+    train(lm, tmp_path, **settings)
+    rows = [json.loads(line) for line in (tmp_path / "train" / "log.jsonl").read_text().splitlines()]
     assert rows[-1]["lexical"] < 0.7 * rows[0]["lexical"]
 
 
 def test_short_texts_are_joined(lm):
-    torch.manual_seed(0)
-    net = Hypernetwork(HypernetworkShape(width=32, hidden=16, inner=16, layers=1, heads=2), lm.model.config.vocab_size)
-    recipe = ZettRecipe(net, lm, {"short": ["the", "an ant"]}, warmup=0, rows=2, tokens=24, size=300)
+    recipe = _recipe(lm, {"short": ["the", "an ant"]})
     assert (recipe.batch(0)["ids"] >= 0).sum(1).min() > 8
 
 
@@ -158,7 +181,7 @@ def test_a_text_that_is_one_word_is_cut(lm):
     recipe = _recipe(lm, tokens=24)
     names = ["q", "qq", "qqq"]
     tokenizer = Tokenizer(models.Unigram([(name, -1.0) for name in names]))
-    made = recipe._read_text(["q" * 201], tokenizer)
+    made = read_in_both(["q" * 201], tokenizer, recipe._own_model, 24)
     assert (len(made.ids), made.bytes, len(made.original)) == (24, 72, 201)
     assert made.aligned == [(i, 3 * i) for i in range(24)]
 
@@ -166,8 +189,10 @@ def test_a_text_that_is_one_word_is_cut(lm):
 def test_mistakes_are_one_line(lm, tmp_path):
     with pytest.raises(UserError, match="no word of two bytes"):
         TokenizerSampler(TokenBytes(lm.tokenizer), ["a"], largest=300)
-    with pytest.raises(UserError, match="residual"):
-        train_zett(lm, TEXTS, tmp_path / "x", folder=tmp_path, residual="fvt")
+    with without_shape_checks(), pytest.raises(UserError, match="residual='fvt' is not one of mean, none"):
+        ZettTraining(residual="fvt")
+    with pytest.raises(UserError, match="warmup=70"):
+        ZettTraining(warmup=70, steps=60)
     sentencepiece = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0))
     with pytest.raises(UserError, match="byte-level"):
         TokenizerSampler(TokenBytes(sentencepiece), ["aa"], largest=300)

@@ -19,7 +19,8 @@ def equal_to_golden():
     """Compare the rows of a study with ``golden/NAME.json``: every field but command, environment and rule.
 
     The model is compared where the golden row has one (it may be a folder of the test).
-    Rows whose metric holds a word of `without` (timings, rounding) are compared but for their numbers.
+    Rows whose metric holds a word of `without` (timings, rounding) are compared but for their numbers; where it is a
+    mapping, for the fields that it names, too.
     """
 
     def compare(name, rows, *, rel=1e-9, without=()):
@@ -27,8 +28,9 @@ def equal_to_golden():
         assert [row.metric if isinstance(row, Result) else row.name for row in rows] == list(map(key, wanted))
         got = [plain(row, theirs) for row, theirs in zip(rows, wanted, strict=True)]
         for mine, theirs in zip(got, wanted, strict=True):
-            if any(word in key(theirs) for word in without):
-                mine, theirs = ({k: v for k, v in row.items() if k not in NUMBERS} for row in (mine, theirs))
+            if words := [word for word in without if word in key(theirs)]:
+                left_out = {*NUMBERS, *(f for w in words for f in (without[w] if isinstance(without, dict) else ()))}
+                mine, theirs = ({k: v for k, v in row.items() if k not in left_out} for row in (mine, theirs))
             assert near(mine, theirs, rel), f"{key(mine)}\n{mine}\n{theirs}"
 
     return compare

@@ -8,13 +8,14 @@ import torch
 from scipy.stats import spearmanr
 from toys_retrofit import save_small_composer, save_word_model, small_encoder, write_dynamic_tokens
 
+from mintage import weights
 from mintage.bench.retrofit import merged, sentences
 from mintage.errors import UserError
 from mintage.measure import Figure, Result
 from mintage.measure.study import run_study
 from mintage.models import load_causal_lm
-from mintage.retrofit.core import composer
-from mintage.retrofit.core.composer import Composer, ComposerShape, Parts, save_composer
+from mintage.retrofit.core.composer import Composer, ComposerShape
+from mintage.retrofit.core.embeddings import Parts
 from mintage.retrofit.core.token_bytes import TokenBytes
 from mintage.studies import dynamic_tokens
 from mintage.studies.dynamic_tokens import DynamicTokensStudy
@@ -33,7 +34,7 @@ SMALL = {
     "searches": 3,
     "pairs": 12,
 }
-TIMED = ("seconds", "dynamic-tokens-prefill")
+TIMED = {"seconds": ("note",), "dynamic-tokens-prefill": ("data",)}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def small(tmp_path, monkeypatch, folder):
     monkeypatch.setenv("MINTAGE_DATA", str(tmp_path))
     monkeypatch.setattr(sentences, "minilm", lambda: encoder)
     monkeypatch.setattr(dynamic_tokens, "NEEDED", {})
-    monkeypatch.setattr(composer, "shipped_composer", lambda: tmp_path / "composer-smollm2.safetensors")
+    monkeypatch.setattr(weights, "_ASSETS", tmp_path)
     return tmp_path
 
 
@@ -59,7 +60,7 @@ def trained(small, folder):
     source = Parts(lm.model, TokenBytes(lm.tokenizer))
     with torch.random.fork_rng():
         net = save_small_composer(ComposerShape, Composer)
-    save_composer(net, source, small / "composer-smollm2.safetensors", notes={"model": folder})
+    net.bind(source, {"model": folder}).save(small / "composer-smollm2.safetensors")
     return small
 
 

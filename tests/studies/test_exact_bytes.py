@@ -11,8 +11,9 @@ from mintage.bench.retrofit.votes import vote
 from mintage.measure import Result
 from mintage.measure.study import run_study
 from mintage.models import load_causal_lm
+from mintage.retrofit.byte_ensemble import ByteEnsemble
 from mintage.retrofit.contract import END
-from mintage.retrofit.exact_bytes import ByteEnsemble, ByteLM
+from mintage.retrofit.exact_bytes import ByteLM
 from mintage.studies.exact_bytes import ExactBytesStudy
 
 SMALL = {

@@ -6,20 +6,18 @@ import pytest
 import torch
 from toys_retrofit import MANY, disturb, save_word_model, write_zett
 
-from mintage import catalog
+from mintage import catalog, weights
 from mintage.bench.retrofit import joint
 from mintage.bench.retrofit.joint import RetrofitBench
 from mintage.bench.run import bench_of
 from mintage.errors import UserError
 from mintage.models import load_causal_lm
-from mintage.retrofit import zett
 from mintage.retrofit.contract import ByteSampler
-from mintage.retrofit.core.composer import Parts
+from mintage.retrofit.core.embeddings import EmbeddingTransfer, Parts
+from mintage.retrofit.core.hypernetwork import Hypernetwork, HypernetworkShape
 from mintage.retrofit.core.token_bytes import TokenBytes
-from mintage.retrofit.core.transfer import EmbeddingTransfer
 from mintage.retrofit.exact_bytes import ByteLM
 from mintage.retrofit.heuristics import FVT
-from mintage.retrofit.zett import Hypernetwork, HypernetworkShape, save_hypernetwork
 
 SMALL = {"kinds": ("prose", "de"), "texts": 3, "size": 96, "vocabulary": 400}
 ARMS = ["zett", "fvt", "focus", "exact-bytes"]
@@ -35,7 +33,7 @@ def small(tmp_path, monkeypatch):
     write_zett(tmp_path)
     monkeypatch.setenv("MINTAGE_DATA", str(tmp_path))
     monkeypatch.setattr(joint, "texts_cut_small", lambda seed: MANY)
-    monkeypatch.setattr(zett, "shipped_hypernetwork", lambda: tmp_path / "zett-smollm2.safetensors")
+    monkeypatch.setattr(weights, "_ASSETS", tmp_path)
     joint._target.cache_clear()
     yield tmp_path
     joint._target.cache_clear()
@@ -45,12 +43,12 @@ def small(tmp_path, monkeypatch):
 def trained(small, folder):
     lm = load_causal_lm(folder, dtype="float32")
     source = Parts(lm.model, TokenBytes(lm.tokenizer))
-    shape = HypernetworkShape(width=source.input.shape[1], tied=source.tied, hidden=16, inner=16, layers=1, heads=2)
+    shape = HypernetworkShape(vocabulary=len(source.input), width=32, tied=True, hidden=16, inner=16, layers=1, heads=2)
     with torch.random.fork_rng():
         torch.manual_seed(2)
-        net = Hypernetwork(shape, len(source.input))
+        net = Hypernetwork(shape)
         disturb(net)
-    save_hypernetwork(net, source, small / "zett-smollm2.safetensors", notes={"model": folder})
+    net.bind(source, {"model": folder}).save(small / "zett-smollm2.safetensors")
     return small
 
 

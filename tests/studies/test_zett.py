@@ -4,15 +4,15 @@ import pytest
 import torch
 from toys_retrofit import disturb, save_word_model, write_zett
 
+from mintage import weights
 from mintage.bench.retrofit.transfers import HeldOutTokenizers
 from mintage.errors import UserError
 from mintage.measure import Result
 from mintage.measure.study import run_study
 from mintage.models import load_causal_lm
-from mintage.retrofit import zett
-from mintage.retrofit.core.composer import Parts
+from mintage.retrofit.core.embeddings import Parts
+from mintage.retrofit.core.hypernetwork import Hypernetwork, HypernetworkShape
 from mintage.retrofit.core.token_bytes import TokenBytes
-from mintage.retrofit.zett import Hypernetwork, HypernetworkShape, save_hypernetwork
 from mintage.studies.zett import ZettStudy
 
 SMALL = {
@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
 def small(tmp_path, monkeypatch):
     write_zett(tmp_path)
     monkeypatch.setenv("MINTAGE_DATA", str(tmp_path))
-    monkeypatch.setattr(zett, "shipped_hypernetwork", lambda: tmp_path / "zett-smollm2.safetensors")
+    monkeypatch.setattr(weights, "_ASSETS", tmp_path)
     return tmp_path
 
 
@@ -42,12 +42,12 @@ def trained(small, folder):
     """A hypernetwork of the tiny model, in the place of the one that ships."""
     lm = load_causal_lm(folder, dtype="float32")
     source = Parts(lm.model, TokenBytes(lm.tokenizer))
-    shape = HypernetworkShape(width=source.input.shape[1], tied=source.tied, hidden=16, inner=16, layers=1, heads=2)
+    shape = HypernetworkShape(vocabulary=len(source.input), width=32, tied=True, hidden=16, inner=16, layers=1, heads=2)
     with torch.random.fork_rng():
         torch.manual_seed(2)
-        net = Hypernetwork(shape, len(source.input))
+        net = Hypernetwork(shape)
         disturb(net)
-    save_hypernetwork(net, source, small / "zett-smollm2.safetensors", notes={"model": folder})
+    net.bind(source, {"model": folder}).save(small / "zett-smollm2.safetensors")
     return small
 
 
@@ -111,9 +111,9 @@ def test_measured_texts_are_not_learnt_from(small, folder):
     assert not [text for text in held.learnt("de") if text[:40] in measured]
 
 
-def test_mistakes_are_one_line(small, folder):
+def test_mistakes_are_one_line(small, folder, monkeypatch):
     with pytest.raises(UserError, match="unknown tokenizer 'german 9k'; did you mean 'german 8k'"):
         run_study(study(folder, targets=("german 9k",)), work=small / "work")
-    (small / "xquad.jsonl.gz").unlink()
-    with pytest.raises(UserError, match="xquad"):
+    monkeypatch.setattr("mintage.data.sets.find_data", lambda name: None)
+    with pytest.raises(UserError, match="is not on this machine"):
         run_study(study(folder), work=small / "work")

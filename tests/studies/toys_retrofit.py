@@ -98,7 +98,7 @@ def small_encoder(folder):
 def save_small_composer(shape_kind, composer_kind):
     """Make a composer that says something."""
     torch.manual_seed(4)
-    net = composer_kind(shape_kind(width=32, hidden=16, heads=2, inner=16, tied=False), 0.2)
+    net = composer_kind(shape_kind(width=32, hidden=16, heads=2, inner=16, tied=False, scale=float(torch.tensor(0.2))))
     for head in (net.input, net.output):
         torch.nn.init.normal_(head.weight, std=0.3)
     return net.eval()

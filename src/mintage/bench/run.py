@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,16 @@ from mintage.measure.result import Result
 from mintage.measure.study import Study, run_study
 from mintage.progress import Note, Progress, silent, unheard
 
-__all__ = ["bench_of", "run_claims", "sources_of", "study_of"]
+__all__ = ["bench_of", "benches", "run_claims", "sources_of", "study_of"]
+
+
+def benches() -> list[str]:
+    """Return the jobs that have a joint comparison, in order."""
+    return [job for job in catalog.JOBS if _target(job)]
+
+
+def _target(job: str) -> str:
+    return getattr(importlib.import_module(f"mintage.{job}"), "BENCH", "")
 
 
 def bench_of(job: str) -> type[Bench]:
@@ -27,10 +37,9 @@ def bench_of(job: str) -> type[Bench]:
     UserError
         The job has none.
     """
-    known = catalog.benches()
-    if job not in known:
-        raise UserError(f"the {job} job has no bench yet; these have: {', '.join(known)}")
-    return catalog.resolve(known[job])
+    if not _target(job):
+        raise UserError(f"the {job} job has no bench yet; these have: {', '.join(benches())}")
+    return catalog.resolve(_target(job))
 
 
 def study_of(name: str) -> type[Study]:

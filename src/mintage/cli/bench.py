@@ -38,11 +38,15 @@ _WRITING = (
 
 class _Benches(LazyGroup):
     def names(self) -> Sequence[str]:
-        return [*catalog.benches(), *(row.name for row in catalog.methods() if row.study)]
+        from mintage.bench.run import benches
+
+        return [*benches(), *(row.name for row in catalog.methods() if row.study)]
 
     def found(self, name: str) -> Any:
+        from mintage.bench.run import benches
+
         if name in catalog.JOBS:
-            summary = catalog.job_summary(name) if name in catalog.benches() else ""
+            summary = catalog.job_summary(name) if name in benches() else ""
             return Lazy(name, summary, functools.partial(_job_command, name), _JOBS)
         known = {row.name: row for row in catalog.methods()}
         row = known.get(_first(name)[0])

@@ -247,11 +247,11 @@ def _by_bytes(
     import codecs
     import time
 
-    from mintage.retrofit import ByteEnsemble, ByteLM
+    from mintage.retrofit import ByteEnsemble, ByteLM, infilling
 
     if suffix is not None:  # the last word of the prompt, which may be cut, is the same for all
         after = suffix.encode("utf-8", "surrogateescape")
-        prompts = [ByteLM.of(lm).infilling(prompt, after) for lm in lms]
+        prompts = [infilling(ByteLM.of(lm), prompt, after) for lm in lms]
         models, prefix = [model for model, _ in prompts], prompts[0][1]
     elif raw:
         models, prefix = [ByteLM.of(lm) for lm in lms], prompt
@@ -275,7 +275,8 @@ def _by_bytes(
     rest = decoder.decode(b"", final=True)
     _write(console, f"{rest if stream else held + rest}\n")
     seconds = time.perf_counter() - started
-    forwards = ", ".join(f"{lm.name} {made.law.forwards} forwards" for lm, made in zip(lms, models, strict=True))
+    counts = ((lm.name, made.distribution.forwards) for lm, made in zip(lms, models, strict=True))
+    forwards = ", ".join(f"{name} {count} forwards" for name, count in counts)
     notes.print(f"{written} bytes in {seconds:.2f} s; {forwards}", style="dim", markup=False)
 
 

@@ -1,6 +1,6 @@
 """Give a trained model other tokens."""
 
-from mintage.catalog import Method, lazy_attributes
+from mintage.catalog import Method, Trains, lazy_attributes
 
 BENCH = "mintage.bench.retrofit.joint:RetrofitBench"
 
@@ -14,6 +14,7 @@ METHODS = (
         arxiv="2405.07883",
         year=2024,
         trains=True,
+        trainings=(Trains("zett", "mintage.retrofit.training.zett:ZettTraining", "a hypernetwork for one model"),),
         summary="A hypernetwork predicts the embeddings of any new tokenizer for a trained model.",
         claim=(
             "Close to the original models across languages and code, with markedly shorter token sequences, "
@@ -29,6 +30,7 @@ METHODS = (
         arxiv="2411.18553",
         year=2024,
         trains=True,
+        trainings=(Trains("composer", "mintage.retrofit.training.composer:ComposerTraining", "embeddings of words"),),
         summary="Merges frequent subwords of the batch at run time and predicts their embeddings.",
         claim="XLM-R, XNLI in 14 languages: sequences over 20% shorter for less than 2% of accuracy.",
     ),
@@ -111,36 +113,29 @@ METHODS = (
 
 __getattr__, __dir__ = lazy_attributes(
     __name__,
-    ByteEnsemble="mintage.retrofit.exact_bytes:ByteEnsemble",
-    ByteLM="mintage.retrofit.exact_bytes:ByteLM",
+    METHODS,
+    ByteEnsemble="mintage.retrofit.byte_ensemble:ByteEnsemble",
     ByteSampler="mintage.retrofit.contract:ByteSampler",
     ByteState="mintage.retrofit.contract:ByteState",
-    ByteVocabulary="mintage.retrofit.exact_bytes:ByteVocabulary",
+    ByteVocabulary="mintage.retrofit.core.byte_vocabulary:ByteVocabulary",
     Composer="mintage.retrofit.core.composer:Composer",
     ComposerTransfer="mintage.retrofit.core.composer:ComposerTransfer",
-    DynamicBatch="mintage.retrofit.core.merging:DynamicBatch",
+    DynamicBatch="mintage.retrofit.core.dynamic_tokenizer:DynamicBatch",
     DynamicModel="mintage.retrofit.dynamic_tokens:DynamicModel",
-    DynamicTokenizer="mintage.retrofit.core.merging:DynamicTokenizer",
-    DynamicTokens="mintage.retrofit.dynamic_tokens:DynamicTokens",
-    EmbeddingTransfer="mintage.retrofit.core.transfer:EmbeddingTransfer",
-    Hypernetwork="mintage.retrofit.zett:Hypernetwork",
+    DynamicTokenizer="mintage.retrofit.core.dynamic_tokenizer:DynamicTokenizer",
+    EmbeddingTransfer="mintage.retrofit.core.embeddings:EmbeddingTransfer",
+    FimTokens="mintage.retrofit.core.infill:FimTokens",
+    Hypernetwork="mintage.retrofit.core.hypernetwork:Hypernetwork",
     LargeVocabHead="mintage.retrofit.core.large_vocabulary:LargeVocabHead",
     LargeVocabulary="mintage.retrofit.core.large_vocabulary:LargeVocabulary",
-    FOCUS="mintage.retrofit.heuristics:FOCUS",
-    FVT="mintage.retrofit.heuristics:FVT",
-    FimTokens="mintage.retrofit.core.infill:FimTokens",
-    Lexical="mintage.retrofit.heuristics:Lexical",
-    MeanRow="mintage.retrofit.heuristics:MeanRow",
-    OMP="mintage.retrofit.heuristics:OMP",
-    WECHSEL="mintage.retrofit.heuristics:WECHSEL",
-    PartsTransfer="mintage.retrofit.core.composer:PartsTransfer",
-    TokenizerSampler="mintage.retrofit.training.zett:TokenizerSampler",
-    Transferred="mintage.retrofit.core.transfer:Transferred",
-    Zett="mintage.retrofit.zett:Zett",
+    PartsTransfer="mintage.retrofit.core.embeddings:PartsTransfer",
     PlainContinuation="mintage.retrofit.baselines:PlainContinuation",
-    TokenHealing="mintage.retrofit.baselines:TokenHealing",
+    TokenizerSampler="mintage.retrofit.training.tokenizer_sampler:TokenizerSampler",
+    Transferred="mintage.retrofit.core.transfer:Transferred",
     dynamic_merge="mintage.retrofit.core.merging:dynamic_merge",
     extended_vocabulary="mintage.retrofit.core.large_vocabulary:extended_vocabulary",
-    load_hypernetwork="mintage.retrofit.zett:load_hypernetwork",
-    surface_forms="mintage.retrofit.zett:surface_forms",
+    infill="mintage.retrofit.core.infill:infill",
+    infilling="mintage.retrofit.core.infill:infilling",
+    load_hypernetwork="mintage.retrofit.core.hypernetwork:load_hypernetwork",
+    surface_forms="mintage.retrofit.core.hypernetwork:surface_forms",
 )

@@ -1,6 +1,6 @@
 """What is done about prompts that end within a token where bytes are not summed over: nothing, or healing.
 
-Both give the exact law of the bytes that their tokens spell, so that they can be compared with `ByteLM` on any text.
+Both give the exact distribution of the bytes that their tokens spell, so that they compare with `ByteLM` on any text.
 Not here: tokenizers that put a space in front of every text.
 """
 
@@ -90,12 +90,12 @@ class TokenHealing(PlainContinuation):
         behind = self._behind(tokens[:-1])
         raw = behind.vocabulary.tokens[last]
         ids = behind.vocabulary.starting(raw)
-        law = behind.next(())
-        ids = ids[ids < len(law)]
-        parts, logw = [self._behind(tokens).start()], [float(law[last])]
-        if np.isfinite(law[ids]).any():
-            parts.append(behind.opened(raw, ids, np.asarray(law[ids])))
-            logw.append(float(np.logaddexp.reduce(law[ids])))
+        logp = behind.next(())
+        ids = ids[ids < len(logp)]
+        parts, logw = [self._behind(tokens).start()], [float(logp[last])]
+        if np.isfinite(logp[ids]).any():
+            parts.append(behind.within_token(raw, ids, np.asarray(logp[ids])))
+            logw.append(float(np.logaddexp.reduce(logp[ids])))
         return _Either(tuple(parts), np.array(logw))
 
 
@@ -108,8 +108,8 @@ class _Either(ByteState):
 
     def logprobs(self) -> NDArray[np.float64]:
         """Return the log-probabilities of the 256 bytes and of the end of the text, [257]."""
-        laws = np.stack([part.logprobs() for part in self.parts])
-        return np.logaddexp.reduce(laws + self.logw[:, None], axis=0) - np.logaddexp.reduce(self.logw)
+        logp = np.stack([part.logprobs() for part in self.parts])
+        return np.logaddexp.reduce(logp + self.logw[:, None], axis=0) - np.logaddexp.reduce(self.logw)
 
     def advance(self, byte: int) -> ByteState:
         """Return the state after `byte`; parts that cannot go on so are out."""

@@ -11,16 +11,15 @@ Use::
     dynamic.generate(["Die Donaudampfschifffahrtsgesellschaft"], max_new_tokens=20)
     model.generate(**dynamic.embed(texts))  # the same by hand
 
-Not here: making embeddings (`core.composer`, `core.transfer`); tokens of the model's *answers*,
+Over 200 lines: a model that reads merged tokens has the verbs of any model. Not here: merging (`core.merging`,
+`core.dynamic_tokenizer`); making embeddings (`core.composer`, `core.embeddings`); tokens of the model's *answers*,
 which are the original ones (`core.large_vocabulary` writes in longer ones); training of adapters, for which
 the authors draw another reduction for every batch (pass it to `embed`).
 """
 
 from __future__ import annotations
 
-import time
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,138 +28,35 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mintage.errors import UserError
-from mintage.retrofit.core.composer import Parts, Provider, make_provider
-from mintage.retrofit.core.merging import Boundary, DynamicBatch, DynamicTokenizer, Token
+from mintage.options import check_fields, option
+from mintage.retrofit.core.dynamic_tokenizer import DynamicBatch, DynamicTokenizer, Token
+from mintage.retrofit.core.embedding_table import table_for
+from mintage.retrofit.core.embeddings import Parts, Provider
+from mintage.retrofit.core.merging import Boundary
+from mintage.retrofit.core.providers import make_provider
 
-__all__ = ["DynamicModel", "DynamicTokens", "EmbeddingTable", "Prefilled", "table_for"]
-
-
-# -- embeddings --------------------------------------------------------------------------------------------------------
-
-
-class EmbeddingTable:
-    """Rows of tokens, made when first needed, in a matrix of fixed size from which the least recently used go first.
-
-    Parameters
-    ----------
-    make
-        The rows of tokens given as bytes, [tokens, width]; a row may not depend on the others asked for with it.
-    width
-        Of a row.
-    capacity
-        Rows held; at least the distinct new tokens of a batch.
-
-    Attributes
-    ----------
-    made, seconds
-        Rows made so far, and the time that took.
-    """
-
-    def __init__(
-        self,
-        make: Callable[[Sequence[bytes]], Float[Tensor, "tokens width"]],
-        width: int,
-        capacity: int,
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        if capacity < 1:
-            raise UserError(f"cache={capacity} rows; pass at least 1, e.g. 5000")
-        self.rows = torch.zeros(capacity, width, dtype=dtype, device=device)
-        self._make = make
-        self._places: OrderedDict[bytes, int] = OrderedDict()  # the least recently used first
-        self.made, self.seconds = 0, 0.0
-
-    def __contains__(self, token: bytes) -> bool:
-        return token in self._places
-
-    def forget(self) -> None:
-        """Drop all rows."""
-        self._places.clear()
-
-    def places(self, tokens: Sequence[bytes]) -> Int[Tensor, " tokens"]:
-        """Return where in `rows` the tokens of a batch stand, making those that are missing.
-
-        Raises
-        ------
-        UserError
-            The batch has more distinct tokens than there are rows.
-        """
-        wanted, capacity = dict.fromkeys(tokens), len(self.rows)
-        if len(wanted) > capacity:
-            raise UserError(f"cache={capacity} rows, but this batch has {len(wanted)} new tokens; pass a larger cache")
-        missing = []
-        for token in wanted:  # what the batch needs moves to the end, out of reach
-            if token in self._places:
-                self._places.move_to_end(token)
-            else:
-                missing.append(token)
-        if missing:
-            began = time.perf_counter()
-            rows = self._make(missing)
-            free = range(len(self._places), min(len(self._places) + len(missing), capacity))
-            taken = [*free, *(self._places.popitem(last=False)[1] for _ in range(len(missing) - len(free)))]
-            self.rows[taken] = rows.to(self.rows)
-            self._places.update(zip(missing, taken, strict=True))
-            self.made += len(missing)
-            self.seconds += time.perf_counter() - began
-        return torch.tensor([self._places[token] for token in tokens], dtype=torch.long, device=self.rows.device)
-
-
-def table_for(model: Any, provider: Provider, source: Parts, capacity: int) -> EmbeddingTable:
-    """Make a table of the input embeddings that a provider makes for a model."""
-    embedding = model.get_input_embeddings()
-    scale = float(getattr(embedding, "embed_scale", 1.0))  # Gemma scales what it looks up
-    weight = embedding.weight
-
-    def make(tokens: Sequence[bytes]) -> Tensor:
-        return provider.rows(source, tokens).input.to(weight) * scale
-
-    return EmbeddingTable(make, weight.shape[1], capacity, dtype=weight.dtype, device=weight.device)
-
-
-# -- a model that reads merged tokens ----------------------------------------------------------------------------------
+__all__ = ["DynamicModel", "DynamicTokens", "Prefilled"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicTokens:
     """Merge tokens batch by batch; `DynamicTokens(...)(lm)` gives a `DynamicModel`.
 
-    Parameters
-    ----------
-    boundary
-        What a merged token may not cross: ``pretokens`` (words as the pre-tokenizer cuts them), ``word`` (white
-        space), ``word_hyphen``, ``sentence`` (nothing).
-    reduction
-        Share of what can be saved at this boundary; 1 is about one token per word.
-    n_merges
-        Instead: the number of merges per batch.
-    provider
-        What makes embeddings: ``composer`` (trained, shipped for SmolLM2-135M-Instruct), ``mean``, ``sum``, ``first``,
-        ``last``, ``zett``, the file of a composer, or an `EmbeddingTransfer`; ``auto`` takes the composer where one
-        was made for the model, else the mean of the parts.
-    originals
-        Keep the embeddings of tokens that are in the vocabulary. (The authors predict these, too, with a hypernetwork
-        that was trained to.)
-    cache
-        Rows of predicted embeddings that are kept, the least recently used go first.
+    Who makes embeddings: ``composer`` (trained, shipped for SmolLM2-135M-Instruct), ``mean``, ``sum``, ``first``,
+    ``last``, ``zett``, the file of a composer, or an `EmbeddingTransfer`; ``auto`` takes the composer where one was
+    made for the model, else the mean. (The authors predict the embeddings of tokens in the vocabulary, too, with a
+    hypernetwork that was trained to: ``originals=False``.)
     """
 
-    boundary: Boundary = "pretokens"
-    reduction: float | int | None = 0.5
-    n_merges: int | None = None
-    provider: str | Provider = "auto"
-    originals: bool = True
-    cache: int = 5000
+    boundary: Boundary = option("pretokens", "What a merged token may not cross; sentence is nothing.")
+    reduction: float | int | None = option(0.5, "Share of what can be saved; 1 joins all.", least=0, most=1)
+    n_merges: int | None = option(None, "Instead: the number of merges per batch.", least=0)
+    provider: str | Provider = option("auto", "What makes embeddings.")
+    originals: bool = option(True, "Keep the embeddings of tokens that are in the vocabulary.")
+    cache: int = option(5000, "Rows of predicted embeddings that are kept; the least recently used go first.", least=1)
 
     def __post_init__(self) -> None:
-        if self.reduction is not None and not 0 <= self.reduction <= 1:
-            raise UserError(f"reduction={self.reduction} is outside [0, 1]; 1 joins all that may be joined, 0 nothing")
-        if self.n_merges is not None and self.n_merges < 0:
-            raise UserError(f"n_merges={self.n_merges} is negative; pass 0 for the base tokenization, or more")
-        if self.cache < 1:
-            raise UserError(f"cache={self.cache} rows; pass at least 1, e.g. 5000")
+        check_fields(self)
 
     def __call__(self, model: Any, tokenizer: Any = None) -> DynamicModel:
         """Let a model read merged tokens; the model itself stays as it is.

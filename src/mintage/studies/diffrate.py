@@ -24,7 +24,7 @@ from mintage.train.training import Work
 __all__ = ["DiffRateStudy"]
 
 OURS = "diffrate"
-SEARCHES: Mapping[str, Mapping[str, Any]] = {
+SEARCHES: Mapping[str, Mapping[str, bool]] = {
     OURS: {},
     "prunes only": {"merges": False},
     "merges only": {"prunes": False},

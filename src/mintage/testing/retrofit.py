@@ -15,10 +15,11 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from mintage.errors import UserError
 from mintage.models import CausalLM, tiny_causal_lm
 from mintage.retrofit.contract import END, ByteSampler
-from mintage.retrofit.core.composer import Parts
+from mintage.retrofit.core.embeddings import EmbeddingTransfer, Parts
 from mintage.retrofit.core.token_bytes import TokenBytes
-from mintage.retrofit.core.transfer import EmbeddingTransfer, Transferred, transfer
+from mintage.retrofit.core.transfer import Transferred, transfer
 from mintage.retrofit.dynamic_tokens import DynamicTokens
+from mintage.testing.settings import a_wrong_setting_is_refused
 
 __all__ = ["LAWS"]
 
@@ -242,4 +243,5 @@ LAWS = (
     permuting_the_tokens_permutes_their_rows,
     the_model_is_an_ordinary_one_of_the_new_size,
     tokenizers_that_do_not_fit_are_refused,
+    a_wrong_setting_is_refused,
 )

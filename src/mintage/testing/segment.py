@@ -11,7 +11,6 @@ from typing import Any
 
 from mintage.errors import UserError
 from mintage.segment.contract import Segmenter, Trainer, load
-from mintage.testing.settings import a_wrong_setting_is_refused
 
 __all__ = ["CORPUS", "LAWS", "TEXTS"]
 
@@ -212,5 +211,4 @@ LAWS = (
     damaged_files_are_told,
     hugging_face_gives_the_same_ids,
     bad_input_is_told,
-    a_wrong_setting_is_refused,
 )

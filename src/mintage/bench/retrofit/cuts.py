@@ -18,7 +18,8 @@ from mintage.measure.study import Comparison, Measure, Statistic
 from mintage.models import CausalLM
 from mintage.retrofit.baselines import PlainContinuation, TokenHealing
 from mintage.retrofit.contract import ByteSampler
-from mintage.retrofit.exact_bytes import ByteLM, ModelLaw
+from mintage.retrofit.core.next_token import ModelDistribution
+from mintage.retrofit.exact_bytes import ByteLM
 
 __all__ = [
     "Cut",
@@ -92,14 +93,14 @@ def difference(metric: str, ours: str, other: str, of: str, by: Statistic, **tol
 def samplers(lm: CausalLM) -> dict[str, ByteSampler]:
     """Return exact bytes and its rivals, each with a cache of its own, so that none profits from another's forwards."""
     exact = ByteLM.of(lm)
-    apart = [replace(exact, law=ModelLaw(lm.model)) for _ in range(2)]
+    apart = [replace(exact, distribution=ModelDistribution(lm.model)) for _ in range(2)]
     rivals = TokenHealing(exact=apart[0]), PlainContinuation(exact=apart[1])
     return dict(zip(SAMPLERS, (exact, *rivals), strict=True))
 
 
-def _law(arm: Any) -> ModelLaw:
+def _distribution(arm: Any) -> ModelDistribution:
     exact: Any = arm if isinstance(arm, ByteLM) else arm.exact
-    return exact.law
+    return exact.distribution
 
 
 def follow(arm: ByteSampler, cut: Cut, scored: int, written: int) -> dict[str, float]:
@@ -111,16 +112,16 @@ def follow(arm: ByteSampler, cut: Cut, scored: int, written: int) -> dict[str, f
         ``bits`` of the next `scored` bytes; whether the next `written` are ``right``; forwards for the ``first`` byte,
         and ``forwards`` per byte after it; whether the cut is at a ``boundary``.
     """
-    law = _law(arm)
-    before = law.forwards
+    model = _distribution(arm)
+    before = model.forwards
     state, logp = arm.start(cut.prompt), 0.0
     first = state.logprobs()
-    start = law.forwards - before
+    start = model.forwards - before
     logp += float(first[cut.rest[0]])
     for byte, wanted in zip(cut.rest[: scored - 1], cut.rest[1:scored], strict=True):
         state = state.advance(byte)
         logp += float(state.logprobs()[wanted])
-    steps = law.forwards - before - start
+    steps = model.forwards - before - start
     text = arm.generate(cut.prompt, written)
     return {
         "bits": -logp / np.log(2),

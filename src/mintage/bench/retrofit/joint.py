@@ -30,7 +30,7 @@ from mintage.models import EMBEDDED, CausalLM, load_causal_lm
 from mintage.options import option, settings_of
 from mintage.progress import Note, Progress, silent, unheard
 from mintage.retrofit.contract import ByteSampler
-from mintage.retrofit.core.transfer import EmbeddingTransfer
+from mintage.retrofit.core.embeddings import EmbeddingTransfer
 from mintage.retrofit.training.texts import texts_cut_small
 
 __all__ = ["PLAIN", "RetrofitBench"]

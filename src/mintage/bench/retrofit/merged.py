@@ -15,10 +15,12 @@ from mintage.errors import UserError
 from mintage.measure import Interval, bootstrap, paired_time, timed
 from mintage.measure.study import Column, Finding, Measure, Run, Statistic, below
 from mintage.models import CausalLM
-from mintage.retrofit.core.composer import Parts, PartsTransfer, Provider, make_provider
-from mintage.retrofit.core.merging import DynamicBatch, DynamicTokenizer, Merging
+from mintage.retrofit.core.dynamic_tokenizer import DynamicBatch, DynamicTokenizer
+from mintage.retrofit.core.embeddings import Parts, PartsTransfer, Provider
+from mintage.retrofit.core.merging import Merging
+from mintage.retrofit.core.providers import make_provider
+from mintage.retrofit.core.words import composed_rows, word_nll
 from mintage.retrofit.dynamic_tokens import DynamicTokens
-from mintage.retrofit.training.composer import composed_rows, word_nll
 
 __all__ = [
     "NATS_PER_WORD",

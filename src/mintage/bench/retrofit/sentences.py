@@ -14,7 +14,7 @@ from mintage.bench.retrofit.merged import over_texts
 from mintage.data import Document, texts
 from mintage.measure import Interval
 from mintage.measure.study import Column, Comparison, Measure, Run, Statistic, above
-from mintage.retrofit.core.merging import DynamicTokenizer
+from mintage.retrofit.core.dynamic_tokenizer import DynamicTokenizer
 from mintage.retrofit.dynamic_tokens import DynamicTokens
 
 __all__ = ["SENTENCES", "SPEARMAN", "measured_sentences", "minilm", "row_of_sentences", "spearman"]

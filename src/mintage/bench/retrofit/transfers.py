@@ -16,7 +16,8 @@ from mintage.bench.retrofit.measures import Bits, bits_of, documents
 from mintage.data import texts
 from mintage.errors import UserError, did_you_mean
 from mintage.models import CausalLM
-from mintage.retrofit.core.transfer import EmbeddingTransfer, transfer
+from mintage.retrofit.core.embeddings import EmbeddingTransfer
+from mintage.retrofit.core.transfer import transfer
 
 __all__ = ["HeldOutTokenizers", "moved", "train_bpe", "tune_embeddings"]
 

@@ -6,12 +6,14 @@ Not here: models without control tokens for it; they see what comes before, neve
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from mintage.errors import UserError
+from mintage.options import check_literals
+from mintage.retrofit.exact_bytes import ByteLM
 
-__all__ = ["FimTokens", "Order", "infill_prompt"]
+__all__ = ["FimTokens", "Order", "infill", "infill_prompt", "infilling"]
 
 Order = Literal["psm", "spm"]
 """Prefix, suffix, middle; or suffix, then the prefix with the middle behind it."""
@@ -69,6 +71,55 @@ class FimTokens:
         )
 
 
+def infilling(
+    model: ByteLM, prefix: bytes, suffix: bytes, *, fim: FimTokens | None = None, order: Order = "psm"
+) -> tuple[ByteLM, bytes]:
+    """Return a model with a fill-in-the-middle prompt before it, and the text that the middle goes on from.
+
+    Parameters
+    ----------
+    model
+        Was trained for it.
+    prefix, suffix
+        What the middle stands between; the prefix may end within a word.
+    fim
+        The model's control tokens; default: the usual ones, where its tokenizer has them.
+    order
+        ``"psm"`` or ``"spm"``, as the model was trained.
+
+    Raises
+    ------
+    UserError
+        The model has no such tokens.
+    """
+    fim = FimTokens.of(model.vocabulary.tokenizer) if fim is None else fim
+
+    def encode(text: bytes) -> tuple[int, ...] | None:
+        fixed, rest = model.vocabulary.forced(text)
+        free = model.vocabulary.encode(rest)
+        return None if free is None else (*fixed, *free)
+
+    before, last = infill_prompt(encode, fim, prefix, suffix, order)
+    end = (*model.end, *(token for token in fim.end if token not in model.end))
+    return replace(model, context=(*model.context, *before), end=end), last
+
+
+def infill(
+    model: ByteLM,
+    prefix: bytes,
+    suffix: bytes,
+    max_bytes: int = 64,
+    *,
+    fim: FimTokens | None = None,
+    order: Order = "psm",
+    **settings: Any,
+) -> bytes:
+    """Write what stands between two texts; `settings` are those of `ByteSampler.stream`, the others of `infilling`."""
+    ready, last = infilling(model, prefix, suffix, fim=fim, order=order)
+    return ready.generate(last, max_bytes, **settings)
+
+
+@check_literals
 def infill_prompt(
     encode: Any, fim: FimTokens, prefix: bytes, suffix: bytes, order: Order
 ) -> tuple[tuple[int, ...], bytes]:
@@ -88,15 +139,11 @@ def infill_prompt(
         Unknown order; a part that has no encoding.
     """
     if order == "spm":
-        before, last = (fim.prefix, fim.suffix, *_encoded(encode, suffix), fim.middle), prefix
-    elif order == "psm":
-        match = re.search(rb"\s*\S*\Z", prefix)
-        cut = match.start() if match else len(prefix)
-        head = _encoded(encode, prefix[:cut])
-        before, last = (fim.prefix, *head, fim.suffix, *_encoded(encode, suffix), fim.middle), prefix[cut:]
-    else:
-        raise UserError(f"unknown order {order!r}; pass psm or spm")
-    return before, last
+        return (fim.prefix, fim.suffix, *_encoded(encode, suffix), fim.middle), prefix
+    match = re.search(rb"\s*\S*\Z", prefix)
+    cut = match.start() if match else len(prefix)
+    before = (fim.prefix, *_encoded(encode, prefix[:cut]), fim.suffix, *_encoded(encode, suffix), fim.middle)
+    return before, prefix[cut:]
 
 
 def _encoded(encode: Any, text: bytes) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ Use::
     large.generate("The quick brown", max_new_tokens=20)
 
 The authors normalise queries and rows and so search by cosine, which can miss rows of large norm; here it is the inner
-product. A law over a few candidates is a truncated one: do not take perplexities from it.
+product. A distribution over a few candidates is a truncated one: do not take perplexities from it.
 
 Not here: making embeddings (`core.composer`, `core.transfer`); the authors' index (ScaNN),
 whose place faiss takes; batches of prompts.
@@ -31,10 +31,12 @@ from torch import Tensor
 from mintage.data import count_words
 from mintage.errors import UserError, did_you_mean, missing_extra
 from mintage.models import CausalLM
-from mintage.retrofit.core.composer import Parts, make_provider
-from mintage.retrofit.core.merging import DynamicTokenizer, Merging
+from mintage.retrofit.core.dynamic_tokenizer import DynamicTokenizer
+from mintage.retrofit.core.embedding_table import table_for
+from mintage.retrofit.core.embeddings import Parts
+from mintage.retrofit.core.merging import Merging
+from mintage.retrofit.core.providers import make_provider
 from mintage.retrofit.core.token_bytes import TokenBytes
-from mintage.retrofit.dynamic_tokens import table_for
 from mintage.tokenizer_files import PreTokens
 
 __all__ = ["Index", "LargeVocabHead", "LargeVocabulary", "Written", "extended_vocabulary"]

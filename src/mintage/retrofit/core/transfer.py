@@ -1,72 +1,35 @@
 """Give a trained model another tokenizer: the embeddings of its tokens, and a model that holds them.
 
-Only the input and output embeddings are new; the transformer is untouched. A method is an `EmbeddingTransfer`, which
-makes rows for tokens given as bytes; `transfer` puts them into a copy of the model.
+Only the input and output embeddings are new; the transformer is untouched. An `EmbeddingTransfer` makes rows for tokens
+given as bytes; `transfer` puts them into a copy of the model.
 
 Use::
 
     made = transfer(lm.model, lm.tokenizer, new_tokenizer, method="fvt")
     made.model.save_pretrained("folder"), made.tokenizer.save_pretrained("folder")
 
-Laws (tested over every method): a transfer to the same tokenizer by a method that copies changes no bit; permuting the
-tokens permutes their rows; tied embeddings stay tied; the model saves and loads as any other.
+Laws (tested over every method): tied embeddings stay tied; the model saves and loads as any other.
 """
 
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from mintage import catalog
 from mintage.errors import UserError
-from mintage.retrofit.core.composer import Composed, Parts
+from mintage.retrofit.core.embeddings import Composed, EmbeddingTransfer, Parts
 from mintage.retrofit.core.token_bytes import TokenBytes
 
-__all__ = ["EmbeddingTransfer", "Transferred", "transfer"]
+__all__ = ["Transferred", "transfer"]
 
 _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class EmbeddingTransfer(ABC):
-    """Makes embeddings of tokens that a model does not know."""
-
-    copies: ClassVar[bool] = True
-    """Whether a token that the model knows gets the model's own row, bit for bit."""
-
-    reads_texts: ClassVar[bool] = False
-    """Whether `fitted` needs texts in the new tokens."""
-
-    def fitted(self, source: Parts, tokens: Sequence[bytes], texts: Sequence[Sequence[int]]) -> EmbeddingTransfer:
-        """Return this method, ready for these tokens.
-
-        Parameters
-        ----------
-        source
-            The model's embeddings and tokens.
-        tokens
-            The new vocabulary.
-        texts
-            Texts as places in it; for methods that learn which tokens occur together.
-        """
-        return self
-
-    @abstractmethod
-    def rows(self, source: Parts, tokens: Sequence[bytes]) -> Composed:
-        """Return the embeddings of tokens, one row each."""
-
-    @classmethod
-    @abstractmethod
-    def tiny(cls) -> EmbeddingTransfer:
-        """Make a small offline instance, for the laws."""
 
 
 class Transferred(NamedTuple):
@@ -211,8 +174,3 @@ def _with_rows(model: Any, rows: Composed, target: Any, tied: bool, share: bool)
             if held is not None:
                 setattr(held, name, place)
     return made
-
-
-def mean_row(weight: Tensor) -> Tensor:
-    """What a token gets of which nothing is known."""
-    return weight.float().mean(0)

@@ -1,0 +1,107 @@
+"""The next-token distribution of a model, its cache reused from call to call; and a small one, known to the end."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mintage.errors import UserError
+
+__all__ = ["ModelDistribution", "TokenDistribution", "enumerated"]
+
+Tokens = tuple[int, ...]
+TokenDistribution = Callable[[Tokens], NDArray[np.float64]]
+"""Log-probabilities of the next token, [V], after these tokens."""
+
+_KEPT = 64  # distributions remembered
+_AT_ONCE = 6  # distributions taken from one forward
+_NO_CONTEXT = "a model needs one token to start from; pass a context, e.g. its end-of-text token"
+
+
+class ModelDistribution:
+    """Of a Hugging Face model, whose key-value cache is cut back and reused."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.forwards = 0
+        self._read: list[int] = []
+        self._cache: Any = None
+        self._known: OrderedDict[Tokens, NDArray[np.float64]] = OrderedDict()
+
+    @torch.inference_mode()
+    def __call__(self, tokens: Tokens) -> NDArray[np.float64]:
+        """Return the log-probabilities after `tokens`, at least one."""
+        if tokens in self._known:
+            self._known.move_to_end(tokens)
+            return self._known[tokens]
+        if not tokens:
+            raise UserError(_NO_CONTEXT)
+        from transformers import DynamicCache
+
+        same = 0
+        for mine, theirs in zip(self._read, tokens[:-1], strict=False):
+            if mine != theirs:
+                break
+            same += 1
+        if self._cache is None:
+            self._cache = DynamicCache(config=self.model.config)
+        if same < len(self._read):
+            self._cache.crop(-(len(self._read) - same))
+        ids = torch.tensor([tokens[same:]], device=self.model.device)
+        kept = min(len(tokens) - same, _AT_ONCE)
+        logits = self.model(ids, past_key_values=self._cache, use_cache=True, logits_to_keep=kept).logits[0]
+        self._read = list(tokens)
+        self.forwards += 1
+        rows = logits.double().log_softmax(-1).cpu().numpy()
+        for back, row in enumerate(rows[::-1]):  # those of shorter encodings come with it, and covers begin with them
+            self._known[tokens[: len(tokens) - back]] = row
+        while len(self._known) > _KEPT:
+            self._known.popitem(last=False)
+        self._known.move_to_end(tokens)
+        return self._known[tokens]
+
+    @torch.inference_mode()
+    def score(self, tokens: Tokens, first: int) -> float:
+        """Return the log-probability of the tokens from number `first` on, given those before, in one forward."""
+        if first >= len(tokens):
+            return 0.0
+        if not first:
+            raise UserError(_NO_CONTEXT)
+        logits = self.model(torch.tensor([tokens], device=self.model.device)).logits[0, first - 1 : -1]
+        wanted = torch.tensor(tokens[first:], device=logits.device)
+        self.forwards += 1
+        return float(logits.double().log_softmax(-1).gather(1, wanted[:, None]).sum())
+
+
+def enumerated(encode: Callable[[str], Sequence[int]], vocabulary: int, seed: int = 0) -> TokenDistribution:
+    """Make a random distribution over all texts of up to five letters ``a`` and ``b``; every mass is known.
+
+    Parameters
+    ----------
+    encode
+        From a text to its tokens, below `vocabulary`; that number itself is the end of the text.
+    """
+    draw = np.random.default_rng(seed)
+    mass: dict[Tokens, NDArray[np.float64]] = {}
+    for size in range(6):
+        for letters in product("ab", repeat=size):
+            tokens = tuple(encode("".join(letters)))
+            weight = draw.random() * 0.5**size
+            for length in range(len(tokens) + 1):
+                row = mass.setdefault(tokens[:length], np.zeros(vocabulary + 1))
+                row[tokens[length] if length < len(tokens) else vocabulary] += weight
+
+    def distribution(tokens: Tokens) -> NDArray[np.float64]:
+        row = mass.get(tokens)
+        if row is None:
+            return np.full(vocabulary + 1, -np.inf)
+        with np.errstate(divide="ignore"):
+            return np.log(row / row.sum())
+
+    return distribution
