@@ -280,3 +280,14 @@ def test_a_spec_can_write_every_default_of_a_ready_method(row):
             assert catalog._read(row.name, name, str(default), kind) == default
         elif isinstance(default, tuple) and default and all(isinstance(part, int | float) for part in default):
             assert catalog._read(row.name, name, "x".join(map(str, default)), kind) == default
+
+
+def test_a_job_is_no_method():
+    with pytest.raises(UserError, match=r"^keep is a job, not a method; its methods: .*double-sparsity"):
+        catalog.build("keep", "draft")
+
+
+def test_benches_are_named_without_being_loaded():
+    for job, entry in catalog.benches().items():
+        assert job in catalog.JOBS
+        assert entry.startswith(f"mintage.bench.{job}.")

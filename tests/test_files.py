@@ -1,5 +1,6 @@
 """Files are written whole or not at all, also when the writer is killed."""
 
+import errno
 import gzip
 import json
 import os
@@ -12,8 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mintage.data import Corpus
 from mintage.errors import UserError
-from mintage.files import append_line, cache_dir, read_jsonl, replace_file, replace_folder
+from mintage.files import (
+    append_line,
+    append_lines,
+    cache_dir,
+    is_full,
+    parse_json,
+    read_jsonl,
+    replace_file,
+    replace_folder,
+)
 
 
 def killed_while_running(code, *arguments):
@@ -226,6 +237,112 @@ def test_unreadable_files_are_named(tmp_path):
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"cannot read .*cut\.jsonl\.gz"):
         read_jsonl(tmp_path / "cut.jsonl.gz")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[" * 5000 + "]" * 5000, "nested deeper than 200 levels"),
+        ('{"a": ' * 300 + "1" + "}" * 300, "nested deeper than 200 levels"),
+        ('{"a": "\\ud800"}', r"holds half of a surrogate pair"),
+        ('{"\\uDFFF": 1}', r"holds half of a surrogate pair"),
+        ('{"a": ' + "9" * 6000 + "}", "holds a whole number of hundreds of digits"),
+        ('{"a": [-' + "9" * 400 + "]}", "holds a whole number of hundreds of digits"),
+    ],
+)
+def test_json_that_would_break_what_comes_after_is_refused(tmp_path, line, message):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"fine": "x"}\n' + line + "\n")
+    for read in (read_jsonl, lambda path: list(Corpus(path, key="fine"))):
+        with pytest.raises(UserError, match=message) as caught:
+            read(path)
+        if read is read_jsonl:
+            assert "line 2" in str(caught.value)
+        assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"a": "\U0001f600 \\ud800 is how JSON writes a half"},
+        {"a": 2**64, "b": -(10**300), "digits": "7" * 400},
+        {"a": [[[]]] * 500},
+    ],
+)
+def test_json_that_only_looks_like_it_is_read(value):
+    for text in (json.dumps(value), json.dumps(value, ensure_ascii=False)):
+        assert parse_json(text, "here") == value
+
+
+# -- a full disk ---------------------------------------------------------------------------------------------------
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from mintage.errors import UserError
+from mintage.files import append_lines, replace_file, replace_folder
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+target = Path(sys.argv[1]) / "target"
+
+def text():
+    with replace_file(target) as path:
+        path.write_text("x" * 1000)
+
+def tensors():
+    import numpy as np
+    from safetensors.numpy import save_file
+    with replace_file(target) as path:
+        save_file({"x": np.zeros(1000)}, path)
+
+def tokenizer():
+    from tokenizers import Tokenizer, models
+    with replace_folder(target) as folder:
+        Tokenizer(models.BPE({str(n): n for n in range(500)}, [])).save(str(folder / "tokenizer.json"))
+
+def lines():
+    append_lines(target, ["x" * 40, "y" * 40, "z" * 40])
+
+try:
+    globals()[sys.argv[2]]()
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
+@pytest.mark.parametrize("what", ["text", "tensors", "tokenizer", "lines"])
+def test_a_disk_that_is_full_is_one_line_and_nothing_half_written_stays(tmp_path, what):
+    command = [sys.executable, "-c", FULL, str(tmp_path), what]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.stdout == f"no room left to write {tmp_path / 'target'}; make room on that disk, or pass another path\n"
+    assert {path.name for path in tmp_path.iterdir()} <= {"target.lock"}
+
+
+def test_lines_that_stood_before_a_full_disk_stay(tmp_path):
+    target = tmp_path / "target"
+    target.write_text('{"a": 1}\n')
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path), "lines"], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.startswith("no room left to write ")
+    assert target.read_text() == '{"a": 1}\n'
+    append_lines(target, ['{"a": 2}', '{"a": 3}'])
+    assert [row["a"] for row in read_jsonl(target)] == [1, 2, 3]
+
+
+def test_other_errors_are_not_called_a_full_disk(tmp_path):
+    for error in (OSError(errno.EACCES, "no"), ValueError("x"), UserError("No space left on device")):
+        assert not is_full(error)
+
+        def write(error=error):
+            with replace_file(tmp_path / "a"):
+                raise error
+
+        with pytest.raises(type(error)) as caught:
+            write()
+        assert caught.value is error
+    assert list(tmp_path.iterdir()) == []
 
 
 # -- the cache -----------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ __all__ = [
     "JOBS",
     "Method",
     "Trains",
+    "benches",
     "build",
     "find",
     "hyperparameters",
@@ -241,9 +242,11 @@ def find(name: str, job: str | None = None) -> Method:
     Raises
     ------
     UserError
-        There is none (the nearest name is suggested), or it belongs to another job.
+        There is none (the nearest name is suggested), it is a job, or it belongs to another one.
     """
     rows = _discover()
+    if name in JOBS:
+        raise UserError(f"{name} is a job, not a method; its methods: {_ready(name)}")
     if name not in rows:
         raise UserError(f"unknown method {name!r}; {did_you_mean(name, (m.name for m in methods(job)))}")
     method = rows[name]
@@ -256,6 +259,12 @@ def trainings() -> dict[str, Trains]:
     """Return all that can be trained, by name: what rows bring, and what front doors list as ``TRAININGS``."""
     doors = [part for job in JOBS for part in getattr(importlib.import_module(f"mintage.{job}"), "TRAININGS", ())]
     return {part.name: part for part in [*doors, *(part for row in methods() for part in row.trainings)]}
+
+
+def benches() -> dict[str, str]:
+    """Return the jobs that have a joint comparison, in order: job to ``"module:Class"``, a `mintage.bench.Bench`."""
+    doors = {job: getattr(importlib.import_module(f"mintage.{job}"), "BENCH", "") for job in JOBS}
+    return {job: entry for job, entry in doors.items() if entry}
 
 
 def job_summary(job: str) -> str:

@@ -16,6 +16,7 @@ import inspect
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -65,6 +66,7 @@ SECOND = "gemma3-270m"
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _MANIFEST = "mintage.json"
+_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair; Python keeps bytes that are no UTF-8 as such
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ class CausalLM:
         """
         if not text.strip():
             raise UserError("the prompt is empty; pass some text")
+        if _HALF.search(text):
+            raise UserError("the prompt is no text: it holds bytes or surrogates that UTF-8 has not; convert it")
         tokenizer: Any = self.tokenizer  # its overloads cannot tell what return_tensors returns
         if not chat:
             ids = tokenizer(text, return_tensors="pt")["input_ids"]

@@ -172,6 +172,8 @@ def _check(name: str, value: Any, kind: Any, limits: Range | None, default: Any)
     if not any(_fits(value, part) for part in alternatives(kind)):
         example = "" if isinstance(value, str) and _choices(kind) else _example(default)
         raise UserError(f"{name}={value!r} is not {_described(kind, value)}{example}")
+    if any(number != number for number in _numbers(value)):
+        raise UserError(f"{name}={value!r} is not a number{_example(default)}")
     if limits is not None and not all(map(limits.holds, _numbers(value))):
         raise UserError(f"{name}={value!r} is out of range; pass a number {limits}{_example(default)}")
 

@@ -92,7 +92,7 @@ def _read(path: Path, pattern: str | None) -> Tokenizer:
     try:
         text = data.decode("utf-8")
         json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged or no tokenizer.json ({_first_line(error)}); get it again") from None
     try:
         return Tokenizer.from_str(text)

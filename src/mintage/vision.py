@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from mintage.data.sets import data_file
 from mintage.errors import UserError, missing_extra
+from mintage.files import parse_json
 from mintage.models import check_finite, fetched, quiet
 from mintage.weights import read_weights, write_weights
 
@@ -348,10 +349,7 @@ def _preprocessing_of(name: str, model: Any) -> Preprocessing:
         )
     given: dict[str, Any] = {}
     if path:
-        try:
-            given = json.loads(Path(path).read_text())
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} is not JSON ({error.msg}); mend it") from None
+        given = parse_json(Path(path).read_text(encoding="utf-8", errors="replace"), str(path), "mend it")
     size = given.get("size") or model.config.image_size
     crop = given.get("crop_size") if given.get("do_center_crop") else None
     shortest = size.get("shortest_edge") if isinstance(size, dict) else size if crop else None

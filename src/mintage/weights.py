@@ -211,8 +211,8 @@ class Artefact:
         """
         held, notes = read_weights(path, form, f"make it with: {again}")
         try:
-            sizes = json.loads(notes.pop("sizes"))
-        except (KeyError, json.JSONDecodeError) as error:
+            sizes = dict(json.loads(notes.pop("sizes")))
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"cannot read {path}: {error}; make it with: {again}") from None
         marks = held.pop(_IMPRINT, None)
         imprint = None if marks is None else Imprint(notes.pop("shapes", ""), marks)

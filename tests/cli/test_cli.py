@@ -13,7 +13,6 @@ from collections import namedtuple
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import typer.main
@@ -181,56 +180,11 @@ def light(monkeypatch, tiny_folder):
     from mintage.bench.reduce import joint as reduce_bench
 
     row = Result(method="tome", job="reduce", metric="speed", value=1.0, unit="x", higher_is_better=True)
-    monkeypatch.setattr(reduce_bench, "run", only_bind(reduce_bench.run, gives=[row]))
-    if ("train", "ppd") in VERBS:
-        from mintage.draft.training import ppd as ppd_training
-
-        for name in ("train_prompt_tokens", "training_prompts"):
-            monkeypatch.setattr(ppd_training, name, only_bind(getattr(ppd_training, name)))
-    if ("train", "decompounder") in VERBS:
-        from mintage.segment import decompounder
-
-        split = only_bind(decompounder.train_decompounder)
-        monkeypatch.setattr(decompounder, "train_decompounder", lambda *a, **k: split(*a, **k) and _untrained())
-    if ("train", "vit") in VERBS:
-        from mintage.reduce.training import vit as vit_training
-
-        trained, tested = only_bind(vit_training.train_vit), SimpleNamespace(notes={"test": "{}"})
-        monkeypatch.setattr(vit_training, "train_vit", lambda *a, **k: trained(*a, **k) and tested)
-    if ("train", "sit-slim") in VERBS:
-        from mintage import vision
-        from mintage.reduce.training import images as lessons
-        from mintage.reduce.training import sit_slim as sit_slim_training
-        from mintage.reduce.training import sparsifiner as sparsifiner_training
-
-        told = SimpleNamespace(notes={"held out": "{}"})
-        for module, name in (
-            (sit_slim_training, "train_self_slimmed"),
-            (sparsifiner_training, "train_sparsifiner"),
-        ):
-            bound = only_bind(getattr(module, name))
-            monkeypatch.setattr(module, name, lambda *a, bound=bound, **k: bound(*a, **k) and told)
-        for module, name in ((lessons, "read_lessons"), (lessons, "test_images"), (vision, "load_image_classifier")):
-            monkeypatch.setattr(module, name, only_bind(getattr(module, name)))
-    if ("train", "diffrate") in VERBS:
-        from mintage.reduce.training import diffrate as diffrate_training
-
-        searched = only_bind(diffrate_training.train_schedules, gives=[])
-        monkeypatch.setattr(diffrate_training, "train_schedules", searched)
-    if ("train", "composer") in VERBS:
-        from mintage.retrofit.training.composer import ComposerTraining
-
-        monkeypatch.setattr(ComposerTraining, "run", only_bind(ComposerTraining.run))
-    if ("train", "zett") in VERBS:
-        from mintage.retrofit.training.zett import ZettTraining
-
-        monkeypatch.setattr(ZettTraining, "run", only_bind(ZettTraining.run))
-    if ("train", "drafter") in VERBS:
-        from mintage.draft.training import distilled as drafter_training
-        from mintage.draft.training import instructions
-
-        monkeypatch.setattr(drafter_training, "train_drafter", only_bind(drafter_training.train_drafter))
-        monkeypatch.setattr(instructions, "instructions", only_bind(instructions.instructions))
+    monkeypatch.setattr(reduce_bench.ReduceBench, "run", lambda self, specs, **told: [row])
+    for training in catalog.trainings().values():  # options are read and checked; nothing is trained
+        kind = catalog.resolve(training.entry)
+        monkeypatch.setattr(kind, "run", lambda self, *paths, **told: None)
+        monkeypatch.setattr(kind, "summary", lambda self, made: "")
 
 
 @pytest.mark.parametrize(("verb", "line"), EXAMPLES, ids=[line for _, line in EXAMPLES])

@@ -192,11 +192,8 @@ def test_trainings_read_only_what_is_for_training():
 WAITING = {
     "mintage.retrofit.training.composer",
     "mintage.retrofit.training.zett",
-    "mintage.studies.compoundpiece",
     "mintage.studies.dynamic_tokens",
-    "mintage.studies.equal_info",
     "mintage.studies.exact_bytes",
-    "mintage.studies.less_is_better",
     "mintage.studies.zett",
 }
 """Modules that still open a corpus themselves. The set may only shrink."""

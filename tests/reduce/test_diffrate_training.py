@@ -17,9 +17,10 @@ from mintage.reduce.contract import Anatomy
 from mintage.reduce.core.adapters import adapter_for
 from mintage.reduce.core.rate_schedule import RateSchedule, read_schedules
 from mintage.reduce.diffrate import DiffRate
-from mintage.reduce.training.diffrate import DiffRateTraining, RateSearch
+from mintage.reduce.training.diffrate import DiffRateTraining
 from mintage.reduce.training.images import TrainingImages
 from mintage.reduce.training.masked import MaskedDiffRate, masked_softmax, reduce_masked
+from mintage.reduce.training.rate_search import RateSearch
 from mintage.reduce.training.rates import Rate, RateProxy, Rates, expected_macs
 from mintage.train.training import Work
 from mintage.vision import ImageClassifier, Preprocessing
@@ -280,7 +281,7 @@ def test_a_killed_search_goes_on(lessons, tmp_path, monkeypatch):
 
 def test_mistakes(lessons, tmp_path):
     for share in (0.0, 1.0, float("nan")):
-        with pytest.raises(UserError, match="out of range"):
+        with pytest.raises(UserError, match="shares=.* is (out of range|not a number)"):
             DiffRateTraining(shares=(0.7, share))
     with pytest.raises(UserError, match="granularity=0 is out of range"):
         DiffRateTraining(granularity=0)

@@ -14,14 +14,9 @@ from mintage.errors import UserError
 from mintage.reduce.core.adapters import adapter_for
 from mintage.reduce.sit_slim import SelfSlimmed, Slimming
 from mintage.reduce.training.images import read_training_images
-from mintage.reduce.training.recalibration import (
-    Distillation,
-    ReverseTokenSlimming,
-    Student,
-    block_outputs,
-    frd_loss,
-)
+from mintage.reduce.training.recalibration import ReverseTokenSlimming, frd_loss
 from mintage.reduce.training.sit_slim import SitSlimTraining
+from mintage.reduce.training.slimmed_student import Distillation, Student, block_outputs
 from mintage.train.training import Work
 from mintage.vision import ImageClassifier, Preprocessing, SmallViT
 

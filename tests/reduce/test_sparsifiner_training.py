@@ -13,16 +13,9 @@ from mintage.data.images import Images
 from mintage.errors import UserError
 from mintage.reduce.core.adapters import adapter_for
 from mintage.reduce.sparsifiner import Connectivity, Sparsifiner
-from mintage.reduce.training.connectivity import (
-    Predictors,
-    Reconstruction,
-    SparseStudent,
-    Tuning,
-    Watch,
-    final_tokens,
-    tuning_loss,
-)
+from mintage.reduce.training.connectivity import Predictors, Reconstruction, Watch
 from mintage.reduce.training.images import read_training_images
+from mintage.reduce.training.sparse_tuning import SparseStudent, Tuning, final_tokens, tuning_loss
 from mintage.reduce.training.sparsifiner import SparsifinerTraining
 from mintage.vision import ImageClassifier, Preprocessing, SmallViT
 

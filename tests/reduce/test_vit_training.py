@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from mintage.data.images import Images
 from mintage.errors import UserError
 from mintage.progress import silent
+from mintage.reduce.training.augmentation import augmented
 from mintage.reduce.training.vit import TrainedViT, ViTTraining
-from mintage.reduce.training.vit_recipe import CIFAR_PREPROCESSING, ViTRecipe, augmented, top1
+from mintage.reduce.training.vit_recipe import CIFAR_PREPROCESSING, ViTRecipe, top1
 from mintage.vision import SmallViT, load_image_classifier
 
 SIZES = SmallViT(image_size=16, stem=(4, 8), stem_blocks=(0, 1), hidden=16, layers=2, heads=2, classes=2)

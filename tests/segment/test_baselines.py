@@ -288,7 +288,7 @@ def test_a_killed_morfessor_goes_on(tmp_path):
     assert not (tmp_path / "morfessor.json").exists()
     with pytest.raises(Killed):
         trainer.train(WORDS, work=tmp_path, progress=kill)
-    with pytest.raises(UserError, match="belongs to another corpus or other settings"):
+    with pytest.raises(UserError, match="begun on other text or with other settings"):
         Morfessor(seed=1).train(WORDS, work=tmp_path)
     (tmp_path / "morfessor.json").write_text("{")
     with pytest.raises(UserError, match="is damaged; delete it"):
@@ -314,7 +314,7 @@ def test_sizes_are_kept(trainer):
 
 @pytest.mark.parametrize("trainer", SIZED, ids=lambda c: c.__name__)
 def test_a_vocabulary_smaller_than_the_alphabet(trainer):
-    with pytest.raises(UserError, match="vocab_size=255 is smaller than the alphabet of 256 bytes"):
+    with pytest.raises(UserError, match="vocab_size=255 is out of range; pass a number at least 256"):
         trainer(vocab_size=255)
 
 

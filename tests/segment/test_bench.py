@@ -7,9 +7,13 @@ import pytest
 
 from mintage import catalog
 from mintage.bench.segment import joint as bench
-from mintage.bench.segment.joint import compare, open_mix, run, train_arms
+from mintage.bench.segment import table as tables
+from mintage.bench.segment.joint import SegmentBench, train_arms
+from mintage.bench.segment.mix import open_mix
+from mintage.bench.segment.table import TokenizerTable
 from mintage.errors import UserError
 from mintage.measure import Figure, Result, append_results, read_results
+from mintage.measure.memo import Memo
 from mintage.segment.baselines import BPE, ByteLevel
 from mintage.testing.segment import CORPUS
 
@@ -56,6 +60,14 @@ def segmenters():
     return {"bpe": BPE(vocab_size=330).train(CORPUS), "bytes": ByteLevel().train(CORPUS)}
 
 
+def compare(segmenters, texts, **fields):
+    return TokenizerTable(segmenters=segmenters, texts=texts, **fields).rows()
+
+
+def run(specs=(), *, command="mintage bench segment", progress=lambda stage, done, of: None, **fields):
+    return SegmentBench(**fields).run(specs, command=command, progress=progress)
+
+
 def table(rows):
     found = {}
     for row in rows:
@@ -95,7 +107,7 @@ def test_figures_show_what_the_rows_say(segmenters, tmp_path):
     assert figures["premium-mine"].data["categories"] == ["en", "de", "zh"]
     assert figures["premium-mine"].data["series"][1]["y"][0] == 1
     tokens = figures["token-map-bpe"].data["tokens"]
-    assert len(tokens) == len(segmenters["bpe"].encode(bench.SENTENCE))
+    assert len(tokens) == len(segmenters["bpe"].encode(tables.SENTENCE))
     assert {token["group"] for token in tokens} == {"begins a word", "goes on"}
     append_results(tmp_path / "r.jsonl", rows)  # the report reads them again
     assert len(read_results(tmp_path / "r.jsonl")) == len(rows)
@@ -147,7 +159,7 @@ def test_the_job_measures_all_that_is_ready(data, monkeypatch):
 
     monkeypatch.setattr(bench.catalog, "methods", some)
     seen = []
-    rows = run(vocab_size=400, command="mine", progress=lambda done, total, label: seen.append((done, total, label)))
+    rows = run(vocab_size=400, command="mine", progress=lambda *said: seen.append(said))
     found = table(rows)
     rivals = {"tiktoken (bpe's merges)", "sentencepiece bpe", "sentencepiece unigram"}
     assert rivals | set(ready) <= set(found) <= rivals | set(ready) | {"smollm2 (given)"}
@@ -157,12 +169,13 @@ def test_the_job_measures_all_that_is_ready(data, monkeypatch):
     assert found["bpe"]["training time"].value > 0
     assert "premium, mean, XQuAD" in found["bpe"]
     assert {row.command for row in rows if isinstance(row, Result)} == {"mine"}
-    assert seen[-1][0] == seen[-1][1]
-    assert not list((data.parent / ".mintage").glob("bench-segment-*")), "a finished run leaves nothing"
+    assert {stage for stage, *_ in seen} == {"train", "train sentencepiece", "measure", "time"}
+    assert all((stage, of, of) in seen for stage, _, of in seen), "every stage ends"
+    assert not (data.parent / ".mintage" / "bench-segment").exists(), "a finished run leaves nothing"
 
 
 def test_sentencepiece_is_left_out_where_its_alphabet_does_not_fit(data):
-    assert set(bench._rivals(None, open_mix(), 270)[0]) <= {"smollm2 (given)"}
+    assert set(bench.rivals(ByteLevel().train(CORPUS), open_mix(), 270)[0]) <= {"smollm2 (given)"}
 
 
 def test_a_named_baseline_stands_beside_bpe(data):
@@ -175,48 +188,47 @@ def test_an_arm_that_leaves_rare_words_out_keeps_them_all_here_and_its_rows_say_
     found = table(run(["compoundpiece:decompounder=none"], vocab_size=300))
     assert found["compoundpiece:decompounder=none"]["bytes per token"].note == "min_count=1"
     assert found["bpe"]["bytes per token"].note == ""
-    assert bench._trainer("compoundpiece:min_count=3", 300).min_count == 3, "what is asked for goes before"
+    asked = SegmentBench(vocab_size=300, seed=5).trainer("compoundpiece:min_count=3")
+    assert (asked.min_count, asked.vocab_size, asked.seed) == (3, 300, 5), "what is asked for goes before"
 
 
 def test_a_killed_run_keeps_its_tokenizers(data, monkeypatch):
-    mix = open_mix()
-    first, seconds = train_arms(["bpe", "bytes"], mix, 300, data / "work")
+    mix, trainers = open_mix(), {spec: SegmentBench(vocab_size=300).trainer(spec) for spec in ("bpe", "bytes")}
+    first, seconds = train_arms(trainers, mix, Memo(data / "work", {}))
     monkeypatch.setattr(BPE, "train", lambda *_, **__: pytest.fail("trained again"))
-    again, known = train_arms(["bpe", "bytes"], mix, 300, data / "work")
+    again, known = train_arms(trainers, mix, Memo(data / "work", {}))
     assert known == seconds
     assert again["bpe"].state() == first["bpe"].state()
 
 
-def test_a_paper_by_itself_is_its_claim_check(monkeypatch):
-    import sys
-    import types
+def test_papers_are_arms_like_others(data):
+    found = table(run(["lib:epochs=3"], vocab_size=330, lines=100, seed=3))
+    assert set(found) == {"bpe", "lib:epochs=3"}
+    row = found["lib:epochs=3"]["bytes per token"]
+    assert (row.seed, row.settings) == (3, {"vocab_size": 330, "lines": 100})
+    assert set(row.baseline) == {"bpe"}
 
-    def check(*, seed=0, limit=None, command="", progress=None):
-        settings = {"limit": limit}
-        row = Result(
-            method="lib", job="segment", metric="m", value=1.0, unit="x", higher_is_better=True, seed=seed,
-            command=command, settings=settings,
-        )  # fmt: skip
-        return [row]
 
-    module = types.ModuleType("mintage.studies.less_is_better")
-    module.check = check
-    monkeypatch.setitem(sys.modules, "mintage.segment.claims", types.ModuleType("mintage.segment.claims"))
-    monkeypatch.setitem(sys.modules, "mintage.studies.less_is_better", module)
-    (row,) = run(["lib"], seed=3, limit=5, command="c")
-    assert (row.seed, row.settings, row.command) == (3, {"limit": 5}, "c")
-    with pytest.raises(UserError, match="a claim check has its own sizes"):
-        run(["lib"], vocab_size=300)
+def test_another_baseline(data):
+    found = table(run(["bpe"], vocab_size=300, baseline="bytes"))
+    assert set(found["bpe"]["bytes per token"].baseline) == {"bytes"}
+
+
+def test_a_plug_in_of_any_role_is_an_arm(data, monkeypatch):
+    row = catalog.Method(name="my-bytes", job="segment", title="", entry="mintage.segment.baselines:ByteLevel")
+    rows = catalog._discover()
+    monkeypatch.setattr(catalog, "_discover", lambda: {**rows, "my-bytes": row})
+    assert "my-bytes" in table(run(["my-bytes"], vocab_size=300))
 
 
 @pytest.mark.parametrize(
     ("methods", "settings", "line"),
     [
         (["bpee"], {}, "unknown method 'bpee'; did you mean 'bpe'"),
-        (["bpe"], {"vocab_size": 100}, "vocab_size=100 is smaller than the alphabet"),
+        (["bpe"], {"vocab_size": 100}, "vocab_size=100 is out of range"),
         (["bpe:chunk=3"], {}, "bpe has no setting 'chunk'"),
         (["plain"], {}, "plain belongs to the draft job"),
-        (["bytes"], {"limit": 1}, "limit=1; train on at least 100 lines"),
+        (["bytes"], {"lines": 1}, "lines=1 is out of range; pass a number at least 100"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_trained(data, methods, settings, line):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import unicodedata
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +18,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from mintage.errors import UserError
-from mintage.segment.compoundpiece import (
-    CompoundPiece,
-    hard_compound_rate,
-    hyphen_pairs,
-    lossless_pretokens,
-    pretokens,
-    remove_hyphens,
-    split_by_constituents,
-    web_words,
-)
+from mintage.segment.compoundpiece import CompoundPiece, lossless_pretokens, pretokens
+from mintage.segment.hard_compounds import hard_compound_rate
+from mintage.segment.hyphens import hyphen_pairs, remove_hyphens, split_by_constituents, web_words
+from mintage.segment.training.decompounder import TaggerSettings, train_decompounder
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "compoundpiece"
 FILES = sorted(VECTORS.glob("*.npz"))
@@ -195,15 +190,13 @@ def toy(held_out=4):
     return counts, [c for i, c in enumerate(combined) if i % held_out == 0]
 
 
-SMALL = {"steps": 100, "batch": 32, "width": 16, "layers": 2, "lr": 1e-2}
+SMALL = TaggerSettings(steps=100, batch=32, width=16, layers=2, lr=1e-2)
 
 
 @pytest.fixture(scope="module")
 def splitter():
-    from mintage.segment.decompounder import Decompounder
-
     counts, _ = toy()
-    return Decompounder.fit(hyphen_pairs(counts), words=counts, **SMALL)
+    return train_decompounder(hyphen_pairs(counts), SMALL, words=counts)
 
 
 def test_the_splitter_learns_from_hyphens(splitter):
@@ -211,6 +204,8 @@ def test_the_splitter_learns_from_hyphens(splitter):
     right = sum(splitter.split(a + b) == [a, b] for a, b in unseen)
     assert right >= 0.9 * len(unseen)
     assert splitter.split("wassers") == ["wassers"]
+    weights = splitter.tagger.state_dict()["letters.weight"]  # as before trainings were data
+    assert weights.double().abs().sum().item() == pytest.approx(294.6518940227106, rel=1e-5)
 
 
 @relaxed(60)
@@ -242,11 +237,9 @@ def test_a_saved_splitter_is_the_same(splitter, tmp_path):
 
 def test_gold_teaches_on(splitter):
     """Stage 2: normalised constituents of words that no hyphen showed."""
-    from mintage.segment.decompounder import Decompounder
-
     counts, _ = toy()
     gold = [(f"{a}s{b}", [a, b]) for a in HEADS for b in TAILS[:7]] + [("kanne", ["kanne"])] * 20
-    taught = Decompounder.fit(hyphen_pairs(counts), words=counts, gold=gold, gold_steps=60, **SMALL)
+    taught = train_decompounder(hyphen_pairs(counts), replace(SMALL, gold_steps=60), words=counts, gold=gold)
     unseen = [(f"{a}s", b) for a in HEADS for b in TAILS[7:]]
     before = sum(splitter.split(a + b) == [a, b] for a, b in unseen)
     after = sum(taught.split(a + b) == [a, b] for a, b in unseen)
@@ -255,12 +248,12 @@ def test_gold_teaches_on(splitter):
 
 
 def test_nothing_to_learn_is_told():
-    from mintage.segment.decompounder import Decompounder
-
     with pytest.raises(UserError, match="no pair has a hyphen"):
-        Decompounder.fit([("haus", "haus")])
+        train_decompounder([("haus", "haus")])
     with pytest.raises(UserError, match="no gold word"):
-        Decompounder.fit([("haustür", "haus-tür")], gold=[("a", ["x", "yz"])], steps=1)
+        train_decompounder([("haustür", "haus-tür")], TaggerSettings(steps=1), gold=[("a", ["x", "yz"])])
+    with pytest.raises(UserError, match="kernel=4 has no letter in the middle"):
+        TaggerSettings(kernel=4)
 
 
 def test_hostile_and_damaged_splitters_are_refused(splitter, tmp_path):
@@ -300,15 +293,14 @@ RESUME = """
 import sys
 from collections import Counter
 sys.path.insert(0, sys.argv[2])
-from test_compoundpiece import SMALL, hyphen_pairs, toy
-from mintage.segment.decompounder import Decompounder
+from test_compoundpiece import SMALL, hyphen_pairs, toy, train_decompounder
 
 counts, _ = toy()
 def killed(stage, done, of):
     if sys.argv[3] == "kill" and done == 45:
         import os, signal
         os.kill(os.getpid(), signal.SIGKILL)
-made = Decompounder.fit(hyphen_pairs(counts), words=counts, folder=sys.argv[1], progress=killed, **SMALL)
+made = train_decompounder(hyphen_pairs(counts), SMALL, words=counts, folder=sys.argv[1], progress=killed)
 made.save(sys.argv[1] + "/made")
 """
 
@@ -331,8 +323,7 @@ def test_a_killed_training_goes_on_and_ends_the_same(splitter, tmp_path):
 def test_the_command_trains_from_text_and_gold(tmp_path):
     from typer.testing import CliRunner
 
-    from mintage.cli.segment import app as segment
-    from mintage.cli.train import app
+    from mintage.cli import app
     from mintage.segment.decompounder import decompound
 
     counts, _ = toy()
@@ -341,10 +332,21 @@ def test_the_command_trains_from_text_and_gold(tmp_path):
     gold.write_text('{"word": "steinuhr", "segments": ["stein", "uhr"]}\n')
     out = tmp_path / "made.safetensors"
     sizes = ["--steps", "60", "--width", "16", "--layers", "2", "--lexicon", "500"]
-    call = ["decompounder", str(text), "--out", str(out), "--work", str(tmp_path / "work"), "--gold", str(gold), *sizes]
+    call = [
+        "train",
+        "decompounder",
+        str(text),
+        "--out",
+        str(out),
+        "--work",
+        str(tmp_path / "work"),
+        "--gold",
+        str(gold),
+        *sizes,
+    ]
     told = CliRunner().invoke(app, call, catch_exceptions=False)
     assert told.exit_code == 0
-    split = CliRunner().invoke(segment, ["decompound", "mondwagen", "steinuhr", "--model", str(out)])
+    split = CliRunner().invoke(app, ["segment", "decompound", "mondwagen", "steinuhr", "--model", str(out)])
     assert split.stdout.splitlines() == ["|".join(decompound(w, model=out)) for w in ("mondwagen", "steinuhr")]
     gold.write_text('{"word": "steinuhr"}\n')
     with pytest.raises(UserError, match=r"gold\.jsonl, row 1"):

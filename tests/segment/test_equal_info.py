@@ -7,22 +7,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mintage.errors import UserError
+from mintage.segment.codecs import ArithmeticCodec, GzipCodec, ideal_bits
 from mintage.segment.contract import load
-from mintage.segment.core.byte_models import ByteGRU, ByteModel, ByteNGram, accumulate, bits_needed, quantise
-from mintage.segment.equal_info import (
-    ArithmeticCodec,
-    EqualInfo,
-    EqualInfoSegmenter,
-    GzipCodec,
-    bits_per_byte,
-    code_windows,
-    decode_windows,
-    ideal_bits,
-    read_tokens,
-    total_frequency,
-    window_strings,
-    write_tokens,
+from mintage.segment.core.byte_models import (
+    ByteGRU,
+    ByteModel,
+    ByteNGram,
+    GRUSettings,
+    accumulate,
+    bits_needed,
+    quantise_probabilities,
 )
+from mintage.segment.core.token_files import bits_per_byte, read_tokens, write_tokens
+from mintage.segment.equal_info import EqualInfo, EqualInfoSegmenter
+from mintage.segment.training.byte_gru import train_byte_gru
+from mintage.segment.window_coder import code_windows, decode_windows, total_frequency, window_strings
 from mintage.testing.segment import CORPUS
 
 VECTORS = sorted((Path(__file__).parents[1] / "vectors" / "equal-info").glob("*.npz"))
@@ -41,7 +40,7 @@ class Table(ByteModel):
 
 
 def uniform(alphabet, window_bits=16):
-    return Table(quantise(np.full((1, alphabet), 1 / alphabet), total_frequency(window_bits)), 0)
+    return Table(quantise_probabilities(np.full((1, alphabet), 1 / alphabet), total_frequency(window_bits)), 0)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +68,7 @@ def test_vectors_are_there():
 
 
 def test_frequencies_equal_the_vectors(case):
-    frequencies = quantise(case["probabilities"], int(case["total_frequency"]))
+    frequencies = quantise_probabilities(case["probabilities"], int(case["total_frequency"]))
     assert np.array_equal(frequencies, case["frequencies"])
     assert (frequencies.sum(1) == total_frequency(int(case["window_bits"]))).all()
 
@@ -207,12 +206,12 @@ def test_a_third_partys_model_needs_frequencies_alone(ngram):
 
 def test_quantised_frequencies_are_usable():
     rows = np.array([[1.0, 0, 0, 0], [0.25, 0.25, 0.25, 0.25], [0.5, 0.5, 0, 0]])
-    assert quantise(rows, 10).tolist() == [[7, 1, 1, 1], [4, 2, 2, 2], [4, 4, 1, 1]]
+    assert quantise_probabilities(rows, 10).tolist() == [[7, 1, 1, 1], [4, 2, 2, 2], [4, 4, 1, 1]]
     for bad in (np.array([[-0.1, 1.1]]), np.array([[np.nan, 1.0]])):
         with pytest.raises(UserError, match="distribution"):
-            quantise(bad, 100)
+            quantise_probabilities(bad, 100)
     with pytest.raises(UserError, match="cannot give 4"):
-        quantise(rows, 3)
+        quantise_probabilities(rows, 3)
 
 
 def test_ngram_counts_are_witten_bells():
@@ -222,8 +221,8 @@ def test_ngram_counts_are_witten_bells():
     zero[[97, 98]] += 2 / 6
     after_a = zero / 3
     after_a[98] += 2 / 3
-    assert np.array_equal(model.frequencies(b""), quantise(zero, 1 << 15))
-    assert np.array_equal(model.frequencies(b"xxa"), quantise(after_a, 1 << 15))
+    assert np.array_equal(model.frequencies(b""), quantise_probabilities(zero, 1 << 15))
+    assert np.array_equal(model.frequencies(b"xxa"), quantise_probabilities(after_a, 1 << 15))
     assert np.array_equal(model.frequencies(b"z"), model.frequencies(b""))
 
 
@@ -340,7 +339,7 @@ def test_rounding_the_network_costs_next_to_nothing(gru):
         theirs = network["output"](hidden)[:-1].softmax(-1).double().numpy()
     states = np.concatenate(list(model.states(TEXT.encode()[:200])))[1:]
     ours = np.diff(model.cumulative(states)) / model.total
-    best = quantise(theirs, model.total) / model.total
+    best = quantise_probabilities(theirs, model.total) / model.total
     lost = (theirs * (np.log2(best) - np.log2(ours))).sum(1)
     assert np.abs(lost).max() < 1e-3  # bits per byte
 
@@ -365,14 +364,15 @@ def test_another_models_checksum_is_refused(gru, ngram, tmp_path):
 
 def test_neural_training_goes_on_and_tells_another_corpus(tmp_path):
     small = {"hidden_size": 8, "embedding_size": 4, "steps": 4, "sequence_length": 8, "batch_size": 2}
-    first = ByteGRU.train(CORPUS, work=tmp_path, **small)
+    first = train_byte_gru(CORPUS, GRUSettings(**small), work=tmp_path)
     steps = []
-    again = ByteGRU.train(CORPUS, work=tmp_path, progress=lambda stage, done, of: steps.append(stage), **small)
+    told = lambda stage, done, of: steps.append(stage)  # noqa: E731
+    again = train_byte_gru(CORPUS, GRUSettings(**small), work=tmp_path, progress=told)
     assert steps == []  # nothing was left to do
     assert again.checksum() == first.checksum()
     with pytest.raises(UserError, match="another folder"):
-        ByteGRU.train(CORPUS, work=tmp_path, **{**small, "hidden_size": 9})
-    assert ByteGRU.train(["a"], **{**small, "steps": 1}).frequencies(b"a").sum() == 1 << 15
+        train_byte_gru(CORPUS, GRUSettings(**{**small, "hidden_size": 9}), work=tmp_path)
+    assert train_byte_gru(["a"], GRUSettings(**{**small, "steps": 1})).frequencies(b"a").sum() == 1 << 15
 
 
 # -- the artefact, the baselines, the files ----------------------------------------------------------------------------
@@ -487,30 +487,3 @@ def test_bad_use_is_told(ngram):
         segmenter.decode_window([1] * 8)
     with pytest.raises(UserError, match="train the model for these windows"):
         EqualInfoSegmenter(ngram[32], 16, 8)
-
-
-def test_the_claim_check_runs_small_and_goes_on(tmp_path, monkeypatch):
-    from mintage.measure import Figure, Result
-    from mintage.studies import equal_info as claims
-
-    text = (TEXT * 5).encode()
-    corpus = claims._Corpus("Python, small", text[:3000], text[3000:6000], text[-1100:])
-    monkeypatch.setattr(claims, "_DOCUMENT", 500)
-    monkeypatch.setattr(claims, "_python", lambda: corpus)
-    monkeypatch.setattr(claims, "_wikitext", lambda: corpus)
-    scale = claims.Scale(documents=1, order=2, steps=2, batch_size=2, context=32, hidden_size=8, layers=1)
-    parts = []
-    options = {"scale": scale, "work": tmp_path, "progress": lambda done, total, label: parts.append((done, total))}
-    rows = claims.check(**options)
-    assert parts == [(i, 17) for i in range(17)]
-    results = {row.metric: row for row in rows if isinstance(row, Result)}
-    assert results["documents decoded exactly"].value == 1
-    assert sum(isinstance(row, Figure) for row in rows) == 5
-    plain = results[f"loss below the unigram loss, {claims.PLAIN}"]
-    assert plain.value < 0.05  # two steps teach next to nothing
-    assert results[f"loss below the unigram loss, {claims.EQUAL}"].verdict == "does not hold"
-    again = {row.metric: row.value for row in claims.check(**options) if isinstance(row, Result)}
-    same = [metric for metric in again if not metric.startswith("encoding")]
-    assert [again[metric] for metric in same] == [results[metric].value for metric in same]
-    with pytest.raises(UserError, match="limit=0"):
-        claims.check(limit=0)

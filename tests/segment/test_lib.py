@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from mintage.errors import UserError
 from mintage.segment import LiB, LiBSegmenter
-from mintage.segment.less_is_better import Lexicon
+from mintage.segment.lexicon import Lexicon
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "lib"
 
@@ -184,7 +184,7 @@ def test_reading_is_what_plain_lists_give(articles, memorize, life, max_len, for
 
 
 def test_moves_over_many_blocks_are_those_of_a_list():
-    from mintage.segment.less_is_better import _moved
+    from mintage.segment.lexicon import _moved
 
     rng = random.Random(3)
     units = [f"u{k}" for k in range(1500)]
@@ -203,7 +203,7 @@ def test_moves_over_many_blocks_are_those_of_a_list():
 
 
 def test_promotion_lowers_the_rank_and_the_best_unit_stays():
-    from mintage.segment.less_is_better import _moved
+    from mintage.segment.lexicon import _moved
 
     units = [f"u{k}" for k in range(300)]
     for rank in (1, 2, 150, 299):
@@ -445,13 +445,13 @@ def test_a_segmenter_travels_to_other_processes():
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"max_len": 0}, "max_len=0; pass at least 1"),
-        ({"memorize": 1.5}, r"memorize=1.5 is outside \[0, 1\]"),
+        ({"max_len": 0}, "max_len=0 is out of range; pass a number at least 1"),
+        ({"memorize": 1.5}, r"memorize=1.5 is out of range; pass a number in \[0, 1\]"),
         ({"update": -0.1}, "update=-0.1"),
         ({"character_coverage": 2.0}, "character_coverage=2"),
         ({"max_gap": -1}, "max_gap=-1"),
-        ({"epochs": 0}, "epochs=0; pass at least 1"),
-        ({"vocab_size": 100}, "vocab_size=100; pass more than the 256 bytes"),
+        ({"epochs": 0}, "epochs=0 is out of range; pass a number at least 1"),
+        ({"vocab_size": 100}, "vocab_size=100 is out of range; pass a number at least 257"),
     ],
 )
 def test_settings_out_of_range_are_told(wrong, said):

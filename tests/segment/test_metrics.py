@@ -18,13 +18,13 @@ from mintage.segment.core.metrics import (
     continued_share,
     description_length,
     encode_corpus,
+    encoding_speed,
     gini,
     morphology,
     parity,
     read_morphology,
     read_parallel,
     renyi_efficiency,
-    speed,
     word_spans,
 )
 from mintage.testing.segment import CORPUS, TEXTS
@@ -308,7 +308,7 @@ def test_speed_is_bytes_over_seconds_on_one_thread(bpe, monkeypatch):
 
     seen = []
     monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
-    found = speed({"bpe": bpe, "slow": Slow(bpe.tokenizer)}, ["the moon " * 100], repeats=3)
+    found = encoding_speed({"bpe": bpe, "slow": Slow(bpe.tokenizer)}, ["the moon " * 100], repeats=3)
     assert set(seen) == {"false"}
     assert "TOKENIZERS_PARALLELISM" not in os.environ
     assert 0 < found["slow"].encode.value < 900e-6 / 0.02

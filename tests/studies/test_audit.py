@@ -374,14 +374,12 @@ def test_one_size_is_no_comparison():
 
 def test_tokens_are_counted_per_text():
     counters = {"words": lambda t: len(t.split()), "bytes": len}
-    rows = token_counts.tokenizer_report(counters, {"prose": "a bc d", "one": "abcdef"})
-    assert [row["tokens"] for row in rows] == [3, 6, 1, 6]
-    assert rows[0]["characters per token"] == 2
-    assert token_counts.order_changes(rows, "prose", "one") == []
-    rows[2]["tokens"] = 9
-    assert token_counts.order_changes(rows, "prose", "one") == [("words", "bytes")]
+    per = token_counts.characters_per_token(counters, {"prose": "a bc d", "one": "abcdef"})
+    assert per == {"prose": {"words": 2, "bytes": 1}, "one": {"words": 6, "bytes": 1}}
+    assert token_counts.order_changes(per["prose"], per["one"]) == []
+    assert token_counts.order_changes(per["prose"], {"words": 6 / 9, "bytes": 1}) == [("words", "bytes")]
     with pytest.raises(UserError, match="empty"):
-        token_counts.tokenizer_report({"bytes": len}, {"nothing": ""})
+        token_counts.characters_per_token({"bytes": len}, {"nothing": ""})
 
 
 # -- mintage bench audit -----------------------------------------------------------------------------------------------

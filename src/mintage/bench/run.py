@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,16 +16,7 @@ from mintage.measure.result import Result
 from mintage.measure.study import Study, run_study
 from mintage.progress import Note, Progress, silent, unheard
 
-__all__ = ["bench_of", "benches", "run_claims", "sources_of", "study_of"]
-
-
-def benches() -> list[str]:
-    """Return the jobs that have a joint comparison, in order."""
-    return [job for job in catalog.JOBS if _target(job)]
-
-
-def _target(job: str) -> str:
-    return getattr(importlib.import_module(f"mintage.{job}"), "BENCH", "")
+__all__ = ["bench_of", "run_claims", "sources_of", "study_of"]
 
 
 def bench_of(job: str) -> type[Bench]:
@@ -37,9 +27,10 @@ def bench_of(job: str) -> type[Bench]:
     UserError
         The job has none.
     """
-    if not _target(job):
-        raise UserError(f"the {job} job has no bench yet; these have: {', '.join(benches())}")
-    return catalog.resolve(_target(job))
+    known = catalog.benches()
+    if job not in known:
+        raise UserError(f"the {job} job has no bench yet; these have: {', '.join(known)}")
+    return catalog.resolve(known[job])
 
 
 def study_of(name: str) -> type[Study]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+import warnings
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from mintage import __version__
 from mintage.cli.audit import app as audit
@@ -20,11 +22,28 @@ from mintage.cli.retrofit import app as retrofit
 from mintage.cli.segment import app as segment
 from mintage.cli.show import show
 from mintage.cli.train import app as train
-from mintage.errors import UserError
+from mintage.errors import Notice, UserError
+from mintage.files import is_full
 
 __all__ = ["app", "main"]
 
+_GO_ON = {"bench", "data", "train"}
+"""Verbs that keep what was done when they are stopped."""
+
+
+class _Verbs(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        """Run a verb; when it is stopped (Ctrl-C), say what that means."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            goes_on = "; the same command goes on where it was" if ctx.invoked_subcommand in _GO_ON else ""
+            _say(f"mintage: stopped{goes_on}", "yellow")
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
+    cls=_Verbs,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
@@ -61,6 +80,7 @@ def _root(
 
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit status 2."""
+    warnings.showwarning = _warn
     try:
         app()
     except UserError as error:
@@ -69,11 +89,32 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(0)
     except OSError as error:  # a folder that cannot be written, a full disk
+        if is_full(error):
+            _fail(f"no room left to write{f' {error.filename}' if error.filename else ''}; make room on that disk")
         if error.filename is None:
             raise
         _fail(f"{error.filename}: {error.strerror}; pass another path, or make that one writable")
+    except Exception as error:
+        if not is_full(error):
+            raise
+        _fail(f"no room left on a disk ({str(error).splitlines()[0]}); make room")
 
 
 def _fail(line: str) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"mintage: {line}", markup=False, style="red")
+    _say(f"mintage: {line}", "red")
     sys.exit(2)
+
+
+def _warn(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Print a warning of mintage's own as one line, others as they are."""
+    if issubclass(category, Notice):
+        _say(f"mintage: {message}", "yellow")
+    else:
+        _showwarning(message, category, *where, **more)
+
+
+_showwarning = warnings.showwarning
+
+
+def _say(line: str, style: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(line, markup=False, style=style)

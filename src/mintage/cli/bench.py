@@ -38,15 +38,11 @@ _WRITING = (
 
 class _Benches(LazyGroup):
     def names(self) -> Sequence[str]:
-        from mintage.bench.run import benches
-
-        return [*benches(), *(row.name for row in catalog.methods() if row.study)]
+        return [*catalog.benches(), *(row.name for row in catalog.methods() if row.study)]
 
     def found(self, name: str) -> Any:
-        from mintage.bench.run import benches
-
         if name in catalog.JOBS:
-            summary = catalog.job_summary(name) if name in benches() else ""
+            summary = catalog.job_summary(name) if name in catalog.benches() else ""
             return Lazy(name, summary, functools.partial(_job_command, name), _JOBS)
         known = {row.name: row for row in catalog.methods()}
         row = known.get(_first(name)[0])

@@ -17,7 +17,16 @@ from typer.core import TyperCommand, TyperGroup
 from mintage.errors import UserError, did_you_mean
 from mintage.options import alternatives
 
-__all__ = ["Lazy", "LazyGroup", "command_line", "command_of", "made_from", "parameters_of"]
+__all__ = [
+    "Lazy",
+    "LazyGroup",
+    "callback_of",
+    "command_line",
+    "command_of",
+    "help_of",
+    "made_from",
+    "parameters_of",
+]
 
 
 def command_line() -> str:
@@ -41,7 +50,7 @@ def _can_be_read(kind: Any) -> bool:
 
 def _parameter(field: dataclasses.Field[Any], kind: Any) -> inspect.Parameter:
     required = field.default is dataclasses.MISSING
-    default: Any = inspect.Parameter.empty if required else field.default
+    default: Any = inspect.Parameter.empty if required else typing.cast(Any, field.default)
     told: dict[str, Any] = {"help": f"{field.metadata.get('help', '')}{_limits(field)}"}
     parts = [part for part in alternatives(kind) if part is not type(None)]
     if all(typing.get_origin(part) is Literal for part in parts):
@@ -55,7 +64,7 @@ def _parameter(field: dataclasses.Field[Any], kind: Any) -> inspect.Parameter:
     if type(None) in alternatives(kind):
         annotation = annotation | None
     if field.metadata.get("argument") or field.metadata.get("repeat"):
-        default, annotation = default if required else list(default), list[str]
+        default, annotation = default if required else list(default or ()), list[str]
     if field.metadata.get("argument"):
         info: Any = typer.Argument(**told)
     else:
@@ -135,7 +144,22 @@ def command_of(
     help: str = "",
     objects: Callable[[dict[str, Any]], dict[str, Any]] = lambda values: {},
 ) -> Any:
-    """Make a command: the fields of `kind` and `extra` parameters as options.
+    """Make a command by itself, as lazy groups need it: `callback_of` under a name, with its help."""
+    app = typer.Typer(rich_markup_mode="rich", add_completion=False)
+    made = callback_of(kind, run, extra=extra, arguments=arguments, objects=objects)
+    app.command(name, help=help_of(kind, help))(made)
+    return typer.main.get_command(app)
+
+
+def callback_of(
+    kind: type,
+    run: Callable[..., None],
+    *,
+    extra: Sequence[inspect.Parameter] = (),
+    arguments: Sequence[inspect.Parameter] = (),
+    objects: Callable[[dict[str, Any]], dict[str, Any]] = lambda values: {},
+) -> Callable[..., None]:
+    """Make the function behind a command: the fields of `kind` and `extra` parameters as options.
 
     Parameters
     ----------
@@ -143,12 +167,8 @@ def command_of(
         The dataclass.
     run
         ``run(made, **values of the extra parameters)``.
-    name
-        Of the command.
     extra, arguments
         More parameters, annotated for `typer`; those of `arguments` come first.
-    help
-        Default: the docstring of `kind`.
     objects
         Takes values of more parameters out, and returns the fields that are made of them: what no option can hold.
     """
@@ -160,13 +180,15 @@ def command_of(
 
     call.__signature__ = inspect.Signature([*arguments, *extra, *own])  # type: ignore[attr-defined]
     call.__annotations__ = {p.name: p.annotation for p in [*arguments, *extra, *own]}
-    app = typer.Typer(rich_markup_mode="rich", add_completion=False)
-    app.command(name, help=_paragraphs(help or inspect.cleandoc(kind.__doc__ or "")))(call)
-    return typer.main.get_command(app)
+    return call
 
 
-def _paragraphs(text: str) -> str:
-    """Make a line of every paragraph, for a terminal of any width; what is indented stays as it is."""
+def help_of(kind: type, text: str = "") -> str:
+    """Return a help, by default the docstring of `kind`, a line per paragraph, for a terminal of any width.
+
+    What is indented stays as it is.
+    """
+    text = text or inspect.cleandoc(kind.__doc__ or "")
     parts = re.split(r"\n\s*\n", text.strip("\n"))
     return "\n\n".join(part if part.startswith(" ") else " ".join(part.split("\n")) for part in parts)
 

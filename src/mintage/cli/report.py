@@ -28,9 +28,11 @@ def report(
     Next: open the page in a browser
     """
     from mintage import catalog
+    from mintage.files import check_writable
     from mintage.measure import read_results, write_report
     from mintage.measure.scoreboard import write_scoreboard
 
+    check_writable(scoreboard or out)
     rows = read_results(results)
     made = write_scoreboard(rows, scoreboard) if scoreboard else write_report(rows, out, rows=catalog.methods())
     typer.echo(f"wrote {made.resolve()}")

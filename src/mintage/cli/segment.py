@@ -2,45 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from mintage.cli.fields import callback_of, command_line, help_of
 from mintage.cli.input import read_input
+from mintage.cli.progress import shown_progress
 from mintage.errors import UserError
+from mintage.options import Options, option
 
 app = typer.Typer(no_args_is_help=True, help="Train tokenizers, cut text with them, and compare any.")
 
 _TOKENIZER = "A mintage folder, tokenizer.json or its folder, a .tiktoken or .model file, a tiktoken name, a hub id."
 
 
-@app.command()
-def train(
-    method: Annotated[str, typer.Argument(help="A method with its settings, e.g. bpe or lib:max_len=10.")],
-    text: Annotated[list[str], typer.Option(help="Text, .jsonl, .gz, a folder, or hub:owner/name; repeat for more.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
-    vocab_size: Annotated[int | None, typer.Option(help="Entries of the tokenizer; default: the method's.")] = None,
-    key: Annotated[str, typer.Option(help="Field of the text in JSON lines.")] = "text",
-    language: Annotated[
-        str | None, typer.Option(help="Field of the language in JSON lines; parity-bpe balances languages.")
-    ] = None,
-    dev: Annotated[
-        str | None, typer.Option(help="JSON lines with the same content in every language, to balance by.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Stop reading after about this many characters.")] = None,
-    work: Annotated[
-        Path | None, typer.Option(help="Folder that keeps what is done; a killed training goes on.")
-    ] = None,
-) -> None:
+def _argument(name: str, kind: Any, text: str) -> list[inspect.Parameter]:
+    annotation = Annotated[kind, typer.Argument(help=text)]
+    return [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation)]
+
+
+# -- train -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Options):
     """Train a tokenizer on text of any size, and write a folder that mintage (and Hugging Face) can load.
 
     Settings stand behind the method's name; mintage show METHOD lists them.
@@ -55,45 +52,62 @@ def train(
 
     Next: [bold]mintage segment compare my-tokenizer --text held-out.txt[/bold]
     """
-    from mintage import catalog
-    from mintage.segment.core.artefact import check_target
 
-    settings: dict[str, Any] = {} if vocab_size is None else {"vocab_size": vocab_size}
-    name, written = catalog.parse_spec(method)
-    known = catalog.hyperparameters(catalog.find(name, "segment").load())
-    if vocab_size is not None and "vocab_size" not in known:
-        raise UserError(f"{name} has no vocabulary size to choose; leave out --vocab-size")
-    if vocab_size is not None and "vocab_size" in written:
-        raise UserError("the vocabulary size is given twice; leave out --vocab-size or the setting")
-    trainer = catalog.build(method, "segment", **settings)
-    check_target(out)
-    corpus = _corpus(text, key, language, dev, limit)
-    with _Stages() as stages:
-        segmenter = trainer.train(corpus, work=work, progress=stages)
-    segmenter.save(out)
-    also = " (tokenizer.json beside it)" if (out / "tokenizer.json").exists() else ""
-    typer.echo(f"wrote {out}: {name}, {segmenter.vocab_size} entries{also}")
+    text: tuple[str, ...] = option(help="Text, .jsonl, .gz, a folder, or hub:owner/name; repeat for more.", repeat=True)
+    out: Path = option(help="Folder to write.", short="-o")
+    vocab_size: int | None = option(None, "Entries of the tokenizer; default: the method's.")
+    key: str = option("text", "Field of the text in JSON lines.")
+    language: str | None = option(None, "Field of the language in JSON lines; parity-bpe balances languages.")
+    dev: str | None = option(None, "JSON lines with the same content in every language, to balance by.")
+    limit: int | None = option(None, "Stop reading after about this many characters.", least=1)
+    work: Path | None = option(None, "Folder that keeps what is done; a killed training goes on.")
+
+    def run(self, method: str) -> None:
+        """Train and save."""
+        from mintage import catalog
+        from mintage.segment.core.artefact import check_target
+
+        settings: dict[str, Any] = {} if self.vocab_size is None else {"vocab_size": self.vocab_size}
+        name, written = catalog.parse_spec(method)
+        known = catalog.hyperparameters(catalog.find(name, "segment").load())
+        if settings and "vocab_size" not in known:
+            raise UserError(f"{name} has no vocabulary size to choose; leave out --vocab-size")
+        if settings and "vocab_size" in written:
+            raise UserError("the vocabulary size is given twice; leave out --vocab-size or the setting")
+        trainer = catalog.build(method, "segment", **settings)
+        check_target(self.out)
+        corpus = self.corpus()
+        with shown_progress() as progress:
+            segmenter = trainer.train(corpus, work=self.work, progress=progress)
+        segmenter.save(self.out)
+        also = " (tokenizer.json beside it)" if (self.out / "tokenizer.json").exists() else ""
+        typer.echo(f"wrote {self.out}: {name}, {segmenter.vocab_size} entries{also}")
+
+    def corpus(self) -> Any:
+        """Open the texts."""
+        from mintage.data import Corpus
+
+        if self.language is None:
+            if self.dev is not None:
+                raise UserError("--dev balances languages; name their field too, e.g. --language lang")
+            return Corpus(*self.text, key=self.key, limit=self.limit)
+        from mintage.segment import ByLanguage
+
+        wrong = [t for t in self.text if not t.removesuffix(".gz").endswith(".jsonl")]
+        if wrong:
+            raise UserError(f"--language reads JSON lines; {wrong[0]} is none, pass .jsonl files")
+        where = {name: {self.language: name} for name in Corpus(*self.text, key=self.language)}
+        share = None if self.limit is None else max(1, self.limit // len(where))
+        texts = {name: Corpus(*self.text, key=self.key, where=one, limit=share) for name, one in where.items()}
+        dev = self.dev and {name: Corpus(str(self.dev), key=self.key, where=one) for name, one in where.items()}
+        return ByLanguage(texts, dev=dev or None)
 
 
-def _corpus(text: list[str], key: str, language: str | None, dev: str | None, limit: int | None) -> Any:
-    from mintage.data import Corpus
+_METHOD = _argument("method", str, "A method with its settings, e.g. bpe or lib:max_len=10.")
+app.command("train", help=help_of(Train))(callback_of(Train, Train.run, arguments=_METHOD))
 
-    if limit is not None and limit < 1:
-        raise UserError(f"--limit {limit}; read at least 1 character")
-    if language is None:
-        if dev is not None:
-            raise UserError("--dev balances languages; name their field too, e.g. --language lang")
-        return Corpus(*text, key=key, limit=limit)
-    from mintage.segment.baselines import ByLanguage
 
-    wrong = [t for t in text if not t.removesuffix(".gz").endswith(".jsonl")]
-    if wrong:
-        raise UserError(f"--language reads JSON lines; {wrong[0]} is none, pass .jsonl files")
-    names = list(dict.fromkeys(Corpus(*text, key=language)))
-    share = None if limit is None else max(1, limit // len(names))
-    texts = {name: Corpus(*text, key=key, where={language: name}, limit=share) for name in names}
-    balance = {name: Corpus(dev, key=key, where={language: name}) for name in names} if dev else None
-    return ByLanguage(texts, dev=balance)
+# -- encode, decode, decompound --------------------------------------------------------------------------------------
 
 
 @app.command()
@@ -155,10 +169,10 @@ _COLOURS = ("on #214d72", "on #6b3a1e", "on #2f5d34", "on #5b2c5e")
 
 def _coloured(pieces: list[tuple[int, bytes]]) -> Text:
     line = Text()
-    for place, (_, piece) in enumerate(pieces):
+    for index, (_, piece) in enumerate(pieces):
         shown = piece.decode("utf-8", "replace").replace("\ufffd", "·")
         shown = "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in shown)
-        line.append(shown.replace("\n", "↵\n"), style=f"#ffffff {_COLOURS[place % len(_COLOURS)]}")
+        line.append(shown.replace("\n", "↵\n"), style=f"#ffffff {_COLOURS[index % len(_COLOURS)]}")
     return line
 
 
@@ -190,8 +204,8 @@ def decode(
     typer.echo(data, nl=sys.stdout.isatty())
 
 
-@app.command()
-def decompound(
+@app.command("decompound")
+def split_compounds(
     words: Annotated[list[str], typer.Argument(help="Words to split, or - for one per line of standard input.")],
     model: Annotated[Path, typer.Option(help="What mintage train decompounder wrote.")],
 ) -> None:
@@ -212,23 +226,11 @@ def decompound(
         typer.echo("|".join(pieces))
 
 
-@app.command()
-def compare(
-    tokenizers: Annotated[list[str], typer.Argument(help=f"{_TOKENIZER} NAME=... names one in the table.")],
-    text: Annotated[list[str], typer.Option(help="Held-out text, .jsonl, .gz or a folder; repeat for more.")],
-    key: Annotated[str, typer.Option(help="Field of the text in JSON lines.")] = "text",
-    parallel: Annotated[
-        str | None, typer.Option(help="JSON lines with lang, text and an id that rows of equal content share.")
-    ] = None,
-    reference: Annotated[str, typer.Option(help="Language of the parallel text whose premium is 1.")] = "en",
-    morphology: Annotated[str | None, typer.Option(help="JSON lines with word and segments.")] = None,
-    repeats: Annotated[int, typer.Option(help="Rounds of timing; 0 for none.")] = 5,
-    limit: Annotated[int | None, typer.Option(help="Measure on about this many characters of the text.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON lines.")] = False,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write table and figures: a .html page, or a results folder.")
-    ] = None,
-) -> None:
+# -- compare ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(Options):
     """Compare tokenizers of any make on your text: length, spread, parity over languages, morphology, speed.
 
     [dim]Examples[/dim]
@@ -243,45 +245,57 @@ def compare(
 
     Next: [bold]mintage bench segment[/bold]
     """
-    from mintage.bench.segment.joint import compare as measure
-    from mintage.data import Corpus
-    from mintage.segment.core.adapters import Foreign, open_segmenter
-    from mintage.segment.core.metrics import read_morphology, read_parallel
 
-    if repeats < 0:
-        raise UserError(f"--repeats {repeats}; pass rounds of timing, or 0 for none")
-    _check_out(out)
-    segmenters = {name: open_segmenter(spec) for name, spec in _named(tokenizers).items()}
-    console = Console(stderr=True, highlight=False)
-    for name, one in segmenters.items():
-        if isinstance(one, Foreign) and (
-            note := "; ".join(filter(None, (one.note, one.loss and f"lossy: {one.loss}")))
-        ):
-            console.print(f"{name}: {note}", style="yellow", markup=False, soft_wrap=True)
-    pairs = {"": read_parallel(parallel, reference)} if parallel else None
-    gold = read_morphology(morphology) if morphology else None
-    texts = list(Corpus(*text, key=key, limit=limit))
-    with _bar() as bar:
-        task = bar.add_task("compare", total=None, count="")
+    text: tuple[str, ...] = option(help="Held-out text, .jsonl, .gz or a folder; repeat for more.", repeat=True)
+    key: str = option("text", "Field of the text in JSON lines.")
+    parallel: str | None = option(None, "JSON lines with lang, text and an id that rows of equal content share.")
+    reference: str = option("en", "Language of the parallel text whose premium is 1.")
+    morphology: str | None = option(None, "JSON lines with word and segments.")
+    repeats: int = option(5, "Rounds of timing; 0 for none.", least=0)
+    limit: int | None = option(None, "Measure on about this many characters of the text.")
+    out: Path | None = option(None, "Write table and figures: a .html page, or a results folder.", short="-o")
 
-        def step(done: int, total: int, label: str) -> None:
-            bar.update(task, completed=done, total=total, description=label, count=f"{done}/{total}")
+    def run(self, tokenizers: list[str], as_json: bool) -> None:
+        """Measure, print and write."""
+        from mintage.bench.segment.table import TokenizerTable
+        from mintage.data import Corpus
+        from mintage.segment.core.adapters import Foreign, open_segmenter
+        from mintage.segment.core.metrics import read_morphology, read_parallel
 
-        rows = measure(
-            segmenters,
-            texts,
-            parallel=pairs,
-            reference=reference,
-            gold=gold,
-            repeats=repeats,
-            data=", ".join(Path(t).name for t in text),
-            command="mintage " + " ".join(f'"{a}"' if " " in a else a for a in sys.argv[1:]),
-            progress=step,
+        _check_out(self.out)
+        segmenters = {name: open_segmenter(spec) for name, spec in _named(tokenizers).items()}
+        console = Console(stderr=True, highlight=False)
+        for name, one in segmenters.items():
+            if isinstance(one, Foreign) and (
+                note := "; ".join(filter(None, (one.note, one.loss and f"lossy: {one.loss}")))
+            ):
+                console.print(f"{name}: {note}", style="yellow", markup=False, soft_wrap=True)
+        table = TokenizerTable(
+            segmenters=segmenters,
+            texts=list(Corpus(*self.text, key=self.key, limit=self.limit)),
+            parallel={"": read_parallel(self.parallel, self.reference)} if self.parallel else {},
+            reference=self.reference,
+            gold=read_morphology(self.morphology) if self.morphology else None,
+            repeats=self.repeats,
+            said={"data": ", ".join(Path(t).name for t in self.text), "command": command_line()},
         )
-    _show(rows, as_json=as_json)
-    if out is not None:
-        _write(rows, out)
-        console.print(f"wrote {out}", style="dim", markup=False)
+        with shown_progress() as progress:
+            rows = table.rows(progress)
+        _show(rows, as_json=as_json)
+        if self.out is not None:
+            _write(rows, self.out)
+            console.print(f"wrote {self.out}", style="dim", markup=False)
+
+
+_JSON = Annotated[bool, typer.Option("--json", help="Print the rows as JSON lines.")]
+app.command("compare", help=help_of(Compare))(
+    callback_of(
+        Compare,
+        Compare.run,
+        arguments=_argument("tokenizers", list[str], f"{_TOKENIZER} NAME=... names one in the table."),
+        extra=[inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_JSON)],
+    )
+)
 
 
 def _named(tokenizers: list[str]) -> dict[str, str]:
@@ -301,7 +315,6 @@ def _named(tokenizers: list[str]) -> dict[str, str]:
 
 
 def _show(rows: list[Any], *, as_json: bool) -> None:
-    import dataclasses
 
     from mintage.measure import Result
 
@@ -355,33 +368,3 @@ def _write(rows: list[Any], out: Path) -> None:
         write_report(rows, out, rows=catalog.methods())
     else:
         append_results(out / "segment.jsonl", rows)
-
-
-# -- progress --------------------------------------------------------------------------------------------------------
-
-
-def _bar() -> Progress:
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"), TimeElapsedColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-
-
-class _Stages:
-    """One progress bar per stage that a training reports."""
-
-    def __init__(self) -> None:
-        self._progress = _bar()
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> _Stages:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def __call__(self, stage: str, done: int, of: int) -> None:
-        if stage not in self._tasks:
-            self._tasks[stage] = self._progress.add_task(stage, total=of or None, count="")
-        count = f"{done:,}/{of:,}" if of else f"{done:,}"
-        self._progress.update(self._tasks[stage], completed=done, total=of or None, count=count)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mintage.errors import UserError, missing_extra
+from mintage.files import parse_json
 
 __all__ = ["Corpus", "Texts", "as_corpus"]
 
@@ -118,11 +119,11 @@ def _is_json_lines(path: Path) -> bool:
     return path.name.removesuffix(".gz").endswith(".jsonl")
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _lines(path: Path, longest: int = _LONGEST) -> Iterator[str]:
     opener: Any = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8", newline="\n") as file:
-            while line := file.readline(_LONGEST):
+            while line := file.readline(longest):
                 if "\0" in line:
                     raise UserError(f"{path} is not text (it holds NUL bytes); pass UTF-8 text")
                 yield line
@@ -133,13 +134,10 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _rows(path: Path, key: str, where: dict[str, Any]) -> Iterator[str]:
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(_lines(path, longest=-1), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error.msg}); mend or delete that line") from None
+        row = parse_json(line, f"{path}, line {number}")
         if not isinstance(row, dict) or not isinstance(row.get(key), str):
             known = ", ".join(row) if isinstance(row, dict) else type(row).__name__
             raise UserError(f"{path}, line {number}: no text in {key!r}; it has: {known}")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from mintage.errors import UserError, did_you_mean
-from mintage.files import append_line, read_jsonl
+from mintage.files import append_lines, read_jsonl
 from mintage.measure.environment import device_name
 from mintage.measure.figure import Figure
 
@@ -142,10 +142,9 @@ def append_results(path: str | Path, rows: Iterable[Result | Figure]) -> None:
     Raises
     ------
     UserError
-        A row holds something that JSON cannot.
+        A row holds something that JSON cannot, or the disk is full.
     """
-    for line in [to_line(row) for row in rows]:
-        append_line(path, line)
+    append_lines(path, [to_line(row) for row in rows])
 
 
 def to_line(row: Result | Figure) -> str:

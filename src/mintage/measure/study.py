@@ -381,7 +381,7 @@ class Study(Options, ABC):
     method: ClassVar[str]
     job: ClassVar[str]
 
-    seed: int = option(0, "Of everything random.", least=0)
+    seed: int = option(0, "Of everything random.", least=0, below=2**63)
 
     def subject(self, run: Run) -> Any:
         """Load what all arms share (a model, images); done once, when first asked for."""

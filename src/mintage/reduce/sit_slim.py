@@ -8,6 +8,8 @@ The modules are trained together with the transformer (``mintage train sit-slim`
 takes both out again. K is in a module's weights: images of another size keep as many tokens, not the same share.
 
 Not here: training and the reverse modules that it needs (`mintage.reduce.training.sit_slim`).
+
+The file is long because sizes, modules and method are one thing here: what is trained decides what is kept.
 """
 
 from __future__ import annotations

@@ -14,13 +14,15 @@ numbers are those known for DeiT-S, second hand.
 Not here: the paper's search for ratios, and its other ways to split and to compare in the S stage; stopping on
 convergence (an image's result would depend on its batch); a remedy for registers and attention sinks, which collect
 votes and so are ranked first.
+
+The file is long because its three stages are one algorithm, with the paper's ablations of each.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -28,71 +30,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from mintage.errors import UserError
-from mintage.options import check_literals, option
+from mintage.options import option
 from mintage.reduce.contract import Anatomy, Evidence, Reducer, TokenState
+from mintage.reduce.core.prunings import Pruning, patches_left, prunings
 from mintage.reduce.core.schedule import check_share, nearest_strength
+from mintage.reduce.core.votes import among, combine_heads, weighted_page_rank
 
 __all__ = ["ZeroTPrune", "combine_heads", "most_similar", "similarity_prune", "weighted_page_rank"]
 
-_BLOCKS, _PATCHES = 12, 196  # of the model that the defaults are from
-_LAYERS, _RETENTION, _SIMILAR = (1, 3, 6, 9, 11), (1.0, 0.9, 0.8, 0.7, 1.0), 10
 _STRONGEST = 64.0  # times stronger than the settings say
-
-
-def weighted_page_rank(
-    attention: Float[Tensor, "batch heads tokens tokens"], iterations: int, *, class_boost: bool = True
-) -> Float[Tensor, "batch heads tokens"]:
-    """Importance of every token by head: ``s <- A^T s``, which conserves the sum (algorithm 1).
-
-    Parameters
-    ----------
-    attention
-        Probabilities; rows are queries.
-    iterations
-        Rounds of votes. Many of them end at the left eigenvector of A, whatever the start.
-    class_boost
-        Whether the first token starts with ``sqrt(tokens)`` votes; the others have one.
-
-    Returns
-    -------
-    Tensor
-        Scores of mean 1.
-    """
-    tokens = attention.shape[-1]
-    score = attention.new_ones(*attention.shape[:2], 1, tokens)
-    if class_boost:
-        score[..., 0] = math.sqrt(tokens)
-    score = score * (tokens / score.sum(-1, keepdim=True))
-    for _ in range(iterations):
-        score = score @ attention
-    return score[:, :, 0]
-
-
-@check_literals
-def combine_heads(
-    scores: Float[Tensor, "batch heads tokens"],
-    v_min: float | int = 0.01,
-    v_max: float | int = 0.7,
-    *,
-    mean: Literal["square", "plain"] = "square",
-) -> Float[Tensor, "batch tokens"]:
-    """Root mean square over the heads whose scores vary neither too little nor too much (section 3.2, EIR and VHF).
-
-    Parameters
-    ----------
-    scores
-        Of mean 1, by head.
-    v_min, v_max
-        Least and greatest variance over the tokens; all heads count where none is between them.
-    mean
-        ``"plain"`` averages, without the emphasis on regions that only some heads find informative.
-    """
-    variance = scores.var(-1, correction=0)
-    used = (variance >= v_min) & (variance <= v_max)
-    used = (used | ~used.any(-1, keepdim=True)).to(scores.dtype)[..., None]
-    if mean == "plain":
-        return (used * scores).sum(1) / used.sum(1)
-    return ((used * scores.square()).sum(1) / used.sum(1)).sqrt()
 
 
 def most_similar(
@@ -145,14 +91,6 @@ def _rows(values: Tensor, index: Tensor) -> Tensor:
     return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
 
 
-def _among(attention: Tensor, index: Int[Tensor, "batch left"]) -> Float[Tensor, "batch heads left left"]:
-    """Attention among some of the tokens; rows sum to 1 again."""
-    heads, tokens = attention.shape[1], attention.shape[-1]
-    rows = attention.gather(2, index[:, None, :, None].expand(-1, heads, -1, tokens))
-    held = rows.gather(3, index[:, None, None, :].expand(-1, heads, index.shape[1], -1))
-    return held / held.sum(-1, keepdim=True).clamp_min(1e-30)
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ZeroTPrune(Reducer):
     """Zero-shot token pruning (Wang, Dedhia, Jha 2024).
@@ -197,51 +135,17 @@ class ZeroTPrune(Reducer):
         if self.v_min > self.v_max:
             raise UserError(f"v_min={self.v_min:g} and v_max={self.v_max:g}: pass 0 <= v_min <= v_max")
 
-    def settings(self, layers: int, patches: int) -> dict[int, tuple[float, int, int]]:
-        """Return retention, number to drop for likeness, and rounds of votes, by block that is followed by a pruning.
-
-        Parameters
-        ----------
-        layers, patches
-            Blocks of the model, and patches of the image.
-
-        Raises
-        ------
-        UserError
-            A block does not exist, or a field has not one number, or one per block.
-        """
-        blocks = self.layers or tuple(math.floor(at * (layers - 1) / (_BLOCKS - 1) + 0.5) for at in _LAYERS)
-        if max(blocks) >= layers:
-            raise UserError(f"layer {max(blocks)} does not exist; this model has layers 0 to {layers - 1}")
-
-        def one_per_block(name: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
-            if len(values) not in (1, len(blocks)):
-                raise UserError(f"{name} has {len(values)} numbers for {len(blocks)} layers; pass one, or one for each")
-            return values * (len(blocks) // len(values))
-
-        retention = one_per_block("retention", _RETENTION if self.retention is None else self.retention)
-        usual = (round(_SIMILAR * patches / _PATCHES),)
-        similar = one_per_block("similar", usual if self.similar is None else self.similar)
-        rounds = tuple(30 if at < layers / 4 else 1 if at >= layers * 3 / 4 else 5 for at in blocks)
-        iterations = one_per_block("iterations", rounds if self.iterations is None else self.iterations)
-        found: dict[int, tuple[float, int, int]] = {}
-        for at, *values in zip(blocks, retention, similar, iterations, strict=True):
-            found.setdefault(at, (float(values[0]), int(values[1]), int(values[2])))  # few blocks: places coincide
-        return found
+    def settings(self, layers: int, patches: int) -> dict[int, Pruning]:
+        """Return the prunings of a model, by block, see `mintage.reduce.core.prunings`."""
+        own = {name: getattr(self, name) for name in ("retention", "similar", "iterations")}
+        return prunings(layers, patches, at=self.layers, **own)
 
     def kept(self, anatomy: Anatomy) -> tuple[int, ...]:
         """Return the number of patches behind the S and the I stage of every block."""
-        planned = self.settings(anatomy.layers, anatomy.patches)
-        counts, left = [], anatomy.patches
-        for layer in range(anatomy.layers):
-            if layer in planned:
-                retention, similar, _ = planned[layer]
-                left = math.ceil(retention * (left - min(similar, left // 2)))
-            counts.append(left)
-        return tuple(counts)
+        return patches_left(self.settings(anatomy.layers, anatomy.patches), anatomy.layers, anatomy.patches)
 
     def wants_attention(self, layer: int) -> bool:
-        """Yes: it is the graph."""
+        """Always: it is the graph."""
         return True
 
     def reduce(self, state: TokenState, evidence: Evidence, keep: int) -> TokenState:
@@ -302,7 +206,7 @@ class ZeroTPrune(Reducer):
             return left
         if left.shape[1] + prefix < attention.shape[-1]:
             first = torch.arange(prefix, device=left.device).expand(left.shape[0], -1)
-            attention = _among(attention, torch.cat([first, left + prefix], 1))
+            attention = among(attention, torch.cat([first, left + prefix], 1))
         importance = self._importance(attention, iterations, prefix)
         best = importance.argsort(dim=1, descending=True, stable=True)[:, :keep]
         return left.gather(1, best.sort(dim=1).values)

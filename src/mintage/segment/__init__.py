@@ -8,13 +8,14 @@ Use::
     segmenter.save("my-tokenizer")                                # load(...); a tokenizer.json where there can be one
 """
 
-from mintage.catalog import Method, lazy_attributes
+from mintage.catalog import Method, Trains, lazy_attributes
 
 METHODS = (
     Method(
         name="lib",
         job="segment",
         entry="mintage.segment.less_is_better:LiB",
+        study="mintage.studies.less_is_better:LiBStudy",
         title="Rethinking Tokenization: Crafting Better Tokenizers for Large Language Models",
         arxiv="2403.00417",
         year=2024,
@@ -26,6 +27,14 @@ METHODS = (
         name="compoundpiece",
         job="segment",
         entry="mintage.segment.compoundpiece:CompoundPiece",
+        study="mintage.studies.compoundpiece:CompoundPieceStudy",
+        trainings=(
+            Trains(
+                "decompounder",
+                "mintage.segment.training.decompounder:DecompounderTraining",
+                "a splitter of compounds, for compoundpiece and mintage segment decompound",
+            ),
+        ),
         title="CompoundPiece: Evaluating and Improving Decompounding Performance of Language Models",
         arxiv="2305.14214",
         year=2023,
@@ -40,6 +49,7 @@ METHODS = (
         name="equal-info",
         job="segment",
         entry="mintage.segment.equal_info:EqualInfo",
+        study="mintage.studies.equal_info:EqualInfoStudy",
         title="Training LLMs over Neurally Compressed Text",
         arxiv="2404.03626",
         year=2024,
@@ -125,25 +135,23 @@ METHODS = (
     ),
 )
 
+BENCH = "mintage.bench.segment.joint:SegmentBench"
+
 __getattr__, __dir__ = lazy_attributes(
     __name__,
+    METHODS,
     Segmenter="mintage.segment.contract:Segmenter",
     Trainer="mintage.segment.contract:Trainer",
     load="mintage.segment.contract:load",
-    EqualInfo="mintage.segment.equal_info:EqualInfo",
-    EqualInfoSegmenter="mintage.segment.equal_info:EqualInfoSegmenter",
-    HFSegmenter="mintage.segment.core.hf:HFSegmenter",
-    LiB="mintage.segment.less_is_better:LiB",
-    LiBSegmenter="mintage.segment.less_is_better:LiBSegmenter",
-    CompoundPiece="mintage.segment.compoundpiece:CompoundPiece",
-    Decompounder="mintage.segment.decompounder:Decompounder",
-    decompound="mintage.segment.decompounder:decompound",
-    BPE="mintage.segment.baselines:BPE",
-    Unigram="mintage.segment.baselines:Unigram",
-    WordPiece="mintage.segment.baselines:WordPiece",
-    ParityBPE="mintage.segment.baselines:ParityBPE",
-    SuperwordBPE="mintage.segment.baselines:SuperwordBPE",
-    ByteLevel="mintage.segment.baselines:ByteLevel",
     ByLanguage="mintage.segment.baselines:ByLanguage",
-    Morfessor="mintage.segment.baselines:Morfessor",
+    Decompounder="mintage.segment.decompounder:Decompounder",
+    EqualInfoSegmenter="mintage.segment.equal_info:EqualInfoSegmenter",
+    GRUSettings="mintage.segment.core.byte_models:GRUSettings",
+    HFSegmenter="mintage.segment.core.hf:HFSegmenter",
+    LiBSegmenter="mintage.segment.longest_match:LiBSegmenter",
+    TaggerSettings="mintage.segment.training.decompounder:TaggerSettings",
+    decompound="mintage.segment.decompounder:decompound",
+    hard_compound_rate="mintage.segment.hard_compounds:hard_compound_rate",
+    train_byte_gru="mintage.segment.training.byte_gru:train_byte_gru",
+    train_decompounder="mintage.segment.training.decompounder:train_decompounder",
 )

@@ -21,8 +21,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from mintage.data import Texts, as_corpus, count_words
 from mintage.errors import UserError, missing_extra
-from mintage.files import replace_file
-from mintage.segment.contract import Progress, Trainer, as_bytes, silent
+from mintage.options import option
+from mintage.progress import Progress, silent
+from mintage.segment.contract import Trainer, as_bytes
+from mintage.segment.core.artefact import read_work, write_work
 from mintage.segment.core.hf import BYTE_CHARS, HFSegmenter, byte_level, to_byte_chars
 from mintage.segment.core.unigram import learn_unigram
 
@@ -45,15 +47,13 @@ _ALPHABET = list(BYTE_CHARS)
 
 @dataclass(frozen=True, kw_only=True)
 class _Baseline(Trainer):
-    """Checks the settings and the corpus; a subclass makes the tokenizer."""
+    """Checks the corpus; a subclass makes the tokenizer."""
 
-    vocab_size: int = 32_000
+    vocab_size: int = option(
+        32_000, "Entries at most, the 256 bytes among them; a small corpus may not fill them.", least=256
+    )
 
     segmenter: ClassVar[type[HFSegmenter]]
-
-    def __post_init__(self) -> None:
-        if self.vocab_size < 256:
-            raise UserError(f"vocab_size={self.vocab_size} is smaller than the alphabet of 256 bytes; pass 256 or more")
 
     def train(
         self, texts: Iterable[str], *, work: str | Path | None = None, progress: Progress = silent
@@ -137,13 +137,7 @@ class BPESegmenter(HFSegmenter):
 
 @dataclass(frozen=True, kw_only=True)
 class BPE(_Baseline):
-    """Byte-pair encoding (Sennrich et al., 2016) over bytes within GPT-2's words; tokenizers' trainer.
-
-    Parameters
-    ----------
-    vocab_size
-        Entries at most, the 256 bytes among them; a small corpus may not fill them.
-    """
+    """Byte-pair encoding (Sennrich et al., 2016) over bytes within GPT-2's words; tokenizers' trainer."""
 
     segmenter = BPESegmenter
 
@@ -170,23 +164,11 @@ class SuperwordBPE(_Baseline):
 
     Training time grows with the square of an unsplit string's length, so documents are cut into chunks for training,
     at white space where there is some. Encoding cuts nothing.
-
-    Parameters
-    ----------
-    vocab_size
-        Entries at most, the 256 bytes among them; a small corpus may not fill them.
-    chunk
-        Characters of a training chunk at most.
     """
 
-    chunk: int = 200
+    chunk: int = option(200, "Characters of a training chunk at most.", least=2)
 
     segmenter = SuperwordBPESegmenter
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.chunk < 2:
-            raise UserError(f"chunk={self.chunk}; a chunk needs at least 2 characters to merge, e.g. 200")
 
     def _fit(self, texts: Texts, work: Path | None, progress: Progress) -> Tokenizer:
         tokenizer = byte_level(models.BPE())
@@ -223,23 +205,15 @@ class WordPiece(_Baseline):
 
     That trainer merges the most frequent pair, not the one of highest likelihood (Schuster and Nakajima, 2012). Pieces
     inside a word carry no ``##``, so that 256 bytes are enough to lose nothing.
-
-    Parameters
-    ----------
-    vocab_size
-        Entries at most, the 256 bytes among them; a small corpus may not fill them.
-    longest
-        Words are cut after this many characters: the library's match takes more than quadratic time in their length.
     """
 
-    longest: int = 64
+    longest: int = option(
+        64,
+        "Words are cut after so many characters: the library's match takes more than quadratic time in their length.",
+        least=1,
+    )
 
     segmenter = WordPieceSegmenter
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.longest < 1:
-            raise UserError(f"longest={self.longest}; a word has at least 1 character, pass e.g. 64")
 
     def _fit(self, texts: Texts, work: Path | None, progress: Progress) -> Tokenizer:
         words = pre_tokenizers.Split(_gpt2_pattern(), "isolated")
@@ -357,25 +331,18 @@ class ParityBPE(_Baseline):
     Pass a `ByLanguage`. With parallel `dev` texts, languages are compared by their tokens on these; without, by bytes
     per token, in proportion to their bytes per character (so that all get equal characters per token). A corpus without
     labels is sorted by script. tokenizers' trainer.
-
-    Parameters
-    ----------
-    vocab_size
-        Entries at most, the 256 bytes among them; a small corpus may not fill them.
-    variant
-        ``"window"`` never serves one language for long, see `tokenizers.trainers.ParityBpeTrainer`.
-    global_merges
-        Ordinary merges before the balancing begins.
     """
 
-    variant: Literal["base", "window"] = "base"
-    global_merges: int = 0
+    variant: Literal["base", "window"] = option(
+        "base", "window never serves one language for long; see tokenizers.trainers.ParityBpeTrainer."
+    )
+    global_merges: int = option(0, "Ordinary merges before the balancing begins.", least=0)
 
     segmenter = ParityBPESegmenter
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.global_merges <= self.vocab_size - 256:
+        if self.global_merges > self.vocab_size - 256:
             raise UserError(
                 f"global_merges={self.global_merges} is outside 0..{self.vocab_size - 256}, "
                 "the merges that this vocab_size has; pass fewer"
@@ -434,23 +401,16 @@ class Unigram(_Baseline):
     """Unigram language model (Kudo, 2018) over bytes within GPT-2's words; sentencepiece's trainer, seeds counted here.
 
     tokenizers has a trainer too; it is not used because two runs of it on the same text differ.
-
-    Parameters
-    ----------
-    vocab_size
-        Entries at most, the 256 bytes among them; a small corpus may not fill them.
-    max_piece_length
-        Bytes of a piece at most; the default is sentencepiece's 16 characters where these take three bytes.
     """
 
-    max_piece_length: int = 48
+    max_piece_length: int = option(
+        48,
+        "Bytes of a piece at most; the default is sentencepiece's 16 characters where these take three bytes.",
+        least=1,
+        most=512,
+    )
 
     segmenter = UnigramSegmenter
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 1 <= self.max_piece_length <= 512:
-            raise UserError(f"max_piece_length={self.max_piece_length} is outside 1..512; pass e.g. 48")
 
     def _fit(self, texts: Texts, work: Path | None, progress: Progress) -> Tokenizer:
         counts = _counted(texts, _split, work, progress)
@@ -486,34 +446,18 @@ class Morfessor(_Baseline):
     become a Unigram tokenizer, whose Viterbi search is Morfessor's own. A space is free: it goes with the morph after
     it where that pair was seen in training and else stands alone, so that words are cut as Morfessor cuts them. Where
     morphs do not fit into `vocab_size`, the rarest are left out; what has no morph falls to bytes.
-
-    Parameters
-    ----------
-    vocab_size
-        Entries at most, the 256 bytes among them; a small corpus may not fill them.
-    dampening
-        What a word counts: its tokens, their logarithm, or one. ``"none"`` keeps frequent words whole.
-    corpus_weight
-        Above 1 cuts less, below 1 cuts more.
-    max_epochs
-        Passes over the words at most; training ends when a pass gains less than 0.005 per word.
-    seed
-        Of the order of the words in a pass.
     """
 
-    dampening: Literal["none", "log", "ones"] = "ones"
-    corpus_weight: float = 1.0
-    max_epochs: int = 10
-    seed: int = 0
+    dampening: Literal["none", "log", "ones"] = option(
+        "ones", "What a word counts: its tokens, their logarithm, or one. none keeps frequent words whole."
+    )
+    corpus_weight: float = option(1.0, "Above 1 cuts less, below 1 cuts more.", above=0)
+    max_epochs: int = option(
+        10, "Passes over the words at most; training ends when a pass gains less than 0.005 per word.", least=1
+    )
+    seed: int = option(0, "Of the order of the words in a pass.")
 
     segmenter = MorfessorSegmenter
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.corpus_weight <= 0 or self.max_epochs < 1:
-            raise UserError(
-                f"corpus_weight={self.corpus_weight:g}, max_epochs={self.max_epochs}; pass a weight above 0, 1+ epochs"
-            )
 
     def _fit(self, texts: Texts, work: Path | None, progress: Progress) -> Tokenizer:
         counts = _counted(texts, _spans, work, progress)
@@ -539,8 +483,9 @@ class Morfessor(_Baseline):
         model = morfessor.BaselineModel(corpusweight=self.corpus_weight)
         kept = work / "morfessor.json" if work else None
         data = [(dampen(count), word) for word, count in sorted(words.items())]
-        mark = [self.dampening, self.corpus_weight, self.seed, sum(n for n, _ in data), len(data)]
-        done, cost, cuts = _epochs(kept, mark)
+        mark = json.dumps([self.dampening, self.corpus_weight, self.seed, sum(n for n, _ in data), len(data)])
+        begun = None if kept is None else read_work(kept, mark, "epochs", "cost", "cuts")
+        done, cost, cuts = begun or (0, 0.0, [])
         if cuts:
             model.load_segmentations((n, "".join(parts), parts) for n, parts in cuts)
         else:
@@ -554,8 +499,7 @@ class Morfessor(_Baseline):
             gained, cost = cost - now, now
             if kept:
                 cuts = [[count, parts] for count, _, parts in model.get_segmentations()]
-                with replace_file(kept) as path:
-                    path.write_text(json.dumps([mark, epoch + 1, cost, cuts]), encoding="utf-8")
+                write_work(kept, mark, epochs=epoch + 1, cost=cost, cuts=cuts)
             if gained < 0.005 * boundaries:
                 break
         progress("epochs of Morfessor", self.max_epochs, self.max_epochs)
@@ -572,8 +516,8 @@ class Morfessor(_Baseline):
         seen: Counter[str] = Counter()
         for span, count in counts.items():
             word = span.strip()
-            for place, morph in enumerate(cuts.get(word, ())):
-                spaced = place == 0 and span.startswith(" ") and span[1:] == word
+            for index, morph in enumerate(cuts.get(word, ())):
+                spaced = index == 0 and span.startswith(" ") and span[1:] == word
                 seen[(" " if spaced else "") + morph] += count
         # a space costs next to nothing, and less with its morph than alone, so the cuts are those of the bare word
         scores = {m: morphs[m.removeprefix(" ")] - total for m in seen if m.removeprefix(" ") in morphs}
@@ -585,19 +529,6 @@ class Morfessor(_Baseline):
     def tiny(cls) -> Morfessor:
         """Make a trainer of 400 entries."""
         return cls(vocab_size=400, max_epochs=3)
-
-
-def _epochs(kept: Path | None, mark: list[Any]) -> tuple[int, float, list[Any]]:
-    """Read what a killed training of the same words left: epochs done, cost, cuts."""
-    if kept is None or not kept.exists():
-        return 0, 0.0, []
-    try:
-        found, done, cost, cuts = json.loads(kept.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UserError(f"{kept} is damaged; delete it to begin again") from None
-    if found != mark:
-        raise UserError(f"{kept} belongs to another corpus or other settings; delete it, or pass another work folder")
-    return done, cost, cuts
 
 
 @contextmanager

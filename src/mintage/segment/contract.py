@@ -11,26 +11,22 @@ Laws (run by `mintage.testing` over every trainer):
 
 from __future__ import annotations
 
-import json
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from mintage import catalog
 from mintage.errors import UserError
-from mintage.segment.core.artefact import read_artefact, write_artefact
+from mintage.options import Options
+from mintage.progress import Progress, silent
+from mintage.segment.core.artefact import SegmenterFile, read_segmenter, write_segmenter
 
-__all__ = ["Progress", "Segmenter", "Trainer", "load"]
-
-Progress = Callable[[str, int, int], None]
-"""``progress(stage, done, of)``; `of` is 0 where the end is not known."""
-
-
-def silent(stage: str, done: int, of: int) -> None:
-    """Report nothing."""
+__all__ = ["Segmenter", "Trainer", "as_bytes", "load"]
 
 
 class Segmenter(ABC):
@@ -107,12 +103,18 @@ class Segmenter(ABC):
         UserError
             `folder` holds other files.
         """
-        write_artefact(Path(folder), self)
+        write_segmenter(Path(folder), self)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trainer(ABC):
-    """A way to make a segmenter from text. Fields of subclasses are the paper's hyper-parameters with its defaults."""
+class Trainer(Options, ABC):
+    """A way to make a segmenter from text. Fields of subclasses are the paper's hyper-parameters with its defaults.
+
+    Raises
+    ------
+    UserError
+        A setting is out of range, or none of its choices.
+    """
 
     @abstractmethod
     def train(self, texts: Iterable[str], *, work: str | Path | None = None, progress: Progress = silent) -> Segmenter:
@@ -125,7 +127,7 @@ class Trainer(ABC):
         work
             A folder that keeps what is done so far; the same call goes on from there after a kill.
         progress
-            Told how far every stage is.
+            ``progress(stage, done, of)``.
 
         Raises
         ------
@@ -161,10 +163,20 @@ def load(folder: str | Path) -> Segmenter:
     UserError
         There is none, it is damaged, or it is of a newer version.
     """
-    method_class, values, arrays = read_artefact(Path(folder))
+    held = read_segmenter(Path(folder))
+    kind = _class_of(held)
     try:
-        return method_class.from_state(values, arrays)
-    except (KeyError, TypeError, ValueError, json.JSONDecodeError) as error:
+        return kind.from_state(held.values, held.arrays)
+    except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{folder} is damaged ({type(error).__name__}: {error}); train again") from None
+
+
+def _class_of(held: SegmenterFile) -> type[Segmenter]:
+    """Return the class, which must be a segmenter that the method's module has: a file does not choose what is run."""
+    row = catalog.find(held.method, "segment")  # tells an unknown method, e.g. of a plug-in that is not installed
+    kind = getattr(sys.modules[row.load().__module__], held.target.partition(":")[2], None)
+    if not (isinstance(kind, type) and issubclass(kind, Segmenter)):
+        raise UserError(f"{held.path}: {held.target} is no segmenter of {held.method}; train again")
+    return kind

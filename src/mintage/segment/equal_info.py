@@ -4,11 +4,10 @@ A byte model (M1) predicts the next byte from the text of the current window; an
 until the next byte no longer fits into the window; then model and coder both start afresh. Every window is a number of
 `window_bits` bits that decodes by itself, and is cut into tokens of `token_bits` bits for a second language model (M2).
 
-The paper leaves open how a window ends. Here the top point of the interval is always kept free as a stop mark. This
-makes the numbers of a window and the strings that fit into one a one-to-one map, and the set of these strings closed
-under taking prefixes. So coding a text is *greedy longest match* over them: for windows of up to 16 bits all strings
-are worked out once, whatever the model, and encoding never asks the model again. Where a window is one token
-(16 and 16 bits, the default) that is a tokenizer of 65,536 entries, which `to_hf` writes as a tokenizer.json.
+How a window ends makes coding a *greedy longest match* over the strings that fit into one
+(`mintage.segment.window_coder`): for windows of up to 16 bits all strings are worked out once, and encoding never asks
+the model again. Where a window is one token (16 and 16 bits, the default) that is a tokenizer of 65,536 entries, which
+`to_hf` writes as a tokenizer.json.
 
 Not here: the second model (any causal language model over the ids), a symbol for the end of a text (the number of
 windows says it), and models that see past the window.
@@ -16,11 +15,7 @@ windows says it), and models that see past the window.
 
 from __future__ import annotations
 
-import json
-import re
-import struct
-import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -28,163 +23,60 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Int, UInt16
-from safetensors import SafetensorError, safe_open
 
 from mintage.errors import UserError, missing_extra
-from mintage.files import replace_file
-from mintage.segment.contract import Progress, Segmenter, Trainer, as_bytes, silent
-from mintage.segment.core.byte_models import Bounds, ByteGRU, ByteModel, ByteNGram, bits_needed
-from mintage.segment.core.hf import BYTE_CHARS, to_byte_chars
+from mintage.options import option
+from mintage.progress import Progress, silent
+from mintage.segment.contract import Segmenter, Trainer, as_bytes
+from mintage.segment.core.byte_models import ByteGRU, ByteModel, ByteNGram, GRUSettings
+from mintage.segment.core.hf import longest_match_pattern, to_byte_chars
+from mintage.segment.window_coder import code_windows, decode_windows, total_frequency, window_strings
 
-__all__ = [
-    "ArithmeticCodec",
-    "EqualInfo",
-    "EqualInfoSegmenter",
-    "GzipCodec",
-    "bits_per_byte",
-    "code_windows",
-    "decode_windows",
-    "ideal_bits",
-    "read_tokens",
-    "total_frequency",
-    "window_strings",
-    "write_tokens",
-]
+__all__ = ["EqualInfo", "EqualInfoSegmenter"]
 
 _TREE_BITS = 16  # windows up to this size: all strings are worked out
-_CHUNK = 2048  # windows decoded, or nodes expanded, at once
 
 
-def total_frequency(window_bits: int) -> int:
-    """Return what frequencies sum to: little enough that every symbol fits into an empty window."""
-    return 2 ** min(16, window_bits - 1)
+@dataclass(frozen=True, kw_only=True)
+class EqualInfo(GRUSettings, Trainer):
+    """Train a byte model and code text with it in windows of equal information.
 
-
-# -- the window coder ----------------------------------------------------------------------------------------------
-
-
-def code_windows(
-    bounds: Bounds, start: int, stop: int, window_bits: int, total: int | None = None
-) -> tuple[list[int], list[int]]:
-    """Code symbols `start` to `stop` into windows, in exact integers.
-
-    An empty window owns the numbers 0 to ``2**window_bits - 1``. A symbol whose cumulative frequencies are `a` to `b`
-    takes ``low + a n // total`` to ``low + b n // total - 1`` of the ``n = high - low`` numbers below the top one. The
-    window ends before a symbol that would take none, and after one that takes one; its code is its top number.
-
-    Parameters
-    ----------
-    bounds
-        ``bounds(begin, position)``: cumulative frequencies below and up to the symbol at `position`, in a window that
-        begun at `begin`.
-    start, stop
-        Positions.
-    window_bits
-        Size of a window; any.
-    total
-        What frequencies sum to, a power of two; default `total_frequency`.
-
-    Returns
-    -------
-    codes, ends
-        One number per window, and the position after its last symbol.
+    The paper's model is a Transformer of 3 M weights trained on sequences of 1024 bytes. Here an n-gram is the default,
+    which trains in seconds and codes exactly; a recurrent network is the alternative.
     """
-    shift = (total or total_frequency(window_bits)).bit_length() - 1
-    top = (1 << window_bits) - 1
-    codes, ends = [], []
-    begin = start
-    while begin < stop:
-        low, high, position = 0, top, begin
-        while low < high and position < stop:
-            below, above = bounds(begin, position)
-            n = high - low
-            edge, after = low + (below * n >> shift), low + (above * n >> shift)
-            if edge == after:
-                break
-            low, high = edge, after - 1
-            position += 1
-        codes.append(high)
-        ends.append(position)
-        begin = position
-    return codes, ends
 
+    window_bits: int = option(16, "Bits of a window; the paper tries 16, 32, 64 and 128 and recommends 16.", least=10)
+    token_bits: int = option(
+        16, "Bits of a token, a divisor of window_bits: 16, or 8 for a vocabulary of 256.", least=1, most=16
+    )
+    model: Literal["ngram", "gru"] = option("ngram", "The byte model: an n-gram or a recurrent network.")
+    order: int = option(3, "Of the n-gram: bytes of context.", least=0, most=6)
+    max_strings: int = option(16_000_000, "Of the n-gram: bound on its table.", least=1)
 
-def decode_windows(
-    codes: Sequence[int] | np.ndarray, model: ByteModel, window_bits: int
-) -> tuple[Int[np.ndarray, " symbols"], Int[np.ndarray, " windows"]]:
-    """Decode windows side by side: each needs nothing but itself.
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_sizes(self.window_bits, self.token_bits)
 
-    Returns
-    -------
-    symbols, lengths
-        The symbols of all windows, end to end, and how many are in each.
-    """
-    pieces = [_decode_chunk(codes[i : i + _CHUNK], model, window_bits) for i in range(0, len(codes), _CHUNK)]
-    if not pieces:
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-    return np.concatenate([s for s, _ in pieces]), np.concatenate([n for _, n in pieces])
+    def train(
+        self, texts: Iterable[str], *, work: str | Path | None = None, progress: Progress = silent
+    ) -> EqualInfoSegmenter:
+        """Train the byte model; see `ByteNGram.train` and `train_byte_gru` for `work`, `progress` and errors."""
+        total = total_frequency(self.window_bits)
+        model: ByteModel
+        if self.model == "ngram":
+            model = ByteNGram.train(
+                texts, order=self.order, max_strings=self.max_strings, total=total, work=work, progress=progress
+            )
+        else:
+            from mintage.segment import train_byte_gru
 
+            model = train_byte_gru(texts, self, total=total, work=work, progress=progress)
+        return EqualInfoSegmenter(model, self.window_bits, self.token_bits)
 
-def _decode_chunk(
-    codes: Sequence[int] | np.ndarray, model: ByteModel, window_bits: int
-) -> tuple[Int[np.ndarray, " symbols"], Int[np.ndarray, " windows"]]:
-    shift, top = model.total.bit_length() - 1, (1 << window_bits) - 1
-    exact: Any = np.int64 if window_bits + shift < 63 else object  # beyond 63 bits in Python's own integers
-    code: Any = np.array([int(c) for c in codes], dtype=exact)
-    low: Any = np.zeros(len(code), dtype=exact)
-    high: Any = np.full(len(code), top, dtype=exact)
-    window = np.flatnonzero((code != high).astype(bool))
-    states = model.start(len(window))
-    found: list[np.ndarray] = []
-    where: list[np.ndarray] = []
-    while len(window):
-        a, n = low[window], high[window] - low[window]
-        # the last symbol whose edge, low + C n >> shift, is not above the code
-        reach = (((code[window] - a + 1) << shift) - 1) // n
-        edges = model.cumulative(states)
-        symbols = (edges[:, 1:] <= reach.astype(np.int64)[:, None]).sum(1)
-        rows = np.arange(len(window))
-        low[window] = a + (edges[rows, symbols].astype(exact) * n >> shift)
-        high[window] = a + (edges[rows, symbols + 1].astype(exact) * n >> shift) - 1
-        found.append(symbols)
-        where.append(window)
-        going = ((low[window] < high[window]) & (code[window] != high[window])).astype(bool)
-        states, window = model.advance(states[going], symbols[going]), window[going]
-    if not found:
-        return np.empty(0, dtype=np.int64), np.zeros(len(code), dtype=np.int64)
-    windows = np.concatenate(where)
-    lengths = np.bincount(windows, minlength=len(code))
-    return np.concatenate(found)[np.argsort(windows, kind="stable")], lengths
-
-
-def window_strings(model: ByteModel, window_bits: int) -> list[bytes]:
-    """Work out the string of every code, level by level; that of the last code is empty.
-
-    Every code is the top number of exactly one reachable interval, and every interval of exactly one string, so no two
-    codes share one; and dropping the last byte of a string gives the interval around it.
-    """
-    shift, top = model.total.bit_length() - 1, (1 << window_bits) - 1
-    strings = [b""] * (top + 1)
-    low, high, states = np.zeros(1, dtype=np.int64), np.full(1, top), model.start(1)
-    while len(low):
-        levels = []
-        for first in range(0, len(low), _CHUNK):
-            rows = slice(first, first + _CHUNK)
-            n = (high[rows] - low[rows])[:, None]
-            edges = low[rows][:, None] + (model.cumulative(states[rows]) * n >> shift)
-            parent, symbol = np.nonzero(edges[:, 1:] > edges[:, :-1])
-            below, above = edges[parent, symbol], edges[parent, symbol + 1] - 1
-            for code, of, byte in zip(above.tolist(), high[rows][parent].tolist(), symbol.tolist(), strict=True):
-                strings[code] = strings[of] + bytes((byte,))
-            inner = below < above
-            after = model.advance(states[rows][parent[inner]], symbol[inner])
-            levels.append((below[inner], above[inner], after))
-        low, high, states = (np.concatenate(parts) for parts in zip(*levels, strict=True))
-    return strings
-
-
-# -- the segmenter -------------------------------------------------------------------------------------------------
+    @classmethod
+    def tiny(cls) -> EqualInfo:
+        """Two bytes of context."""
+        return cls(order=2)
 
 
 class EqualInfoSegmenter(Segmenter):
@@ -339,7 +231,7 @@ class EqualInfoSegmenter(Segmenter):
         vocabulary = {to_byte_chars(string): code for code, string in enumerate(strings)}
         tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=""))
         try:
-            split = pre_tokenizers.Split(Regex(_longest_match(strings)), behavior="isolated")
+            split = pre_tokenizers.Split(Regex(longest_match_pattern(filter(None, vocabulary))), behavior="isolated")
         except Exception as error:  # the library raises plain Exceptions
             reason = str(error).splitlines()[0]
             raise UserError(f"the strings of these windows are too long for a tokenizer.json ({reason})") from None
@@ -388,331 +280,3 @@ def _check_sizes(window_bits: int, token_bits: int) -> None:
         raise UserError(
             f"token_bits={token_bits} does not cut windows of {window_bits} bits; pass a divisor of up to 16, e.g. 8"
         )
-
-
-def _longest_match(strings: list[bytes]) -> str:
-    """Write a tree of strings as a regular expression: after each byte, one of its continuations if any fits."""
-    children: dict[bytes, list[int]] = {}
-    for string in sorted(strings):
-        if string:
-            children.setdefault(string[:-1], []).append(string[-1])
-    patterns: dict[bytes, str] = {}
-    for string in sorted(children, key=len, reverse=True):  # from the leaves to the root
-        leaves, branches = "", []
-        for byte in children[string]:
-            more = patterns.pop(string + bytes((byte,)), None)
-            char = re.escape(BYTE_CHARS[byte])
-            if more is None:
-                leaves += char
-            else:
-                branches.append(f"{char}(?:{more})?")
-        patterns[string] = "|".join([*branches, f"[{leaves}]"] if leaves else branches)
-    return patterns[b""]
-
-
-# -- the trainer ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class EqualInfo(Trainer):
-    """Train a byte model and code text with it in windows of equal information.
-
-    The paper's model is a Transformer of 3 M weights trained on sequences of 1024 bytes. Here an n-gram is the default,
-    which trains in seconds and codes exactly; a recurrent network is the alternative.
-
-    Parameters
-    ----------
-    window_bits
-        Bits of a window; the paper tries 16, 32, 64 and 128 and recommends 16.
-    token_bits
-        Bits of a token, a divisor of `window_bits`: 16, or 8 for a vocabulary of 256.
-    model
-        ``"ngram"`` or ``"gru"``.
-    order, max_strings
-        Of the n-gram: bytes of context, and the bound on its table.
-    hidden_size, embedding_size, sequence_length, batch_size, steps, lr, seed
-        Of the recurrent network and its training.
-
-    Raises
-    ------
-    UserError
-        A size is out of range.
-    """
-
-    window_bits: int = 16  # the paper tries 16, 32, 64 and 128 and recommends 16
-    token_bits: int = 16  # 16, or 8 for a vocabulary of 256
-    model: Literal["ngram", "gru"] = "ngram"
-    order: int = 3  # n-gram: bytes of context
-    max_strings: int = 16_000_000  # n-gram: bound on the table
-    hidden_size: int = 512  # gru: these and the next make 1.0 M weights
-    embedding_size: int = 64  # gru
-    sequence_length: int = 128  # gru: bytes of text per training sequence; windows are shorter
-    batch_size: int = 32  # gru
-    steps: int = 2000  # gru
-    lr: float = 2e-3  # gru
-    seed: int = 0  # gru
-
-    def __post_init__(self) -> None:
-        _check_sizes(self.window_bits, self.token_bits)
-        if self.model not in ("ngram", "gru"):
-            raise UserError(f"model={self.model!r} is unknown; use 'ngram' or 'gru'")
-        if not 0 <= self.order <= 6:
-            raise UserError(f"order={self.order} is outside 0..6; pass e.g. 3")
-
-    def train(
-        self, texts: Iterable[str], *, work: str | Path | None = None, progress: Progress = silent
-    ) -> EqualInfoSegmenter:
-        """Train the byte model; see `ByteNGram.train` and `ByteGRU.train` for `work`, `progress` and errors."""
-        total = total_frequency(self.window_bits)
-        model: ByteModel
-        if self.model == "ngram":
-            model = ByteNGram.train(
-                texts, order=self.order, max_strings=self.max_strings, total=total, work=work, progress=progress
-            )
-        else:
-            names = ("hidden_size", "embedding_size", "sequence_length", "batch_size", "steps", "lr", "seed")
-            settings = {name: getattr(self, name) for name in names}
-            model = ByteGRU.train(texts, total=total, work=work, progress=progress, **settings)
-        return EqualInfoSegmenter(model, self.window_bits, self.token_bits)
-
-    @classmethod
-    def tiny(cls) -> EqualInfo:
-        """Two bytes of context."""
-        return cls(order=2)
-
-
-# -- the baselines: one code without windows, and gzip -------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ArithmeticCodec:
-    """Plain arithmetic coding: one code for a whole text, the model never reset (range coder of ``constriction``).
-
-    Parameters
-    ----------
-    model
-        A byte model.
-    token_bits
-        8 or 16.
-    """
-
-    model: ByteModel
-    token_bits: int = 8
-
-    def __post_init__(self) -> None:
-        if self.token_bits not in (8, 16):
-            raise UserError(f"token_bits={self.token_bits}; the coder's 32-bit words are cut into 8 or 16")
-
-    @property
-    def vocab_size(self) -> int:
-        """256 or 65,536."""
-        return 1 << self.token_bits
-
-    def encode(self, text: str | bytes) -> list[int]:
-        """Code a text or bytes; decoding needs to know how many bytes they were."""
-        stream, family = _constriction()
-        data, done = as_bytes(text), 0
-        encoder = stream.queue.RangeEncoder()
-        for states in self.model.states(data):
-            rows = np.diff(self.model.cumulative(states)) / self.model.total
-            symbols = np.frombuffer(data, dtype=np.uint8, count=len(rows), offset=done).astype(np.int32)
-            encoder.encode(symbols, family, rows.astype(np.float32))  # exact: 16 bits fit into float32
-            done += len(rows)
-        words = encoder.get_compressed() if data else np.empty(0, dtype=np.uint32)
-        return np.frombuffer(words.astype(">u4").tobytes(), dtype=f">u{self.token_bits // 8}").tolist()
-
-    def decode(self, ids: Sequence[int], length: int) -> bytes:
-        """Return the `length` bytes that were coded."""
-        return self.decode_batch([ids], [length])[0]
-
-    def decode_batch(self, batch: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[bytes]:
-        """Decode texts side by side: within one, every byte waits for the byte before.
-
-        Raises
-        ------
-        UserError
-            An id is not in the vocabulary, or a text is not whole 32-bit words.
-        """
-        stream, _ = _constriction()
-        decoders = []
-        for ids in batch:
-            if len(ids) and not 0 <= min(ids) <= max(ids) < self.vocab_size:
-                raise UserError(f"an id is outside this vocabulary of {self.vocab_size}")
-            raw = np.array(ids, dtype=f">u{self.token_bits // 8}").tobytes()
-            if len(raw) % 4:
-                raise UserError(f"{len(ids)} ids are no whole 32-bit words; pass all ids of a text")
-            decoders.append(stream.queue.RangeDecoder(np.frombuffer(raw, dtype=">u4").astype(np.uint32)))
-        texts = [bytearray() for _ in decoders]
-        going = np.flatnonzero(np.array(lengths) > 0)
-        states = self.model.start(len(going))
-        while len(going):
-            rows = (np.diff(self.model.cumulative(states)) / self.model.total).astype(np.float32)
-            symbols = [
-                decoders[text].decode(stream.model.Categorical(row, perfect=False))
-                for text, row in zip(going.tolist(), rows, strict=True)
-            ]
-            for text, symbol in zip(going.tolist(), symbols, strict=True):
-                texts[text].append(symbol)
-            more = np.array([len(texts[text]) < lengths[text] for text in going.tolist()])
-            states, going = self.model.advance(states[more], np.array(symbols)[more]), going[more]
-        return [bytes(text) for text in texts]
-
-
-def _constriction() -> tuple[Any, Any]:
-    try:
-        from constriction import stream  # type: ignore[attr-defined]  # a compiled module
-    except ModuleNotFoundError:
-        raise missing_extra("constriction", "segment") from None
-    return stream, stream.model.Categorical(perfect=False)
-
-
-class GzipCodec:
-    """gzip's algorithm (DEFLATE, level 9) as a code over 256 ids: the compressor that needs no model."""
-
-    vocab_size = 256
-
-    def encode(self, text: str | bytes) -> list[int]:
-        """Compress a text or bytes."""
-        return list(zlib.compress(as_bytes(text), 9, wbits=-15))
-
-    def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """Return the bytes again.
-
-        Raises
-        ------
-        UserError
-            `ids` are no whole text that was compressed.
-        """
-        try:
-            return zlib.decompress(bytes(ids), wbits=-15)
-        except (zlib.error, ValueError):
-            raise UserError("these ids are no compressed text; pass all ids of one text") from None
-
-
-def ideal_bits(model: ByteModel, data: str | bytes) -> float:
-    """Return the code length of `data` under the model without windows: what plain arithmetic coding comes close to."""
-    data, bits, done = as_bytes(data), 0.0, 0
-    for states in model.states(data):
-        edges = model.cumulative(states)
-        rows = np.arange(len(edges))
-        symbols = np.frombuffer(data, dtype=np.uint8, count=len(rows), offset=done).astype(np.int64)
-        bits += bits_needed(edges[rows, symbols + 1] - edges[rows, symbols], model.total)
-        done += len(rows)
-    return bits
-
-
-# -- what a second model is trained on -----------------------------------------------------------------------------
-
-
-def bits_per_byte(loss: float, n_tokens: int, n_bytes: int) -> float:
-    """Turn the mean loss of a model over tokens, in nats, into bits per byte of the text that they stand for.
-
-    Raises
-    ------
-    UserError
-        There are no bytes.
-    """
-    if n_bytes < 1 or n_tokens < 0:
-        raise UserError(f"{n_tokens} tokens for {n_bytes} bytes; count the tokens of at least one byte")
-    return loss / float(np.log(2)) * n_tokens / n_bytes
-
-
-_HEADER = 1024  # bytes kept for the header, which is known only at the end
-
-
-def write_tokens(
-    segmenter: Any,
-    texts: Iterable[str | bytes],
-    path: str | Path,
-    *,
-    document_bytes: int | None = None,
-    progress: Callable[[int], None] = lambda done: None,
-) -> tuple[int, int]:
-    """Tokenise a corpus of any size into one safetensors file: ``ids`` (uint16) and ``starts`` (int64, of documents).
-
-    Its metadata say ``tokens``, ``bytes`` and ``vocab_size``, which is what `bits_per_byte` needs.
-
-    Parameters
-    ----------
-    segmenter
-        Anything with ``encode(text) -> ids`` and ``vocab_size``, at most 65,536.
-    texts
-        Documents.
-    path
-        File to write, whole or not at all.
-    document_bytes
-        Join texts to documents of about this many bytes, where they are lines of something; None keeps each by itself.
-    progress
-        Told how many bytes are done.
-
-    Returns
-    -------
-    tokens, bytes
-        How many there are.
-
-    Raises
-    ------
-    UserError
-        The vocabulary is too large, or there is no text.
-    """
-    if segmenter.vocab_size > 1 << 16:
-        raise UserError(f"a vocabulary of {segmenter.vocab_size} does not fit into 16 bits; use at most 65536 ids")
-    if document_bytes is not None and document_bytes < 1:
-        raise UserError(f"document_bytes={document_bytes}; pass at least 1, or None")
-    starts: list[int] = []
-    tokens = size = 0
-    with replace_file(path) as temporary, temporary.open("wb") as file:
-        file.write(bytes(_HEADER))
-        for document in _documents(texts, document_bytes):
-            ids = segmenter.encode(document)
-            starts.append(tokens)
-            file.write(np.asarray(ids, dtype="<u2").tobytes())
-            tokens, size = tokens + len(ids), size + len(document)
-            progress(size)
-        if not size:
-            raise UserError("the corpus is empty; pass at least one byte of text")
-        gap = -2 * tokens % 8  # tensors begin at multiples of their size
-        first = 2 * tokens
-        if gap:
-            file.write(bytes(gap))
-        file.write(np.array(starts, dtype="<i8").tobytes())
-        told = {"tokens": tokens, "bytes": size, "vocab_size": segmenter.vocab_size}
-        header: dict[str, Any] = {"__metadata__": {name: str(value) for name, value in told.items()}}
-        header["ids"] = {"dtype": "U16", "shape": [tokens], "data_offsets": [0, first]}
-        if gap:  # the format allows no holes
-            header["gap"] = {"dtype": "U8", "shape": [gap], "data_offsets": [first, first + gap]}
-        begin = first + gap
-        header["starts"] = {"dtype": "I64", "shape": [len(starts)], "data_offsets": [begin, begin + 8 * len(starts)]}
-        text = json.dumps(header).encode()
-        file.seek(0)
-        file.write(struct.pack("<Q", _HEADER - 8) + text.ljust(_HEADER - 8))
-    return tokens, size
-
-
-def _documents(texts: Iterable[str | bytes], size: int | None) -> Iterable[bytes]:
-    held: list[bytes] = []
-    length = 0
-    for text in texts:
-        held.append(as_bytes(text))
-        length += len(held[-1])
-        if size is None or length >= size:
-            yield b"".join(held)
-            held, length = [], 0
-    if held:
-        yield b"".join(held)
-
-
-def read_tokens(path: str | Path) -> tuple[UInt16[np.ndarray, " tokens"], dict[str, int]]:
-    """Read the ids that `write_tokens` wrote, and its numbers of ``tokens`` and ``bytes`` and the ``vocab_size``.
-
-    Raises
-    ------
-    UserError
-        There is no such file, or it is something else.
-    """
-    try:
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            return file.get_tensor("ids"), {name: int(metadata[name]) for name in ("tokens", "bytes", "vocab_size")}
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise UserError(f"{path} is no file of tokens ({error}); write it with write_tokens") from None

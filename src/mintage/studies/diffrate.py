@@ -24,7 +24,7 @@ from mintage.train.training import Work
 __all__ = ["DiffRateStudy"]
 
 OURS = "diffrate"
-SEARCHES: Mapping[str, Mapping[str, bool]] = {
+SEARCHES: Mapping[str, Mapping[str, Any]] = {
     OURS: {},
     "prunes only": {"merges": False},
     "merges only": {"prunes": False},

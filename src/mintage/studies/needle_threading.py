@@ -12,7 +12,7 @@ from mintage import catalog
 from mintage.audit.core.needle_report import needle_figures
 from mintage.audit.needle_threading import NeedleThreading
 from mintage.bench.audit.needles import Haystacks
-from mintage.bench.audit.token_counts import count_figure, count_rows, count_tokens
+from mintage.bench.audit.token_counts import count_figure, count_rows, prose_and_keys
 from mintage.errors import UserError
 from mintage.measure import Figure
 from mintage.measure.study import POINTS, Comparison, Finding, Measure, Run, Study, above
@@ -95,8 +95,8 @@ class NeedleThreadingStudy(Study):
         short = Haystacks([PAIRS_OF_POLICIES], self.haystacks, self.seed)
         yield short.measure("policies", ["full cache", *POLICIES])
 
-    def _tokens(self, run: Run) -> list[dict[str, Any]]:
-        return run.memo("tokens", partial(count_tokens, self.tokenizers))
+    def _tokens(self, run: Run) -> Any:
+        return run.memo("tokens", partial(prose_and_keys, self.tokenizers))
 
     def rows(self, run: Run) -> Iterable[Comparison | Finding]:
         """Tokens; single needles beside threads and short haystacks beside long ones; what policies lose."""

@@ -78,8 +78,7 @@ class NumberTokensStudy(Study):
     def rows(self, run: Run) -> Iterable[Finding]:
         """Right answers, where errors begin, and what the arms cost; then published tokenizers."""
         right = {kind: {arm: self.percent(run, arm, kind) for arm in ARMS} for kind in run.subject}
-        gaps = {kind: one[R2L] - one[L2R] for kind, one in right.items()}
-        gap = gaps["length mismatch"]
+        match, gap = (one[R2L] - one[L2R] for one in right.values())
         yield Finding(
             metric="exact match on length mismatch, R2L-3 minus L2R-3",
             value=bootstrap(gap.mean(0), seed=self.seed),
@@ -88,7 +87,7 @@ class NumberTokensStudy(Study):
             claim="cut from the right beats cut from the left by >= 15 points where the answer is longer (3 seeds)",
             holds=all_of(at_least(15), above(0)),
             note=f"By seed: {', '.join(f'{g:.1f}' for g in gap.mean(1))}. Interval over problems, not seeds. On "
-            f"length match the gap is {gaps['length match'].mean():.1f} points (the paper's L2R model adds well there)."
+            f"length match the gap is {match.mean():.1f} points (the paper's L2R model adds well there)."
             " Trained from scratch on additions alone, number embeddings started from digit vectors; not GPT-3.5. "
             "Start, rate and steps were chosen on a development seed of the R2L-3 arm alone.",
         )
@@ -118,21 +117,17 @@ class NumberTokensStudy(Study):
                 n=arms[R2L].shape[1],
                 note=f"R2L-3, mean of {self.seeds} seeds. By seed: {'; '.join(each)}.",
             )
-        tokens = {arm: float(run.column(arm, "tokens").mean()) / 1000 for arm in ARMS}
         yield _beside(
-            tokens,
+            {arm: float(run.column(arm, "tokens").mean()) / 1000 for arm in ARMS},
             metric="training tokens",
-            value=tokens[R2L],
             unit="thousand tokens",
             more_is_better=False,
             n=self.seeds,
             note="Same problems in every arm; single digits make more tokens of them. Padding not counted.",
         )
-        invalid = {arm: 100 * float(run.column(arm, "invalid").mean()) for arm in ARMS}
         yield _beside(
-            invalid,
+            {arm: 100 * float(run.column(arm, "invalid").mean()) for arm in ARMS},
             metric="answers that are no number, length mismatch",
-            value=invalid[R2L],
             unit="%",
             more_is_better=False,
             n=gap.size,
@@ -149,4 +144,6 @@ class NumberTokensStudy(Study):
 
 
 def _beside(values: Mapping[str, float], *, baseline: str = L2R, **fields: Any) -> Finding:
+    """Make a row of the cut from the right with the others' values; its own may come with an interval."""
+    fields = {"value": values[R2L], **fields}
     return Finding(baseline={baseline: values[baseline]}, peers={SINGLE: values[SINGLE]}, **fields)

@@ -11,6 +11,7 @@ from typing import Any
 
 from mintage.errors import UserError
 from mintage.segment.contract import Segmenter, Trainer, load
+from mintage.testing.settings import a_wrong_setting_is_refused
 
 __all__ = ["CORPUS", "LAWS", "TEXTS"]
 
@@ -211,4 +212,5 @@ LAWS = (
     damaged_files_are_told,
     hugging_face_gives_the_same_ids,
     bad_input_is_told,
+    a_wrong_setting_is_refused,
 )

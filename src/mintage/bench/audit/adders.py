@@ -22,7 +22,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mintage.audit.core.digits import group_digits
+from mintage.audit.core.digits import Direction, group_digits
 from mintage.audit.core.number_problems import Problem, draw_problem, evaluate, length_problems
 from mintage.files import read_jsonl
 from mintage.train import Settings, train
@@ -31,7 +31,7 @@ __all__ = ["ARMS", "Adder", "Additions", "addition_problems", "answered", "learn
 
 R2L, L2R, SINGLE = "R2L-3", "L2R-3", "single digits"
 
-ARMS = {R2L: ("r2l", 3), L2R: ("l2r", 3), SINGLE: ("l2r", 1)}
+ARMS: dict[str, tuple[Direction, int]] = {R2L: ("r2l", 3), L2R: ("l2r", 3), SINGLE: ("l2r", 1)}
 """Direction and group size of every arm."""
 
 LONGEST, SHORTEST = 6, 3

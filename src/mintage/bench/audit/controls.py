@@ -17,31 +17,14 @@ from tokenizers import Tokenizer
 
 from mintage.audit.contract import Report
 from mintage.audit.data_mixture import DataMixture
-from mintage.bench.audit.mixtures import (
-    Documents,
-    Shares,
-    first_bytes,
-    halves,
-    mixture,
-    other_sources,
-    shuffled,
-    size_of,
-    trained,
-)
+from mintage.bench.audit import mixtures
+from mintage.bench.audit.mixtures import Documents, Shares, first_bytes, halves, size_of
 from mintage.measure import Interval, bootstrap
 from mintage.measure.study import Measure, Statistic
 
 __all__ = [
     "GEOMETRIC",
     "Control",
-    "Shifted",
-    "audited",
-    "audited_shifted",
-    "audited_with_less",
-    "by_chance",
-    "by_efficiency",
-    "by_uniform_shares",
-    "by_vocabulary",
     "controls",
     "log_error",
     "measure",
@@ -97,7 +80,7 @@ class Control:
 
     @cached_property
     def _training(self) -> tuple[list[str], Shares]:
-        return mixture(
+        return mixtures.mixture(
             {name: halves(some)[0] for name, some in self.documents.items()}, self.shares, self.training_bytes
         )
 
@@ -114,7 +97,7 @@ class Control:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer under audit."""
-        return trained(self._training[0], self.merges)
+        return mixtures.trained(self._training[0], self.merges)
 
     @cached_property
     def _ids(self) -> list[NDArray[np.int64]]:
@@ -142,7 +125,7 @@ def controls(count: int, documents: Documents, *, seed: int, merges: int, traini
     @cache
     def alone(category: str) -> float:
         training, sample = halves(documents[category])
-        own = trained(training, merges)
+        own = mixtures.trained(training, merges)
         return size_of(sample) / sum(len(e.ids) for e in own.encode_batch(sample))
 
     drawn = {}
@@ -155,29 +138,15 @@ def controls(count: int, documents: Documents, *, seed: int, merges: int, traini
     return drawn
 
 
-@dataclass(frozen=True, eq=False)
-class Shifted:
-    """A control with two sets of samples of equal size: from the sources that it is trained on, and from others."""
-
-    control: Control
-    others: Documents
-
-    def samples(self, *, same: bool) -> Documents:
-        """Return the samples of one set."""
-        own = self.control.samples
-        sizes = {name: min(size_of(own[name]), size_of(self.others[name])) for name in own}
-        return {name: first_bytes((own if same else self.others)[name], size) for name, size in sizes.items()}
-
-
-def shifted_controls(count: int, *, seed: int) -> dict[str, Shifted]:
-    """Draw controls of three categories for which there are samples of other sources."""
-    sources, others = other_sources()
+def shifted_controls(count: int, *, seed: int) -> dict[str, tuple[Control, Documents]]:
+    """Draw controls of three categories, each with samples of other sources."""
+    sources, others = mixtures.other_sources()
     drawn = {}
     for number in range(count):
         generator = np.random.default_rng([seed, 1000 + number])
-        documents = {name: shuffled(some, generator) for name, some in sources.items()}
+        documents = {name: mixtures.shuffled(some, generator) for name, some in sources.items()}
         control = Control(documents, generator.dirichlet(np.ones(3)), SHIFTED_MERGES, SHIFTED_BYTES)
-        drawn[f"shifted samples {number}"] = Shifted(control, others)
+        drawn[f"shifted samples {number}"] = control, others
     return drawn
 
 
@@ -223,10 +192,14 @@ def by_efficiency(control: Control) -> Columns:
     return {"efficiency": control.efficiency}
 
 
-def audited_shifted(shifted: Shifted, *, same: bool) -> Columns:
-    """Infer the mixture from samples of the same sources, or of others."""
-    report = DataMixture(samples=shifted.samples(same=same), bootstrap=0).run(shifted.control.tokenizer)
-    error = log_error(_column(report, "share of bytes"), shifted.control.truth)
+def audited_shifted(shifted: tuple[Control, Documents], *, same: bool) -> Columns:
+    """Infer the mixture from samples of the same sources, or of others, both of equal size."""
+    control, others = shifted
+    chosen = control.samples if same else others
+    sizes = {name: min(size_of(control.samples[name]), size_of(others[name])) for name in others}
+    samples = {name: first_bytes(chosen[name], size) for name, size in sizes.items()}
+    report = DataMixture(samples=samples, bootstrap=0).run(control.tokenizer)
+    error = log_error(_column(report, "share of bytes"), control.truth)
     return {"objective": report.findings["objective"], "log error": error}
 
 

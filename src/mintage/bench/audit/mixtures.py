@@ -13,20 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from mintage.data import texts
 
-__all__ = [
-    "ENGLISH",
-    "Documents",
-    "Shares",
-    "categories",
-    "first_bytes",
-    "halves",
-    "mixture",
-    "more_english",
-    "other_sources",
-    "shuffled",
-    "size_of",
-    "trained",
-]
+__all__ = ["CODE", "ENGLISH", "Documents", "Shares", "categories", "first_bytes", "halves", "mixture", "size_of"]
 
 Documents = Mapping[str, Sequence[str]]
 """Texts by category."""
@@ -119,7 +106,7 @@ def more_english(size: int) -> list[str]:
     return [*first_bytes(_lines(texts("speeches", "all")), size), *paragraphs("en")]
 
 
-def shuffled(documents: Sequence[str], generator: np.random.Generator) -> list[str]:
+def shuffled(documents: list[str], generator: np.random.Generator) -> list[str]:
     """Return the documents in a random order."""
     return [documents[i] for i in generator.permutation(len(documents))]
 

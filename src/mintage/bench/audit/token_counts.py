@@ -1,15 +1,14 @@
-"""How many tokens a haystack takes beside prose, in several tokenizers."""
+"""How many characters a token holds of prose and of a haystack, in several tokenizers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from mintage.audit.contract import Cell
 from mintage.bench.audit.published import published
 from mintage.data import texts
 from mintage.data.haystack import make_haystack
@@ -18,109 +17,80 @@ from mintage.measure import Figure
 from mintage.measure.study import Finding, Run, at_least
 from mintage.tokenizer_files import load_tokenizer
 
-__all__ = ["count_figure", "count_rows", "count_tokens", "order_changes", "prose", "token_counters", "tokenizer_report"]
+__all__ = ["characters_per_token", "count_figure", "count_rows", "order_changes", "prose_and_keys"]
+
+PerToken = Mapping[str, Mapping[str, float]]
+"""Characters per token: text, then tokenizer."""
 
 
-def prose(characters: int = 200_000) -> str:
-    """Return the beginning of WikiText-2."""
-    text = ""
-    for line in texts("wikitext2", "train"):
-        text += line
-        if len(text) >= characters:
-            break
-    return text[:characters]
+def prose_and_keys(folder: Path | None = None, characters: int = 200_000) -> PerToken:
+    """Count the beginning of WikiText-2, and 200 pairs of UUIDs.
 
-
-def token_counters(text: str, folder: Path | None = None) -> dict[str, Callable[[str], int]]:
-    """Return counters: SmolLM2's (single digits), byte-level BPE trained here on the text (numbers whole), and bytes.
-
-    Published tokenizers in `folder` join them.
+    Tokenizers are SmolLM2's (single digits), byte-level BPE trained here on the prose (numbers whole), published ones
+    in `folder`, and bytes.
     """
+    prose = ""
+    for line in texts("wikitext2", "train"):
+        if len(prose) >= characters:
+            break
+        prose += line
+    prose = prose[:characters]
     own = Tokenizer(models.BPE())
     own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    own.train_from_iterator(
-        [text], trainers.BpeTrainer(vocab_size=8000, initial_alphabet=alphabet, show_progress=False)
-    )
+    trainer = trainers.BpeTrainer(vocab_size=8000, initial_alphabet=alphabet, show_progress=False)
+    own.train_from_iterator([prose], trainer)
     found = {"smollm2": load_tokenizer("smollm2"), "byte-level BPE 8k": own}
     found |= {name: load_tokenizer(file) for name, file in published(folder).items()}
-
-    def counter(tokenizer: Tokenizer) -> Callable[[str], int]:
-        return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
-
-    return {name: counter(tokenizer) for name, tokenizer in found.items()} | {"bytes": lambda text: len(text.encode())}
+    counters = {name: _counter(tokenizer) for name, tokenizer in found.items()}
+    counters["bytes"] = lambda text: len(text.encode())
+    return characters_per_token(counters, {"prose": prose, "UUIDs": make_haystack(200, 0).text})
 
 
-def tokenizer_report(tokenizers: Mapping[str, Callable[[str], int]], texts: Mapping[str, str]) -> list[dict[str, Cell]]:
+def _counter(tokenizer: Tokenizer) -> Callable[[str], int]:
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def characters_per_token(counters: Mapping[str, Callable[[str], int]], texts: Mapping[str, str]) -> PerToken:
     """Count the same texts in every tokenizer.
 
     Parameters
     ----------
-    tokenizers
-        By name, a function that counts the tokens of a text, special tokens left out.
+    counters
+        By name of the tokenizer, a function that counts the tokens of a text, special tokens left out.
     texts
         By name, e.g. prose and a haystack.
-
-    Returns
-    -------
-    list
-        One row per tokenizer and text: tokens, and characters per token.
 
     Raises
     ------
     UserError
         A text is empty.
     """
-    rows: list[dict[str, Cell]] = []
-    for text_name, text in texts.items():
+    for name, text in texts.items():
         if not text:
-            raise UserError(f"the text {text_name!r} is empty; there is nothing to count")
-        for name, count in tokenizers.items():
-            tokens = count(text)
-            rows.append(
-                {
-                    "tokenizer": name,
-                    "text": text_name,
-                    "characters": len(text),
-                    "tokens": tokens,
-                    "characters per token": len(text) / tokens,
-                }
-            )
-    return rows
+            raise UserError(f"the text {name!r} is empty; there is nothing to count")
+    return {name: {one: len(text) / count(text) for one, count in counters.items()} for name, text in texts.items()}
 
 
-def count_tokens(folder: Path | None = None) -> list[dict[str, Cell]]:
-    """Count prose and a haystack in all tokenizers."""
-    text = prose()
-    return tokenizer_report(token_counters(text, folder), {"prose": text, "UUIDs": make_haystack(200, 0).text})
+def order_changes(first: Mapping[str, float], second: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Return the pairs of tokenizers of which one holds more characters per token of one text, fewer of the other."""
+    return [(a, b) for a, b in combinations(first, 2) if (first[a] - first[b]) * (second[a] - second[b]) < 0]
 
 
-def order_changes(rows: Sequence[Mapping[str, Any]], first: str, second: str) -> list[tuple[str, str]]:
-    """Return the pairs of tokenizers of which one needs fewer tokens on one text and more on the other."""
-    tokens = {(row["text"], row["tokenizer"]): row["tokens"] for row in rows}
-    names = list(dict.fromkeys(row["tokenizer"] for row in rows))
-    return [
-        (a, b)
-        for a, b in combinations(names, 2)
-        if (tokens[first, a] - tokens[first, b]) * (tokens[second, a] - tokens[second, b]) < 0
-    ]
-
-
-def count_rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
-    """Make rows of what `tokenizer_report` counted on prose and on UUIDs."""
-    per = _per_token(rows)
-    names, common = list(per["UUIDs"]), {"model": "", "data": "200 pairs of UUIDs; WikiText-2"}
+def count_rows(per: PerToken) -> Iterator[Finding]:
+    """Make rows of what `prose_and_keys` counted."""
+    names = list(per["UUIDs"])
+    common: Any = {"model": "", "data": "200 pairs of UUIDs; WikiText-2"}
     for name in names:
         yield Finding(
-            **common,
             metric=f"characters per token on UUIDs, {name}",
             value=per["UUIDs"][name],
             unit="characters",
             baseline={"the same tokenizer on prose": per["prose"][name]},
+            **common,
         )
-    changed = order_changes(rows, "prose", "UUIDs")
+    changed = order_changes(per["prose"], per["UUIDs"])
     yield Finding(
-        **common,
         metric="pairs of tokenizers whose order on prose is turned round on UUIDs",
         value=float(len(changed)),
         unit="pairs",
@@ -129,12 +99,12 @@ def count_rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
         claim="tokenizers rank differently by tokens on prose and on UUIDs of as many characters",
         holds=at_least(1),
         note="; ".join(f"{a} and {b}" for a, b in changed),
+        **common,
     )
 
 
-def count_figure(run: Run, rows: Sequence[Mapping[str, Any]]) -> Figure:
+def count_figure(run: Run, per: PerToken) -> Figure:
     """Draw the characters per token."""
-    per = _per_token(rows)
     return run.figure(
         name="characters-per-token",
         title="Characters per token, by tokenizer",
@@ -143,13 +113,6 @@ def count_figure(run: Run, rows: Sequence[Mapping[str, Any]]) -> Figure:
         data={
             "y_label": "characters per token",
             "categories": list(per["UUIDs"]),
-            "series": [{"name": text, "y": list(per[text].values())} for text in ("prose", "UUIDs")],
+            "series": [{"name": text, "y": list(some.values())} for text, some in per.items()],
         },
     )
-
-
-def _per_token(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    per: dict[str, dict[str, float]] = {}
-    for row in rows:
-        per.setdefault(row["text"], {})[row["tokenizer"]] = float(row["characters per token"])
-    return per

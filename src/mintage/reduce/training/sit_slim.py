@@ -1,6 +1,6 @@
 """Train slimming modules and the transformer around them (Zong, Li et al., ECCV 2022, arXiv 2111.12624).
 
-Not here: the loss, student and teacher (`mintage.reduce.training.recalibration`), the loop (`mintage.train`).
+Not here: student and teacher (`mintage.reduce.training.slimmed_student`), the loop (`mintage.train`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mintage.reduce.contract import Reducer
 from mintage.reduce.core.adapters import adapter_for
 from mintage.reduce.sit_slim import SelfSlimmed, Slimming
 from mintage.reduce.training.images import ImageTraining, TrainingImages, on_device
-from mintage.reduce.training.recalibration import Distillation, Student
+from mintage.reduce.training.slimmed_student import Distillation, Student
 from mintage.train.training import Work
 from mintage.weights import Imprint
 

@@ -1,6 +1,6 @@
 """Train connectivity predictors, then tune the transformer under their masks (arXiv 2303.13755, section 3.3).
 
-Not here: what both phases learn (`mintage.reduce.training.connectivity`), the loop (`mintage.train`).
+Not here: what both phases learn (`connectivity`, `sparse_tuning`), the loop (`mintage.train`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import ClassVar
 from mintage.options import option
 from mintage.reduce.core.adapters import adapter_for
 from mintage.reduce.sparsifiner import Connectivity, Sparsifiner
-from mintage.reduce.training.connectivity import Predictors, Reconstruction, SparseStudent, Tuning
+from mintage.reduce.training.connectivity import Predictors, Reconstruction
 from mintage.reduce.training.images import ImageTraining, TrainingImages, on_device
+from mintage.reduce.training.sparse_tuning import SparseStudent, Tuning
 from mintage.train.training import Work
 from mintage.weights import Imprint
 

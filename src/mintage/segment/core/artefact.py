@@ -1,24 +1,40 @@
-"""How a segmenter lies on disk: JSON and safetensors, written whole, with a tokenizer.json beside where one fits."""
+"""How a segmenter lies on disk, and what a training keeps there while it is unfinished.
+
+A segmenter is JSON and safetensors, written whole, with a tokenizer.json beside where one fits.
+"""
 
 from __future__ import annotations
 
-import importlib
 import json
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from mintage.data import count_words
 from mintage.errors import UserError
-from mintage.files import replace_folder
+from mintage.files import replace_file, replace_folder
+from mintage.progress import Progress, silent
 
-__all__ = ["check_target", "read_artefact", "write_artefact"]
+__all__ = ["SegmenterFile", "check_target", "counted", "read_segmenter", "read_work", "write_segmenter", "write_work"]
 
 FORMAT, VERSION = "mintage segmenter", 1
 VALUES, ARRAYS = "segmenter.json", "segmenter.safetensors"
 _OURS = {VALUES, ARRAYS, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
+
+
+class SegmenterFile(NamedTuple):
+    """What a folder says: whose segmenter it is, where its class is (``"module:Class"``), and what it is made of."""
+
+    path: Path
+    method: str
+    target: str
+    values: dict[str, Any]
+    arrays: dict[str, np.ndarray]
 
 
 def check_target(folder: Path) -> None:
@@ -30,7 +46,7 @@ def check_target(folder: Path) -> None:
         raise UserError(f"{folder} holds other files (e.g. {others[0]}); pass a new folder, nothing was written")
 
 
-def write_artefact(folder: Path, segmenter: Any) -> None:
+def write_segmenter(folder: Path, segmenter: Any) -> None:
     """Write `segmenter` to `folder`, which is new, empty, or holds a segmenter (see `Segmenter.save`)."""
     check_target(folder)
     values, arrays = segmenter.state()
@@ -49,8 +65,8 @@ def write_artefact(folder: Path, segmenter: Any) -> None:
         exported.save_pretrained(temporary)
 
 
-def read_artefact(folder: Path) -> tuple[Any, dict[str, Any], dict[str, np.ndarray]]:
-    """Return the segmenter's class, its values and its arrays."""
+def read_segmenter(folder: Path) -> SegmenterFile:
+    """Read what `write_segmenter` wrote."""
     path = folder / VALUES if folder.is_dir() or not folder.exists() else folder
     if not path.exists():
         raise UserError(f"{folder} holds no {VALUES}; pass a folder that Segmenter.save or mintage segment train wrote")
@@ -63,24 +79,69 @@ def read_artefact(folder: Path) -> tuple[Any, dict[str, Any], dict[str, np.ndarr
         raise UserError(f"{path} is no segmenter, or damaged; train again") from None
     if version > VERSION:
         raise UserError(f"{path} is of version {version}, this mintage reads up to {VERSION}; upgrade mintage")
-    kind = _class(path, method, target)
     try:
         arrays = load_file(path.with_name(ARRAYS)) if path.with_name(ARRAYS).exists() else {}
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"{path.with_name(ARRAYS)} is damaged ({error}); train again") from None
-    return kind, values, arrays
+    return SegmenterFile(path, method, target, values, arrays)
 
 
-def _class(path: Path, method: str, target: str) -> Any:
-    """Import the class, which must be a segmenter: a file does not choose what is run."""
-    from mintage import catalog
-    from mintage.segment.contract import Segmenter
+# -- unfinished work -----------------------------------------------------------------------------------------------
 
-    row = catalog.find(method, "segment")  # tells an unknown method, e.g. of a plug-in that is not installed
-    module, _, name = target.partition(":")
-    if module != row.entry.partition(":")[0]:
-        raise UserError(f"{path}: {target} is not where {method} lives ({row.entry}); train again")
-    kind = getattr(importlib.import_module(module), name, None)
-    if not (isinstance(kind, type) and issubclass(kind, Segmenter)):
-        raise UserError(f"{path}: {target} is no segmenter; train again")
-    return kind
+
+def write_work(path: Path, mark: str, **values: Any) -> None:
+    """Keep what a training has so far, whole or not at all; `mark` says of what text and settings it is."""
+    with replace_file(path) as temporary:
+        temporary.write_text(json.dumps({"mark": mark, **values}, ensure_ascii=False), encoding="utf-8")
+
+
+def read_work(path: Path, mark: str, *names: str) -> list[Any] | None:
+    """Return the values of `write_work` in the order of `names`, or None where nothing was begun.
+
+    Raises
+    ------
+    UserError
+        The file is damaged, or of other text or settings.
+    """
+    if not path.exists():
+        return None
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        of, values = held["mark"], [held[name] for name in names]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged; delete it to begin again") from None
+    if of != mark:
+        raise UserError(f"{path} was begun on other text or with other settings; delete it, or pass another folder")
+    return values
+
+
+def counted(
+    corpus: Iterable[str],
+    words: Callable[[str], Iterable[str]],
+    work: Path,
+    progress: Progress = silent,
+    *,
+    processes: int = 1,
+    max_words: int | None = None,
+) -> Counter[str]:
+    """Count words, or read the count that a call finished in `work` before it was killed.
+
+    Raises
+    ------
+    UserError
+        `work` holds a damaged count, or one of another corpus.
+    """
+    path, mark = work / f"{words.__name__}.json", str(getattr(corpus, "fingerprint", ""))
+    if (held := read_work(path, mark, "counts")) is not None:
+        return Counter[str](held[0])
+    stage = f"count {words.__name__.replace('_', ' ')}"
+    counts = count_words(
+        corpus,
+        words,
+        processes=processes,
+        max_words=max_words,
+        state=path.with_suffix(".begun"),
+        progress=lambda done: progress(stage, done, 0),
+    )
+    write_work(path, mark, counts=counts)
+    return counts

@@ -14,10 +14,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,11 @@ from safetensors.numpy import save_file
 
 from mintage.errors import UserError
 from mintage.files import replace_file
-from mintage.segment.contract import Progress, as_bytes, silent
+from mintage.options import Options, option
+from mintage.progress import Progress, silent
+from mintage.segment.contract import as_bytes
 
-__all__ = ["ByteGRU", "ByteModel", "ByteNGram", "bits_needed", "quantise"]
+__all__ = ["ByteGRU", "ByteModel", "ByteNGram", "GRUSettings", "bits_needed", "quantise_probabilities"]
 
 Bounds = Callable[[int, int], tuple[int, int]]
 """``bounds(begin, position)``: cumulative frequencies below and up to the symbol there, in a window from `begin` on."""
@@ -43,7 +44,9 @@ _SAVE_EVERY = 16  # blocks
 _ROWS = 2048  # frequency rows made at once: 2 MB of cumulative counts a thousand
 
 
-def quantise(probabilities: Float[np.ndarray, "*rows alphabet"], total: int) -> Int[np.ndarray, "*rows alphabet"]:
+def quantise_probabilities(
+    probabilities: Float[np.ndarray, "*rows alphabet"], total: int
+) -> Int[np.ndarray, "*rows alphabet"]:
     """Turn probabilities into integer frequencies of at least 1 that sum to `total`.
 
     ``floor(p * (total - alphabet)) + 1``; what is missing to `total` goes to the likeliest symbol, the first of equals.
@@ -179,8 +182,8 @@ def blocks(texts: Iterable[str | bytes], size: int = _BLOCK) -> Iterator[bytes]:
         yield bytes(held)
 
 
-def _mark(texts: Any, **settings: Any) -> str:
-    """What a resumed job compares."""
+def mark_of(texts: Any, **settings: Any) -> str:
+    """Return what a resumed job compares: the corpus and these settings."""
     return json.dumps([getattr(texts, "fingerprint", ""), sorted(settings.items())])
 
 
@@ -256,7 +259,7 @@ class ByteNGram(ByteModel):
         if max_strings < 1:
             raise UserError(f"max_strings={max_strings}; pass at least 1, e.g. 16000000")
         path = Path(work) / "counts.safetensors" if work else None
-        mark = _mark(texts, order=order, max_strings=max_strings)
+        mark = mark_of(texts, order=order, max_strings=max_strings)
         tally = _Tally.read(path, mark) if path and path.exists() else _Tally(order, max_strings)
         for number, block in enumerate(blocks(texts)):
             if number < tally.blocks:
@@ -348,7 +351,7 @@ class ByteNGram(ByteModel):
             mixed = types * p[rows]
             mixed[which, self._symbols[entries]] += self.counts[entries].astype(np.float64)
             p[rows] = mixed / (self._seen[places][:, None] + types)
-        return accumulate(quantise(p, self.total)).astype(np.int32)
+        return accumulate(quantise_probabilities(p, self.total)).astype(np.int32)
 
     def states(self, data: bytes) -> Iterator[States]:
         """Yield the contexts before every byte."""
@@ -509,6 +512,19 @@ _REACH = 8  # beyond it sigmoid and tanh are flat
 _DEEPEST = 16  # nats below the likeliest symbol at which a probability stops falling
 
 
+@dataclass(frozen=True, kw_only=True)
+class GRUSettings(Options):
+    """Sizes and training of the recurrent network (`mintage.segment.train_byte_gru`)."""
+
+    hidden_size: int = option(512, "Of the network; with embedding_size 64, 1.0 M weights.", least=1)
+    embedding_size: int = option(64, "Of the network.", least=1)
+    sequence_length: int = option(128, "Of the network: bytes of a training sequence; windows are shorter.", least=1)
+    batch_size: int = option(32, "Of the network: sequences per step.", least=1)
+    steps: int = option(2000, "Of the network: steps of training.", least=1)
+    lr: float = option(2e-3, "Of the network: peak learning rate.", above=0)
+    seed: int = option(0, "Of the network.")
+
+
 class ByteGRU(ByteModel):
     """A gated recurrent unit (Cho et al. 2014) over bytes, rounded to integers.
 
@@ -538,69 +554,6 @@ class ByteGRU(ByteModel):
         self._tanh = _table(arguments, math.tanh, _ONE)
         self._exp = _table([-i / 2**_GRID for i in range((_DEEPEST << _GRID) + 1)], math.exp, 30)
         self.reset()
-
-    @classmethod
-    def train(
-        cls,
-        texts: Iterable[str | bytes],
-        *,
-        hidden_size: int = 512,
-        embedding_size: int = 64,
-        sequence_length: int = 128,
-        batch_size: int = 32,
-        steps: int = 2000,
-        lr: float = 2e-3,
-        total: int = 1 << 15,
-        seed: int = 0,
-        work: str | Path | None = None,
-        progress: Progress = silent,
-    ) -> ByteGRU:
-        """Train on stretches from anywhere in the corpus, each from an empty state, as windows begin.
-
-        Parameters
-        ----------
-        texts
-            Documents, read end to end into a file on disk.
-        hidden_size, embedding_size
-            Of the network; the defaults make 1.0 M weights.
-        sequence_length, batch_size, steps, lr, seed
-            Of the training; warm-up over a twentieth of the steps, then cosine to a tenth.
-        total
-            See the class.
-        work
-            A folder that keeps the corpus file, the checkpoint and the log.
-        progress
-            Told the stages ``"read"`` (bytes) and ``"train"`` (steps).
-
-        Raises
-        ------
-        UserError
-            The corpus is empty, a size is below 1, or `work` belongs to another corpus or setting.
-        """
-        sizes = {"hidden_size": hidden_size, "embedding_size": embedding_size, "batch_size": batch_size}
-        for name, size in {**sizes, "sequence_length": sequence_length}.items():
-            if size < 1:
-                raise UserError(f"{name}={size}; pass at least 1")
-        from mintage.segment.training.byte_gru import train_gru
-
-        with ExitStack() as stack:
-            folder = Path(work) if work else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            mark = _mark(texts, sequence_length=sequence_length, **sizes)
-            data = _flat(texts, folder, mark, progress)
-            weights = train_gru(
-                data,
-                folder / "gru",
-                hidden_size=hidden_size,
-                embedding_size=embedding_size,
-                sequence_length=sequence_length,
-                batch_size=batch_size,
-                steps=steps,
-                lr=lr,
-                seed=seed,
-                progress=progress,
-            )
-            del data
-        return cls.from_float(weights, total)
 
     @classmethod
     def from_float(cls, weights: dict[str, np.ndarray], total: int) -> ByteGRU:
@@ -659,7 +612,7 @@ class ByteGRU(ByteModel):
         logits = _shifted((states.astype(np.float64) @ self.output).astype(np.int64) + self.output_bias)
         below = np.minimum(logits.max(-1, keepdims=True) - logits, _DEEPEST << _GRID)
         weights = self._exp[below]
-        return accumulate(quantise(weights / weights.sum(-1, keepdims=True), self.total))
+        return accumulate(quantise_probabilities(weights / weights.sum(-1, keepdims=True), self.total))
 
 
 def _table(arguments: list[float], function: Callable[[float], float], bits: int) -> Int[np.ndarray, " arguments"]:
@@ -675,23 +628,3 @@ def _shifted(x: Int[np.ndarray, "*any"]) -> Int[np.ndarray, "*any"]:
 def _rounded(values: Float[np.ndarray, "*any"], bits: int, dtype: Any) -> Int[np.ndarray, "*any"]:
     info = np.iinfo(dtype)
     return np.clip(np.rint(values * 2.0**bits), info.min, info.max).astype(dtype)
-
-
-def _flat(texts: Iterable[str | bytes], folder: Path, mark: str, progress: Progress) -> Any:
-    """Write the corpus into one file, unless that is done, and open it."""
-    path, note = folder / "corpus.bin", folder / "corpus.json"
-    if path.exists() and note.exists():
-        if note.read_text(encoding="utf-8") != mark:
-            raise UserError(f"{folder} was begun on another corpus or other sizes; pass another folder")
-    else:
-        done = 0
-        with replace_file(path) as temporary, temporary.open("wb") as file:
-            for block in blocks(texts):
-                file.write(block)
-                done += len(block)
-                progress("read", done, 0)
-        if not done:
-            raise UserError("the corpus is empty; pass at least one byte of text")
-        with replace_file(note) as temporary:
-            temporary.write_text(mark, encoding="utf-8")
-    return np.memmap(path, dtype=np.uint8, mode="r")

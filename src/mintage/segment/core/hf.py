@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from mintage.errors import UserError
 from mintage.segment.contract import Segmenter, as_bytes
 
-__all__ = ["BYTE_CHARS", "HFSegmenter", "byte_level", "from_byte_chars", "to_byte_chars"]
+__all__ = ["BYTE_CHARS", "HFSegmenter", "byte_level", "from_byte_chars", "longest_match_pattern", "to_byte_chars"]
 
 
 def _byte_chars() -> str:
@@ -63,6 +63,32 @@ def byte_level(model: Any, *splits: Any, regex: bool = False) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, last]) if splits else last
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
+
+
+def longest_match_pattern(words: Iterable[str]) -> str:
+    """Write a regular expression that matches the longest of some words: a tree, optional groups where words end."""
+    ends, children = set[str](), dict[str, list[str]]()
+    seen: set[str] = set()
+    for word in words:
+        ends.add(word)
+        while word and word not in seen:
+            seen.add(word)
+            children.setdefault(word[:-1], []).append(word[-1])
+            word = word[:-1]
+    patterns: dict[str, str] = {}
+    for prefix in sorted(children, key=len, reverse=True):  # from the leaves to the root; trees may be deep
+        leaves, parts = "", []
+        for char in children[prefix]:
+            written = char if char.isascii() and char.isalnum() else f"\\x{{{ord(char):x}}}"
+            more = patterns.pop(prefix + char, None)
+            if more is None:
+                leaves += written
+            else:
+                parts.append(written + more)
+        if leaves:
+            parts.append(f"[{leaves}]")
+        patterns[prefix] = f"(?:{'|'.join(parts)}){'?' if prefix in ends else ''}"
+    return patterns[""]
 
 
 class HFSegmenter(Segmenter):

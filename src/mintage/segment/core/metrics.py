@@ -30,6 +30,7 @@ __all__ = [
     "continued_share",
     "description_length",
     "encode_corpus",
+    "encoding_speed",
     "gini",
     "gold_words",
     "morphology",
@@ -37,7 +38,6 @@ __all__ = [
     "read_morphology",
     "read_parallel",
     "renyi_efficiency",
-    "speed",
     "word_spans",
 ]
 
@@ -426,7 +426,7 @@ class Speed:
     decode: Interval
 
 
-def speed(segmenters: Mapping[str, Segmenter], texts: Sequence[str], *, repeats: int = 5) -> dict[str, Speed]:
+def encoding_speed(segmenters: Mapping[str, Segmenter], texts: Sequence[str], *, repeats: int = 5) -> dict[str, Speed]:
     """Time all tokenizers on the same texts, interleaved, in this process, on one thread.
 
     Parameters

@@ -1,42 +1,46 @@
-"""The pure functions of CompoundPiece's claim check: texts, gold words, rivals, scores; and a check in small."""
+"""What CompoundPiece's study is made of: texts of Debian packages, gold words, rivals, scores."""
 
 import gzip
 import io
+import json
 import subprocess
 import tarfile
+from collections import Counter
+from itertools import islice
 
 import numpy as np
 import pytest
 from tokenizers import models
 
+from mintage.bench.segment import compounds
+from mintage.bench.segment.compounds import Language
+from mintage.data import debian
 from mintage.errors import UserError
-from mintage.measure import Figure, Result
 from mintage.segment.compoundpiece import CompoundPieceTokenizer
 from mintage.segment.core.hf import BYTE_CHARS, byte_level, to_byte_chars
-from mintage.studies import compoundpiece as claim
 
 # -- texts --------------------------------------------------------------------------------------------------------
 
 
 def test_a_manual_page_is_its_words():
     page = b'.TH LS 1 "2020"\n.SH \\(Uebersicht\n.B ls\n.\\" a comment\n\\fBKurz\\-form\\fP einer \\f[I]Datei\\f[]\n'
-    assert claim._manual(page) == "\\(Uebersicht\nls\nKurz-form einer Datei\n"
+    assert debian._manual(page) == "\\(Uebersicht\nls\nKurz-form einer Datei\n"
 
 
 def test_a_help_page_is_its_text():
     page = b"<html><style>p {x}</style><p>F&uuml;r<br>dich</p><b>fett</b><script>no()</script></html>"
-    assert claim._page(page).split() == ["Für", "dichfett"]
+    assert debian._page(page).split() == ["Für", "dichfett"]
 
 
 def test_a_thesaurus_keeps_its_encoding_and_loses_its_remarks():
     text = "ISO8859-1\nHaus|1\n(Nomen)|Gebäude|Bau (ugs.)\n"
-    assert claim._thesaurus(text.encode("latin-1")).split() == ["ISO8859-1", "Haus", "1", "Gebäude", "Bau"]
+    assert debian._thesaurus(text.encode("latin-1")).split() == ["ISO8859-1", "Haus", "1", "Gebäude", "Bau"]
 
 
 def test_one_side_of_a_dictionary():
     data = "# Ding\nHaus {n} | Häuser {pl} :: house | houses [coll.]\nkaputt\n".encode()
-    assert claim._dictionary(data, 0).split() == ["Haus", "Häuser"]
-    assert claim._dictionary(data, 1).split() == ["house", "houses"]
+    assert debian._dictionary(data, 0).split() == ["Haus", "Häuser"]
+    assert debian._dictionary(data, 1).split() == ["house", "houses"]
 
 
 def package(folder, name, files):
@@ -59,7 +63,7 @@ def package(folder, name, files):
 
 
 @pytest.fixture
-def debian(tmp_path, monkeypatch):
+def packages(tmp_path, monkeypatch):
     try:
         subprocess.run(["dpkg-deb", "--version"], capture_output=True, check=True)
     except OSError:
@@ -68,15 +72,15 @@ def debian(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_files_of_a_package_come_in_order_and_unpacked(debian):
+def test_files_of_a_package_come_in_order_and_unpacked(packages):
     files = {"b/two.gz": gzip.compress(b"zwei"), "b/one": b"eins", "a/other": b"drei"}
-    package(debian, "words", files)
-    assert list(claim._members("words", "^./b/")) == [b"eins", b"zwei"]
+    package(packages, "words", files)
+    assert list(debian.members("words", "^./b/")) == [b"eins", b"zwei"]
 
 
-def test_an_absent_package_is_told(debian):
+def test_an_absent_package_is_told(packages):
     with pytest.raises(UserError, match=r"holds no words_\*.deb; get it with: apt-get download words"):
-        list(claim._members("words", "."))
+        list(debian.members("words", "."))
 
 
 # -- gold ---------------------------------------------------------------------------------------------------------
@@ -87,8 +91,8 @@ def test_german_gold_has_one_cut_into_nouns_or_none_into_words(monkeypatch):
         "Haus Häuser Türe Haustüre Sonntag Zeitung Sonntagszeitung Freund Freundschaft gehen Haustürehaus laufen auf"
     )
     words += " Hund Hundehütte Hütte aufgehen"
-    monkeypatch.setattr(claim, "_members", lambda *_: iter([words.replace(" ", "\n").encode()]))
-    gold = claim._german_gold()
+    monkeypatch.setattr(debian, "members", lambda *_: iter([words.replace(" ", "\n").encode()]))
+    gold = compounds.german_gold()
     assert gold["Haustüre"] == ["Haus", "türe"]
     assert gold["Sonntagszeitung"] == ["Sonntags", "zeitung"]
     assert gold["Hundehütte"] == ["Hunde", "hütte"]
@@ -98,7 +102,7 @@ def test_german_gold_has_one_cut_into_nouns_or_none_into_words(monkeypatch):
     assert "Haus" not in gold, "a noun that is no compound proves nothing"
 
 
-def test_annotated_gold_takes_compounds_of_two(monkeypatch):
+def test_annotated_gold_takes_compounds_of_two(monkeypatch, tmp_path):
     rows = [
         {"lang": "hun", "word": "házajtó", "cat": "001", "segments": ["ház", "ajtó"]},
         {"lang": "hun", "word": "házakat", "cat": "100", "segments": ["ház", "akat"]},
@@ -107,21 +111,23 @@ def test_annotated_gold_takes_compounds_of_two(monkeypatch):
         {"lang": "eng", "word": "on-off", "cat": "001", "segments": ["on", "off"]},
         {"lang": "eng", "word": "tide", "cat": "000", "segments": ["tide"]},
     ]
-    monkeypatch.setattr(claim, "_annotated", lambda: rows)
-    assert claim._annotated_gold("en") == {"bridesmaid": ["brides", "maid"], "tide": ["tide"]}
-    found = claim._annotated_gold("hu")
+    with gzip.open(tmp_path / "morph_segmentation.jsonl.gz", "wt") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setenv("MINTAGE_DATA", str(tmp_path))
+    assert compounds.annotated_gold("en") == {"bridesmaid": ["brides", "maid"], "tide": ["tide"]}
+    found = compounds.annotated_gold("hu")
     assert found == {"házajtó": ["ház", "ajtó"], "házakat": ["házakat"], "házajtóakat": ["ház", "ajtóakat"]}
 
 
 def test_halves_share_no_word_and_case_does_not_choose():
     gold = {f"Wort{n}": [f"Wort{n}"] for n in range(60)} | {f"Haus{n}tor": ["Haus", f"{n}tor"] for n in range(60)}
-    development, test = claim._halves(gold, 10, seed=0)
+    development, test = compounds.gold_halves(gold, 10, seed=0)
     assert not development.keys() & test.keys()
     for half in (development, test):
         assert sorted(len(pieces) for pieces in half.values()) == [1] * 10 + [2] * 10
-    assert claim._halves(gold, 10, seed=0) == (development, test)
-    assert claim._halves({word.upper(): p for word, p in gold.items()}, 99, 0)[0].keys() == {
-        word.upper() for word in claim._halves(gold, 99, 0)[0]
+    assert compounds.gold_halves(gold, 10, seed=0) == (development, test)
+    assert compounds.gold_halves({word.upper(): p for word, p in gold.items()}, 99, 0)[0].keys() == {
+        word.upper() for word in compounds.gold_halves(gold, 99, 0)[0]
     }
 
 
@@ -130,32 +136,33 @@ def test_halves_share_no_word_and_case_does_not_choose():
 
 def test_the_threshold_is_the_best_for_the_development_words():
     scores = {"ab": (0.9, ["a", "b"]), "cd": (0.8, ["c", "d"]), "ef": (0.2, ["e", "f"])}
-    split = claim._best_threshold(scores.__getitem__, {"ab": ["a", "b"], "cd": ["c", "d"], "ef": ["ef"]})
+    split = compounds._best_threshold(scores.__getitem__, {"ab": ["a", "b"], "cd": ["c", "d"], "ef": ["ef"]})
     assert split(["ef", "cd"]) == [["ef"], ["c", "d"]]
-    never = claim._best_threshold(scores.__getitem__, {"ab": ["ab"], "cd": ["cd"]})
+    never = compounds._best_threshold(scores.__getitem__, {"ab": ["ab"], "cd": ["cd"]})
     assert never(["ab"]) == [["ab"]]
 
 
 def test_rivals_find_a_compound_of_frequent_words():
     lexicon = {"regen": 90, "wetter": 80, "schirm": 70, "bild": 60, "bildschirm": 9, "regenwetter": 5, "wetterbild": 4}
     development = {"regenschirm": ["regen", "schirm"], "wetter": ["wetter"], "xylophon": ["xylophon"]}
-    frequency = claim._frequency("de", lexicon, development)
+    german = Language("de", development, {}, Counter(), [], Counter(lexicon))
+    frequency = compounds.frequency_split(german)
     assert frequency(["Wetterschirm", "Xyz"]) == [["Wetter", "schirm"], ["Xyz"]]
     assert frequency(["Regenswetter"]) == [["Regens", "wetter"]], "a linking s"
-    charsplit = claim._charsplit(lexicon, development)
+    charsplit = compounds.charsplit(german)
     assert charsplit(["Wetterschirm"]) == [["Wetter", "schirm"]]
     assert charsplit(["ab"]) == [["ab"]]
 
 
 def test_pieces_get_the_case_of_the_word():
-    assert claim._in_case("HausTür", ["haus", "tür"]) == ["Haus", "Tür"]
+    assert compounds._in_case("HausTür", ["haus", "tür"]) == ["Haus", "Tür"]
 
 
 # -- scores -------------------------------------------------------------------------------------------------------
 
 
 def test_the_mean_of_languages_weighs_each_alike():
-    gain = claim._macro([np.full(10, 100.0), np.zeros(1000)])
+    gain = compounds.macro_mean([np.full(10, 100.0), np.zeros(1000)])
     assert gain.value == gain.low == gain.high == 50
 
 
@@ -163,64 +170,21 @@ def test_boundaries_are_scored_inside_words_only():
     pieces = [" ", "Haus", " Haus", "tür", "Ha", "ustür"]
     entries = [(c, -50.0) for c in BYTE_CHARS] + [(to_byte_chars(p), -1.0) for p in pieces if len(p) > 1]
     made = CompoundPieceTokenizer(byte_level(models.Unigram(entries, None, False)))
-    assert claim._boundary_f1(made, {"Haustür": ["Haus", "tür"]}) == 1
-    assert claim._boundary_f1(made, {"Haustür": ["Haust", "ür"]}) == 0
+    assert compounds.boundary_f1_of(made, {"Haustür": ["Haus", "tür"]}) == 1
+    assert compounds.boundary_f1_of(made, {"Haustür": ["Haust", "ür"]}) == 0
 
 
 def test_a_long_list_becomes_many_pieces_and_a_text_stays_whole(monkeypatch):
-    monkeypatch.setattr(claim, "_LIST", 20)
-    monkeypatch.setattr(claim, "_ENTRIES", 2)
-    assert list(claim._pieces(["a text\nof two lines", "a list\nof entries\nand more\nand more"])) == [
+    monkeypatch.setattr(compounds, "_LIST", 20)
+    monkeypatch.setattr(compounds, "_ENTRIES", 2)
+    assert list(compounds._pieces(["a text\nof two lines", "a list\nof entries\nand more\nand more"])) == [
         "a text\nof two lines",
         "a list\nof entries",
         "and more\nand more",
     ]
 
 
-def test_until_stops_after_some_text():
-    assert list(claim._until(["a" * 15_000, "b" * 15_000, "c"], 1)) == ["a" * 15_000, "b" * 15_000]
-    assert list(claim._until(["a", "b"], None)) == ["a", "b"]
-
-
-# -- in small -----------------------------------------------------------------------------------------------------
-
-NOUNS = [
-    "Haus",
-    "Regen",
-    "Wetter",
-    "Schirm",
-    "Bilder",
-    "Garten",
-    "Sonnen",
-    "Wasser",
-    "Winter",
-    "Sommer",
-    "Lampe",
-    "Tisch",
-]
-
-
-def test_the_check_in_small(debian, monkeypatch):
-    monkeypatch.chdir(debian)
-    compounds = [a + b.lower() for a in NOUNS for b in NOUNS if a != b]
-    others = ["gehen", "laufen", "schnell", "leise", "kalt", "bauen", "rufen", "selten", "klein", "munter"]
-    text = " ".join([f"{a}-{b}" for a in NOUNS for b in NOUNS[::-1]] + compounds[::2] + NOUNS * 3 + others)
-    package(debian, "wngerman", {"usr/share/dict/ngerman": "\n".join(NOUNS + compounds + others).encode()})
-    documents = [f"{text} {n}" for n in range(4)]
-    monkeypatch.setattr(claim, "_documents", lambda *_: iter(documents))
-    monkeypatch.setattr(claim, "_VOCABULARIES", (330, 400))
-    german = claim._german_gold()
-    monkeypatch.setattr(claim, "_annotated_gold", lambda _: german)
-    rows = claim.check(limit=8, command="mine")
-    results = [row for row in rows if isinstance(row, Result)]
-    assert len([row for row in rows if isinstance(row, Figure)]) == 2
-    tested = {row.claim: row for row in results if row.claim}
-    assert len(tested) >= 5
-    mean = next(r for r in results if r.metric == "exact-match accuracy of splitting, all words, mean of languages")
-    assert {*mean.baseline, *mean.peers} == set(claim.RIVALS)
-    never = {
-        kind: next(r.peers[claim.NEVER] for r in results if r.metric.endswith(f", {kind}, mean of languages"))
-        for kind in ("compounds", "other words")
-    }
-    assert never == {"compounds": 0, "other words": 100}
-    assert all(row.command == "mine" and row.settings["limit"] == 8 for row in results)
+def test_texts_stop_after_some_characters(monkeypatch):
+    monkeypatch.setattr(debian, "members", lambda package, wanted: iter([b"a" * 15_000, b"b" * 15_000, b"c"]))
+    assert list(debian.debian_texts("hu", 20_000)) == ["a" * 15_000, "b" * 15_000]
+    assert [len(text) for text in islice(debian.debian_texts("hu"), 3)] == [15_000, 15_000, 1]
