@@ -56,7 +56,7 @@ def check_writable(path: str | Path) -> None:
         with tempfile.TemporaryFile(dir=target.parent):
             pass
     except OSError as error:
-        raise UserError(f"{target} cannot be written: {error.strerror}; pass another path") from None
+        raise UserError(f"{target} cannot be written ({error.filename}: {error.strerror}); pass another path") from None
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

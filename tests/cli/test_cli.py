@@ -637,7 +637,13 @@ def test_the_rows_that_travel_are_written_and_read_like_any_others(mintage, make
 def test_a_page_that_cannot_be_written(mintage, make_draft_results, tmp_path):
     make_draft_results(tmp_path / "results")
     (tmp_path / "file").touch()
-    assert told(mintage("report", "-o", tmp_path / "file" / "x.html")).startswith(f"{tmp_path / 'file'}: ")
+    file, page = tmp_path / "file", tmp_path / "file" / "x.html"
+    assert told(mintage("report", "-o", page)) == f"{page} cannot be written ({file}: File exists); pass another path"
+    (tmp_path / "folder").mkdir()
+    for option in ("-o", "--scoreboard"):
+        line = told(mintage("report", option, tmp_path / "folder"))
+        assert line == f"{tmp_path / 'folder'} is a folder; pass the file to write"
+    assert list((tmp_path / "folder").iterdir()) == []
 
 
 @pytest.mark.parametrize(
