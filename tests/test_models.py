@@ -127,7 +127,7 @@ class TestEmbedded:
     def test_it_speaks(self):
         lm = load_causal_lm()
         assert lm.name == "smollm2"
-        assert lm.model.dtype == torch.bfloat16
+        assert lm.model.dtype in (torch.bfloat16, torch.float32)  # what is faster here
         assert not lm.model.training
         assert lm.model.config.tie_word_embeddings
         ids = lm.encode("What is the capital of France?")
@@ -214,7 +214,7 @@ def test_an_unknown_id_without_a_network_is_one_line():
 
 @pytest.mark.parametrize("dtype", ["float31", "int8", ""])
 def test_an_unknown_dtype_lists_the_known(dtype):
-    with refused(f"unknown dtype '{dtype}'; (did you mean 'float32'|known: bfloat16, float16, float32)"):
+    with refused(f"unknown dtype '{dtype}'; (did you mean 'float32'|known: auto, bfloat16, float16, float32)"):
         load_causal_lm(dtype=dtype)
 
 

@@ -350,7 +350,7 @@ def test_there_must_be_text():
 def test_the_shipped_calibration_finds_a_pass_key_that_a_window_loses():
     from mintage.keep import StreamingLLM
 
-    lm = load_causal_lm()
+    lm = load_causal_lm(dtype="bfloat16")
     filler = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
     said = f"{filler * 12}The pass key is 71432. Remember it. 71432 is the pass key. {filler * 18}"
     ids = lm.tokenizer(f"{said}What is the pass key? The pass key is", return_tensors="pt")["input_ids"]

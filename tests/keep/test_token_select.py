@@ -228,7 +228,7 @@ def test_models_without_rotary_positions_are_refused():
 
 @pytest.mark.e2e
 def test_on_the_real_model_a_third_of_the_tokens_say_nearly_the_same():
-    lm = load_causal_lm("smollm2")
+    lm = load_causal_lm("smollm2", dtype="bfloat16")
     text = "The lighthouse keeper wrote down the weather every morning, and the wind every night. " * 30
     ids = lm.tokenizer(text, return_tensors="pt").input_ids[:, :420]
     with torch.inference_mode():

@@ -65,7 +65,7 @@ class NeedleThreadingStudy(Study):
 
     def subject(self, run: Run) -> CausalLM:
         """The model."""
-        return load_causal_lm(self.model)
+        return load_causal_lm(self.model, dtype="bfloat16")
 
     def arms(self, run: Run) -> Mapping[str, Any]:
         """Audits of one task in one form, and of single needles under a policy."""
