@@ -7,7 +7,7 @@ import torch
 
 from mintage.errors import UserError
 from mintage.keep import H2O, TOVA, ExpectedAttention, Knorm, RandomEviction, SnapKV, StreamingLLM
-from mintage.keep.core.budget import Budget
+from mintage.keep.core.evict import Budget
 from mintage.keep.core.step import Geometry, Rotary, Step
 from mintage.keep.core.storage import KeptLayer
 

@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 
 from mintage.errors import UserError
 from mintage.keep.core.attention import attend
+from mintage.keep.core.labels import pack, unpack
 from mintage.keep.core.prefetch import Ahead
 from mintage.keep.core.step import Geometry, Step
 from mintage.keep.core.storage import KeptLayer
 from mintage.keep.double_sparsity import (
     ChannelOrder,
     DoubleSparsity,
-    _pack,
-    _unpack,
     calibrate_channels,
     channel_scores,
     prefetch_rate,
@@ -25,6 +24,8 @@ from mintage.keep.double_sparsity import (
 )
 from mintage.models import load_causal_lm, tiny_causal_lm
 from mintage.testing.keep import models
+from mintage.testing.settings import without_shape_checks
+from mintage.weights import Artefact
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "double-sparsity"
 
@@ -145,9 +146,9 @@ def test_labels_are_rounded_within_half_a_step_and_packed_without_loss(seed, bit
     labels = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(seed))
     codes, step, least = quantise(labels, bits)
     assert ((codes * step + least - labels).abs() <= step / 2 + 1e-6).all()
-    packed = _pack(codes, bits)
+    packed = pack(codes, bits)
     assert packed.shape == (3, 5, bits)
-    assert torch.equal(_unpack(packed, bits).float(), codes)
+    assert torch.equal(unpack(packed, bits).float(), codes)
     same, step, least = quantise(torch.full((2, 8), 3.5), bits)
     assert torch.equal(same * step + least, torch.full((2, 8), 3.5))
 
@@ -308,36 +309,42 @@ def test_a_calibration_comes_back_and_belongs_to_its_model(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"\x80\x04junk", b"\xff" * 100], ids=["empty", "pickle", "huge"])
 def test_what_is_no_calibration_is_refused_in_one_line(tmp_path, content):
     (tmp_path / "x.safetensors").write_bytes(content)
-    with pytest.raises(UserError, match="is no calibration of double-sparsity") as caught:
+    with pytest.raises(UserError, match=r"cannot read .*; make it with: mintage calibrate") as caught:
         ChannelOrder.load(tmp_path / "x.safetensors")
     assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="does not exist; make one with: mintage calibrate"):
+    with pytest.raises(UserError, match="does not exist; make it with: mintage calibrate"):
         ChannelOrder.load(tmp_path / "y.safetensors")
 
 
 def test_another_artefact_is_named(tmp_path):
     from safetensors.torch import save_file
 
-    save_file({"score": torch.zeros(1, 2, 3)}, tmp_path / "x.safetensors", {"calibration": '{"format": "of 2099"}'})
-    with pytest.raises(UserError, match=r"no calibration that this version reads \('of 2099', not 'mintage double"):
+    save_file({"score": torch.zeros(1, 2, 3)}, tmp_path / "x.safetensors", {"format": "of 2099"})
+    with pytest.raises(UserError, match=r"is .of 2099., expected .mintage double-sparsity 2.; make it with"):
+        ChannelOrder.load(tmp_path / "x.safetensors")
+
+
+def test_what_holds_no_scores_is_refused(tmp_path):
+    Artefact({"other": torch.zeros(1, 2, 3)}).save(tmp_path / "x.safetensors", "mintage double-sparsity 2")
+    with pytest.raises(UserError, match="is no calibration of double-sparsity; make one with: mintage calibrate"):
         ChannelOrder.load(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"top_k": 0}, "top_k=0 reads nothing"),
-        ({"top_k": 1.5}, "top_k=1.5 reads nothing"),
+        ({"top_k": 0}, "top_k=0 is out of range; pass a number above 0, e.g. 0.0625"),
+        ({"top_k": 1.5}, r"top_k=1.5 is no share in \(0, 1\]"),
         ({"label_bits": 3}, "label_bits=3 is not one of 2, 4, 16"),
-        ({"label_channels": 0}, "label_channels=0 leaves no label"),
-        ({"dense_layers": -1}, "dense_layers=-1 is below 0"),
+        ({"label_channels": 0}, "label_channels=0 is out of range"),
+        ({"dense_layers": -1}, "dense_layers=-1 is out of range"),
         ({"kernel": "compiled", "label_bits": 4}, "takes labels of 16 bits, not 4"),
         ({"prefetch": True}, "prefetch=true has nothing to fetch; pass offload=true"),
     ],
     ids=["none", "share", "bits", "labels", "layers", "packed", "prefetch"],
 )
 def test_bad_settings_are_one_line(settings, said):
-    with pytest.raises(UserError, match=said):
+    with without_shape_checks(), pytest.raises(UserError, match=said):
         DoubleSparsity(**settings)
 
 

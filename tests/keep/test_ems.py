@@ -201,10 +201,10 @@ def test_options_reach_the_cache():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"irrelevant_mass": 1.0}, r"irrelevant_mass=1.0 is outside \[0, 1\)"),
-        ({"irrelevant_mass": -0.1}, "irrelevant_mass=-0.1 is outside"),
-        ({"tau": float("nan")}, "tau is not a number"),
-        ({"window": 0}, "window=0 would drop the token just read"),
+        ({"irrelevant_mass": 1.0}, r"irrelevant_mass=1.0 is out of range; pass a number in \[0, 1\)"),
+        ({"irrelevant_mass": -0.1}, "irrelevant_mass=-0.1 is out of range"),
+        ({"tau": float("nan")}, "tau=nan is not a number, e.g. 0.5"),
+        ({"window": 0}, "window=0 is out of range; pass a number at least 1, e.g. 32"),
     ],
     ids=["all", "negative", "nan", "window"],
 )

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from mintage.keep.core.attach import Attachment
-from mintage.keep.core.select import Selector, gather_rows
+from mintage.keep.core.select import Selector
+from mintage.keep.core.storage import gather_rows
 from mintage.models import tiny_causal_lm
 
 

@@ -10,10 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mintage.cli.ring import run_ring
 from mintage.errors import UserError
-from mintage.keep import token_ring
 from mintage.keep.token_ring import (
     Message,
+    Ring,
     TokenRing,
     Traffic,
     even_merge,
@@ -86,7 +87,7 @@ class Post:
     def ring(self, rank):
         post = self
 
-        class Threaded(token_ring.Ring):
+        class Threaded(Ring):
             def __init__(self):
                 super().__init__()
                 self.rank, self.size = rank, post.size
@@ -258,11 +259,11 @@ def test_wrong_use_is_told():
 
 def test_the_command(capfd, tiny_folder, tmp_path):
     base = ["--model", tiny_folder, "--tokens", "24", "-n", "3", "--check"]
-    assert token_ring.main(base) == 0
+    assert run_ring(base) == 0
     out = capfd.readouterr().out
     assert "rank 0 of 1: 24 tokens" in out
     assert "the same as one process" in out
-    assert token_ring.main([*base, "--ranks", "2"]) == 0
+    assert run_ring([*base, "--ranks", "2"]) == 0
     out = capfd.readouterr().out
     assert "rank 1 of 2" in out
     assert "the same as one process" in out
@@ -271,7 +272,7 @@ def test_the_command(capfd, tiny_folder, tmp_path):
         (["--text", str(tmp_path / "no.txt")], "does not exist"),
         (["--tokens", "10000000"], "the text has"),
     ):
-        assert token_ring.main([*base, "--ranks", "2", *wrong]) == 2
+        assert run_ring([*base, "--ranks", "2", *wrong]) == 2
         told = capfd.readouterr().err
         assert said in told
         assert "Traceback" not in told

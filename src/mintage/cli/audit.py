@@ -33,8 +33,9 @@ class _Audits(LazyGroup):
 app = typer.Typer(cls=_Audits, no_args_is_help=True, help="Ask a tokenizer or a model what it gives away.")
 
 
-def _parameter(name: str, kind: Any, told: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, told])
+def _parameter(name: str, kind: Any, told: Any, *default: Any) -> inspect.Parameter:
+    parameter = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, told])
+    return parameter.replace(default=default[0]) if default else parameter
 
 
 _TOKENIZER = "tokenizer.json, its folder, a .tiktoken or .model file, a hub id, or smollm2."

@@ -159,6 +159,7 @@ __getattr__, __dir__ = lazy_attributes(
     __name__,
     METHODS,
     Policy="mintage.keep.contract:Policy",
+    Attachment="mintage.keep.core.attach:Attachment",
     Evictor="mintage.keep.core.evict:Evictor",
     Selector="mintage.keep.core.select:Selector",
     Step="mintage.keep.core.step:Step",

@@ -18,6 +18,7 @@ from mintage.keep.contract import Geometry, Policy, Step
 from mintage.keep.core.attention import attention_weights, weights_by_column
 from mintage.keep.core.evict import Evictor, highest, padding, protect
 from mintage.keep.core.storage import KeptLayer
+from mintage.options import option
 
 __all__ = ["H2O", "TOVA", "ExpectedAttention", "FullCache", "Knorm", "RandomEviction", "SnapKV", "StreamingLLM"]
 
@@ -28,7 +29,7 @@ class FullCache(Policy):
 
     @classmethod
     def tiny(cls) -> FullCache:
-        """Make one for the laws."""
+        """Read everything, as always."""
         return cls()
 
 
@@ -37,17 +38,10 @@ class StreamingLLM(Evictor):
     """Attention sinks and a window of the newest tokens (Xiao et al. 2023).
 
     True positions, not positions within the cache as in the paper: the model is not run past its trained length here.
-
-    Parameters
-    ----------
-    sinks
-        First tokens that are always kept.
-    budget, window, every
-        As of `mintage.keep.core.evict.Evictor`.
     """
 
-    sinks: int = 4
-    window: int = 1
+    sinks: int = option(4, "First tokens, which are always kept.", least=0)
+    window: int = option(1, "Newest tokens, which are always kept.", least=1)
 
     @property
     def smallest(self) -> int:
@@ -62,7 +56,7 @@ class StreamingLLM(Evictor):
 
     @classmethod
     def tiny(cls) -> StreamingLLM:
-        """Make one for the laws."""
+        """Hold 12 entries, the newest 2 among them."""
         return cls(budget=12, window=2, sinks=2, every=2)
 
 
@@ -78,25 +72,16 @@ class _Scored(Evictor):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SnapKV(_Scored):
-    """Keeps what the prompt's last queries attend to (Li et al. 2024).
+    """Keeps what the prompt's last queries attend to (Li et al. 2024): the last `window`, whose tokens are kept, too.
 
     In decoding each new query's weights are added to the scores (the paper compresses the prompt once).
-
-    Parameters
-    ----------
-    window
-        Last queries whose attention is asked, and newest tokens that are always kept.
-    kernel
-        Odd width of the average pooling over positions, so that whole passages survive.
-    budget, every
-        As of `mintage.keep.core.evict.Evictor`.
     """
 
-    kernel: int = 5
+    kernel: int = option(5, "Odd width of the pooling over positions, so that whole passages survive.", least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kernel < 1 or self.kernel % 2 == 0:
+        if self.kernel % 2 == 0:
             raise UserError(f"kernel={self.kernel} has no centre; pass an odd number, e.g. 5")
 
     def observe(self, layer: KeptLayer, step: Step) -> None:
@@ -114,29 +99,16 @@ class SnapKV(_Scored):
 
     @classmethod
     def tiny(cls) -> SnapKV:
-        """Make one for the laws."""
+        """Hold 12 entries, the newest 4 among them."""
         return cls(budget=12, window=4, kernel=3, every=2)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class H2O(_Scored):
-    """Heavy hitters: entries with the most attention from all queries so far, and the newest (Zhang et al. 2023).
+    """Heavy hitters: entries with the most attention from all queries so far, and the newest (Zhang et al. 2023)."""
 
-    Parameters
-    ----------
-    recent_share
-        Part of the budget that the newest tokens take.
-    budget, window, every
-        As of `mintage.keep.core.evict.Evictor`.
-    """
-
-    window: int = 1
-    recent_share: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.recent_share < 1:
-            raise UserError(f"recent_share={self.recent_share} is outside [0, 1); pass e.g. 0.5")
+    window: int = option(1, "Newest tokens, which are always kept.", least=1)
+    recent_share: float | int = option(0.5, "Part of the budget that the newest tokens take.", least=0, below=1)
 
     def observe(self, layer: KeptLayer, step: Step) -> None:
         """Add the attention of all queries; heads of a group are averaged."""
@@ -153,21 +125,15 @@ class H2O(_Scored):
 
     @classmethod
     def tiny(cls) -> H2O:
-        """Make one for the laws."""
+        """Hold 12 entries."""
         return cls(budget=12, every=2)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TOVA(_Scored):
-    """Drops what the newest query attends to least; all heads of a layer keep the same tokens (Oren et al. 2024).
+    """Drops what the newest query attends to least; all heads of a layer keep the same tokens (Oren et al. 2024)."""
 
-    Parameters
-    ----------
-    budget, window, every
-        As of `mintage.keep.core.evict.Evictor`.
-    """
-
-    window: int = 1
+    window: int = option(1, "Newest tokens, which are always kept.", least=1)
 
     def observe(self, layer: KeptLayer, step: Step) -> None:
         """Take the last query's weights, averaged over all heads."""
@@ -179,21 +145,15 @@ class TOVA(_Scored):
 
     @classmethod
     def tiny(cls) -> TOVA:
-        """Make one for the laws."""
+        """Hold 12 entries."""
         return cls(budget=12, every=2)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Knorm(Evictor):
-    """Drops keys of large norm, which are attended to little (Devoto et al. 2024).
+    """Drops keys of large norm, which are attended to little (Devoto et al. 2024)."""
 
-    Parameters
-    ----------
-    budget, window, every
-        As of `mintage.keep.core.evict.Evictor`.
-    """
-
-    window: int = 1
+    window: int = option(1, "Newest tokens, which are always kept.", least=1)
 
     def importance(self, layer: KeptLayer) -> Float[Tensor, "batch groups entries"]:
         """Return the negative norm of the key."""
@@ -201,7 +161,7 @@ class Knorm(Evictor):
 
     @classmethod
     def tiny(cls) -> Knorm:
-        """Make one for the laws."""
+        """Hold 12 entries."""
         return cls(budget=12, every=2)
 
 
@@ -212,20 +172,11 @@ class ExpectedAttention(Evictor):
     Queries before rotation have mean m and covariance C; averaged over the next `future` positions the rotation is a
     matrix R. The expected exponential score of a key k is exp(k'Rm / sqrt(d) + k'RCR'k / 2d), which is normalised over
     entries and multiplied by the norm of the value.
-
-    Parameters
-    ----------
-    future
-        Positions ahead over which the rotation is averaged.
-    sinks
-        First tokens, which are always kept and whose queries are left out of the statistics.
-    budget, window, every
-        As of `mintage.keep.core.evict.Evictor`.
     """
 
-    window: int = 1
-    future: int = 512
-    sinks: int = 4
+    window: int = option(1, "Newest tokens, which are always kept.", least=1)
+    future: int = option(512, "Positions ahead over which the rotation is averaged.", least=1)
+    sinks: int = option(4, "First tokens, which are always kept and whose queries are not counted.", least=0)
 
     @property
     def smallest(self) -> int:
@@ -284,23 +235,15 @@ class ExpectedAttention(Evictor):
 
     @classmethod
     def tiny(cls) -> ExpectedAttention:
-        """Make one for the laws."""
+        """Hold 12 entries."""
         return cls(budget=12, sinks=2, future=16, every=2)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RandomEviction(Evictor):
-    """Keeps the window and a random choice of the others: what any method must beat.
+    """Keeps the window and a random choice of the others: what any method must beat."""
 
-    Parameters
-    ----------
-    seed
-        Of the choice; a token has the same luck at every step.
-    budget, window, every
-        As of `mintage.keep.core.evict.Evictor`.
-    """
-
-    seed: int = 0
+    seed: int = option(0, "Of the choice.")
 
     def importance(self, layer: KeptLayer) -> Float[Tensor, "batch groups entries"]:
         """Return a hash of seed, layer, head and position, uniform in [0, 1)."""
@@ -320,5 +263,5 @@ class RandomEviction(Evictor):
 
     @classmethod
     def tiny(cls) -> RandomEviction:
-        """Make one for the laws."""
+        """Hold 12 entries, the newest 4 among them."""
         return cls(budget=12, window=4, every=2)

@@ -12,6 +12,7 @@ Laws (run by `mintage.testing` over every policy):
 - no token sees a later one, and padding changes nothing;
 - the budget, in entries and in bytes, holds after every forward;
 - rows of a batch equal the same prompts alone; heads may be grouped;
+- a setting that is none of its choices, or out of its range, is refused in one line;
 - leaving the context restores the model, also after an exception.
 
 A method is a subclass of `Policy`, of `mintage.keep.core.evict.Evictor` (holds fewer entries) or of
@@ -27,10 +28,11 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from mintage.keep.core.attach import Attachment
+from mintage import keep as front_door
 from mintage.keep.core.attention import attend
 from mintage.keep.core.step import Geometry, Step
 from mintage.keep.core.storage import KeptLayer
+from mintage.options import check_fields
 
 __all__ = ["Geometry", "KeptLayer", "Policy", "Step"]
 
@@ -42,15 +44,22 @@ class Policy(ABC):
     needs_ranks: ClassVar[bool] = False
     """Whether it takes several processes to differ from the full cache; a bench leaves it out unless it is named."""
 
-    def __call__(self, model: Any) -> Attachment:
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def __call__(self, model: Any) -> Any:
         """Attach to a Hugging Face causal LM, for the length of a ``with``.
+
+        Returns
+        -------
+        mintage.keep.Attachment
 
         Raises
         ------
         UserError
             The model, or its attention function, cannot be served; or a policy is attached already.
         """
-        return Attachment(self, model)
+        return front_door.Attachment(self, model)
 
     @property
     def reads_prompts_whole(self) -> bool:

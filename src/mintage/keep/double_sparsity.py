@@ -7,279 +7,84 @@ and attends to the best ones exactly. Nothing is dropped, so a later question ca
 Offloaded, keys and values stay in the host's memory. While a layer computes, the rows that the next one is going to
 choose, as far as the hidden state tells already, are on their way; what the guess missed is fetched when it is needed.
 
-Not here: label caches that leave the device.
+Not here: label caches that leave the device. Over 200 lines, because one choice serves four ways to read: dense, by
+torch operations, compiled, and offloaded.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mintage.errors import UserError
-from mintage.files import replace_file
-from mintage.keep.baselines import FullCache
 from mintage.keep.contract import Geometry, Policy, Step
 from mintage.keep.core import kernel
 from mintage.keep.core.attention import attend
+from mintage.keep.core.channels import ChannelOrder, calibrate_channels, channel_scores
 from mintage.keep.core.kernel import Kernel
-from mintage.keep.core.select import Selector, attend_to, gather_rows
-from mintage.keep.core.storage import KeptCache, KeptLayer
+from mintage.keep.core.labels import pack, quantise, unpack
+from mintage.keep.core.offload import attend_to_fetched, fetch_ahead, forget_fetched, prefetch_rate
+from mintage.keep.core.select import Selector, attend_to
+from mintage.keep.core.storage import KeptLayer
+from mintage.options import option
+from mintage.weights import shipped
 
 __all__ = ["ChannelOrder", "DoubleSparsity", "calibrate_channels", "channel_scores", "prefetch_rate", "quantise"]
-
-_FORMAT = "mintage double-sparsity 1"
-_SHIPPED = Path(__file__).parents[1] / "assets" / "double-sparsity-smollm2.safetensors"
-
-Rule = Literal["qk", "q", "k"]
-
-
-# -- offline: which channels -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class ChannelOrder:
-    """How much each channel of each head matters: the artefact of calibration.
-
-    Parameters
-    ----------
-    score
-        Importance of the channels, one row per query head, or per key-value head with rule ``"k"``: [L, rows, d].
-    rule
-        How they were scored.
-    fingerprint
-        The model they belong to (`Geometry.fingerprint`); empty fits every model of that shape.
-    tokens
-        Number of tokens they were scored on.
-    """
-
-    score: Float[Tensor, "layers rows dim"]
-    rule: Rule = "qk"
-    fingerprint: str = ""
-    tokens: int = 0
-
-    @classmethod
-    def of_order(cls, order: Int[Tensor, "layers rows dim"]) -> ChannelOrder:
-        """Make one from channels sorted by importance."""
-        return cls(-order.argsort(dim=-1).float())
-
-    @property
-    def order(self) -> Int[Tensor, "layers rows dim"]:
-        """Channels of each head, most important first."""
-        return self.score.argsort(dim=-1, descending=True, stable=True)
-
-    def labels(self, geometry: Geometry, number: int, per: str) -> Int[Tensor, "layers rows number"]:
-        """Return the label channels, per query head, or per key-value head after adding its query heads' scores."""
-        rows = geometry.heads if per == "head" else geometry.groups
-        score, have = self.score, self.score.shape[1]
-        if have > rows:
-            score = score.unflatten(1, (rows, have // rows)).sum(2)
-        elif have < rows:
-            score = score.repeat_interleave(rows // have, 1)
-        return score.argsort(dim=-1, descending=True, stable=True)[..., :number]
-
-    def save(self, path: str | Path) -> None:
-        """Write a safetensors file, whole or not at all."""
-        held = {"format": _FORMAT, "rule": self.rule, "fingerprint": self.fingerprint, "tokens": self.tokens}
-        with replace_file(path) as temporary:
-            save_file({"score": self.score.float().contiguous()}, temporary, {"calibration": json.dumps(held)})
-
-    @classmethod
-    def load(cls, path: str | Path) -> ChannelOrder:
-        """Read what `save` wrote.
-
-        Raises
-        ------
-        UserError
-            The file is missing, damaged, or holds something else.
-        """
-        again = "make one with: mintage calibrate"
-        if not Path(path).is_file():
-            raise UserError(f"{path} does not exist; {again}")
-        try:
-            with safe_open(path, framework="pt") as file:
-                held = json.loads((file.metadata() or {}).get("calibration", "{}"))
-                score = file.get_tensor("score") if "score" in file.keys() else torch.zeros(0)  # noqa: SIM118
-        except (SafetensorError, ValueError, OSError) as error:
-            raise UserError(f"{path} is no calibration of double-sparsity ({error}); {again}") from None
-        if held.get("format") != _FORMAT or score.ndim != 3 or not score.isfinite().all():
-            said = held.get("format", "no format")
-            raise UserError(f"{path} is no calibration that this version reads ({said!r}, not {_FORMAT!r}); {again}")
-        return cls(score.float(), held["rule"], held["fingerprint"], int(held["tokens"]))
-
-
-def channel_scores(
-    query: Float[Tensor, "batch heads tokens dim"], key: Float[Tensor, "batch groups tokens dim"], rule: Rule = "qk"
-) -> Float[Tensor, "rows dim"]:
-    """Score the channels of one layer by a text, averaged over its tokens.
-
-    ``"qk"`` takes \\|q k\\| of the same token, both after rotation; ``"q"`` and ``"k"`` take one of them, before
-    rotation. The authors' own "qk" mixes the heads by a reshape; this is the definition, per head.
-    """
-    if rule == "qk":
-        return (query * key.repeat_interleave(query.shape[1] // key.shape[1], 1)).abs().mean((0, 2))
-    return (query if rule == "q" else key).abs().mean((0, 2))
-
-
-def calibrate_channels(
-    model: Any,
-    blocks: Iterable[Int[Tensor, "batch tokens"]],
-    rule: Rule = "qk",
-    *,
-    progress: Callable[[int], None] = lambda done: None,
-) -> ChannelOrder:
-    """Score every channel of every head on blocks of text, all blocks alike.
-
-    Parameters
-    ----------
-    model
-        A Hugging Face causal LM.
-    blocks
-        Token ids, e.g. 256 blocks of 512 tokens.
-    rule
-        See `channel_scores`.
-    progress
-        Told how many blocks are done.
-
-    Raises
-    ------
-    UserError
-        There is no block, or the model cannot be served.
-    """
-    calibrator = _Calibrator(rule=rule)
-    done, tokens = 0, 0
-    with calibrator(model) as session, torch.inference_mode():
-        for block in blocks:
-            model(block, use_cache=True)
-            done, tokens = done + 1, tokens + block.numel()
-            progress(done)
-    if not done:
-        raise UserError("there is no text to calibrate on; pass at least one block of tokens")
-    sums = torch.stack([calibrator.sums[layer] for layer in range(session.geometry.layers)])
-    return ChannelOrder((sums / done).float().cpu(), rule, session.geometry.fingerprint, tokens)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Calibrator(FullCache):
-    """A full cache that adds up the scores of every forward, in float64 so that the order of blocks is no matter."""
-
-    rule: Rule = "qk"
-    sums: dict[int, Tensor] = field(default_factory=dict)
-
-    def check(self, geometry: Geometry) -> None:
-        if self.rule != "qk" and geometry.rotary is None and "gpt2" not in geometry.fingerprint:
-            geometry.need_rotary(f"rule {self.rule!r}")
-
-    def settle(self, layer: KeptLayer, step: Step) -> None:
-        query, key = step.query.double(), layer["key"].double()
-        if self.rule != "qk" and (rotary := step.geometry.rotary) is not None:
-            query, key = rotary.undo(query, step.position_ids), rotary.undo(key, step.position_ids)
-        scores = channel_scores(query, key, self.rule)
-        self.sums[layer.index] = self.sums.get(layer.index, torch.zeros_like(scores)) + scores
-
-
-# -- labels ------------------------------------------------------------------------------------------------------------
-
-
-def quantise(
-    labels: Float[Tensor, "*rows channels"], bits: int
-) -> tuple[Tensor, Float[Tensor, "*rows 1"], Float[Tensor, "*rows 1"]]:
-    """Round each row to ``2 ** bits`` levels between its least and greatest value.
-
-    Returns
-    -------
-    codes
-        Whole numbers from 0 to ``2 ** bits - 1``, as floats.
-    step, least
-        ``codes * step + least`` is the rounded row.
-    """
-    least = labels.amin(-1, keepdim=True)
-    span = labels.amax(-1, keepdim=True) - least
-    levels = 2**bits - 1
-    step = torch.where(span == 0, 1.0, span / levels).to(labels.dtype)
-    return ((labels - least) / step).round().clamp(0, levels), step, least
-
-
-def _pack(codes: Tensor, bits: int) -> Tensor:
-    """Put ``8 / bits`` codes into each byte."""
-    per = 8 // bits
-    parts = codes.to(torch.uint8).unflatten(-1, (-1, per))
-    return (parts << torch.arange(0, 8, bits, dtype=torch.uint8, device=codes.device)).sum(-1, dtype=torch.uint8)
-
-
-def _unpack(packed: Tensor, bits: int) -> Tensor:
-    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
-    return ((packed[..., None] >> shifts) & (2**bits - 1)).flatten(-2)
-
-
-# -- the method --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DoubleSparsity(Selector):
-    """Post-training sparse attention by label channels (Yang et al. 2024).
+    """Post-training sparse attention by label channels (Yang et al. 2024)."""
 
-    Parameters
-    ----------
-    top_k
-        Tokens that a decoding step reads per head: a number, or a share of the tokens in the cache (paper: 1/16).
-    label_channels
-        Channels of a key in the label cache. The paper takes 1/16 of a head's dimension of 128; at 64, 16 are needed.
-    label_bits
-        Of a label: 16 (as the model computes), or 4 (the paper's) or 2, packed with a step and an offset per token; on
-        CPU unpacking costs more time than it saves.
-    dense_layers
-        First layers that read everything: their attention is not sparse.
-    per
-        Whether each query head has its own label channels and choice of tokens (the paper), or the heads of a key-value
-        group share them: fewer labels, fewer rows to fetch.
-    channels
-        Calibration for the model: a file of ``mintage calibrate``, or a `ChannelOrder`. Empty takes the shipped one for
-        SmolLM2-135M.
-    offload
-        Keep keys and values in the host's memory and fetch the rows that are read; labels stay on the device.
-    prefetch
-        With `offload`: guess the next layer's choice and fetch its rows while this layer computes (on CUDA in a stream
-        of their own). Changes what is moved and when, never the output.
-    sparse_prefill
-        Let every token of a prompt read `top_k` tokens, too, as the authors' accuracy code does; slow.
-    kernel
-        What computes a decoding step on a CPU: ``"compiled"`` (`core.kernel`; labels of 16 bits), ``"torch"``
-        operations, or ``"auto"``: compiled where there is a compiler.
-    """
-
-    top_k: int | float = 0.0625
-    label_channels: int = 16
-    label_bits: int = 16
-    dense_layers: int = 2
-    per: Literal["head", "group"] = "head"
-    channels: str | ChannelOrder = ""
-    offload: bool = False
-    prefetch: bool = False
-    sparse_prefill: bool = False
-    kernel: Kernel = "auto"
+    top_k: int | float = option(
+        0.0625, "Tokens that a step reads per head: a number, or a share of those in the cache (paper: 1/16).", above=0
+    )
+    label_channels: int = option(
+        16,
+        "Channels of a key in the label cache; the paper takes 1/16 of a head's dimension of 128, at 64 it needs 16.",
+        least=1,
+    )
+    label_bits: Literal[2, 4, 16] = option(
+        16,
+        "Of a label: 16 (as the model computes), or 4 (the paper's) or 2, packed with a step and an offset per token; "
+        "on CPU unpacking costs more time than it saves.",
+    )
+    dense_layers: int = option(2, "First layers that read everything: their attention is not sparse.", least=0)
+    per: Literal["head", "group"] = option(
+        "head",
+        "Whether each query head has its own label channels and choice of tokens (the paper), or the heads of a "
+        "key-value group share them: fewer labels, fewer rows to fetch.",
+    )
+    channels: str | ChannelOrder = option(
+        "smollm2", "Calibration: a file of mintage calibrate, a `ChannelOrder`, or the shipped one's name."
+    )
+    offload: bool = option(
+        False, "Keep keys and values in the host's memory and fetch the rows that are read; labels stay on the device."
+    )
+    prefetch: bool = option(
+        False,
+        "With offload: guess the next layer's choice and fetch its rows while this layer computes (on CUDA in a stream "
+        "of their own). Changes what is moved and when, never the output.",
+    )
+    sparse_prefill: bool = option(
+        False, "Let every token of a prompt read top_k tokens, too, as the authors' accuracy code does; slow."
+    )
+    kernel: Kernel = option(
+        "auto",
+        "What computes a step on a CPU: compiled (labels of 16 bits), torch operations, or auto: compiled where there "
+        "is a compiler.",
+    )
     _labels: dict[Any, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        share = isinstance(self.top_k, float)
-        if not (0 < self.top_k <= 1 if share else self.top_k >= 1):
-            raise UserError(f"top_k={self.top_k} reads nothing; pass a number of tokens, or a share in (0, 1]")
-        if self.label_bits not in (2, 4, 16):
-            raise UserError(f"label_bits={self.label_bits} is not one of 2, 4, 16")
-        if self.label_channels < 1:
-            raise UserError(f"label_channels={self.label_channels} leaves no label; pass e.g. 16")
-        if self.dense_layers < 0:
-            raise UserError(f"dense_layers={self.dense_layers} is below 0; pass e.g. 2")
+        super().__post_init__()
+        if isinstance(self.top_k, float) and self.top_k > 1:
+            raise UserError(f"top_k={self.top_k} is no share in (0, 1]; pass a whole number for tokens, e.g. 128")
         if self.prefetch and not self.offload:
             raise UserError("prefetch=true has nothing to fetch; pass offload=true, too")
         if self.kernel == "compiled" and self.label_bits < 16:
@@ -299,7 +104,7 @@ class DoubleSparsity(Selector):
         """Refuse a calibration of another model, and more label channels than there are."""
         order = self._calibration()
         if order.fingerprint not in ("", geometry.fingerprint):
-            told = "the shipped calibration" if self.channels == "" else f"{self.channels}"
+            told = "the shipped calibration" if self.channels == "smollm2" else f"{self.channels}"
             raise UserError(
                 f"{told if isinstance(self.channels, str) else 'the calibration'} is of another model "
                 f"({order.fingerprint}, not {geometry.fingerprint}); make one with: mintage calibrate --model ..."
@@ -315,7 +120,7 @@ class DoubleSparsity(Selector):
     def _calibration(self) -> ChannelOrder:
         if isinstance(self.channels, ChannelOrder):
             return self.channels
-        return _loaded(str(self.channels or _SHIPPED))
+        return _loaded(str(shipped("double-sparsity", self.channels)))
 
     def at(self, entries: int) -> DoubleSparsity:
         """Read `entries` tokens."""
@@ -342,7 +147,7 @@ class DoubleSparsity(Selector):
         if self.label_bits < 16:
             codes, step, least = quantise(label, self.label_bits)
             fields["step"] = torch.cat((step, least), -1).transpose(2, 3).flatten(3)
-            label = _pack(codes, self.label_bits)
+            label = pack(codes, self.label_bits)
         fields["label"] = label.transpose(2, 3).flatten(3)
         if self.offload:
             layer.host = ("key", "value")
@@ -379,7 +184,7 @@ class DoubleSparsity(Selector):
         codes, step, least = quantise(label, self.label_bits)
         label = codes * step + least
         step, least = layer["step"].unflatten(3, (sets, 2)).transpose(2, 3).split(1, -1)
-        held = _unpack(held, self.label_bits).to(label.dtype)
+        held = unpack(held, self.label_bits).to(label.dtype)
         dots = label @ held.transpose(-1, -2)  # q . (codes step + least), without rounding every label back
         return dots * step.transpose(-1, -2) + label.sum(-1, keepdim=True) * least.transpose(-1, -2)
 
@@ -423,7 +228,7 @@ class DoubleSparsity(Selector):
             labels = layer["label"].numel() * layer["label"].element_size() / 2  # in units of 16 bits
             layer.reads = rows + int(labels)
             if "ahead" in layer.state:
-                out = self._attend_to_fetched(layer, step, chosen)
+                out = attend_to_fetched(layer, step, chosen)
             else:
                 layer.moved = rows * layer["key"].element_size() if layer.host else 0
                 out = attend_to(layer, step, chosen, compiled=not layer.host and self._compiled(step))
@@ -449,8 +254,6 @@ class DoubleSparsity(Selector):
         key, value = (layer[name].to(step.query.device).repeat_interleave(share, 1) for name in ("key", "value"))
         return attend(step.query, key, value, scaling=step.scaling, visible=chosen)
 
-    # -- offloaded: rows fetched ahead --
-
     def _fetch_ahead(self, step: Step) -> None:
         """Send for the rows that the next layer would choose by a guess of its query."""
         guess = step.ahead()
@@ -459,87 +262,17 @@ class DoubleSparsity(Selector):
         layer, query = guess
         chosen = self.select(layer, replace(step, query=query))
         if chosen is not None:
-            layer.state["ahead"] = chosen = chosen.sort(-1).values
-            with _aside(query.device):
-                for name in ("key", "value"):
-                    layer.state[f"ahead {name}"] = _fetched(layer[name], chosen, query.device)
-
-    def _attend_to_fetched(self, layer: KeptLayer, step: Step, chosen: Int[Tensor, "batch choosers chosen"]) -> Tensor:
-        """Attend to `chosen`, of which many rows have come already; the others are fetched now."""
-        device = step.query.device
-        _meet(device)
-        ready, *fetched = (layer.state.pop(name) for name in ("ahead", "ahead key", "ahead value"))
-        place = torch.searchsorted(ready, chosen).clamp(max=ready.shape[-1] - 1)
-        missing = ready.gather(-1, place) != chosen
-        late = _missed(layer, chosen, missing)
-        rows = []
-        for name, ahead in zip(("key", "value"), fetched, strict=True):
-            row = ahead.gather(2, place[..., None].expand(*place.shape, ahead.shape[-1]))
-            row[missing] = layer[name][late].to(device)
-            rows.append(row)
-        counted = layer.state.get("counted", missing.new_zeros(missing.shape[0], 2, dtype=torch.long))
-        found = (~missing).sum((1, 2))
-        layer.state["counted"] = counted + torch.stack((found, torch.full_like(found, missing[0].numel())), 1)
-        size = layer["key"].element_size() * layer["key"].shape[3]
-        layer.moved = 2 * size * (ready.numel() + int(missing.sum()))
-        return attend_to(layer, step, chosen, rows=(rows[0], rows[1]))
+            fetch_ahead(layer, chosen, query.device)
 
     def cropped(self, layer: KeptLayer) -> None:
         """Forget rows fetched for a layer that a forward did not reach."""
-        for name in ("ahead", "ahead key", "ahead value"):
-            layer.state.pop(name, None)
+        forget_fetched(layer)
 
     @classmethod
     def tiny(cls) -> DoubleSparsity:
         """Make one for the laws, with channels that fit their models."""
         score = torch.rand(2, 4, 8, generator=torch.Generator().manual_seed(0))
         return cls(top_k=6, label_channels=4, dense_layers=1, channels=ChannelOrder(score))
-
-
-def prefetch_rate(kept: KeptCache) -> float:
-    """Share of the rows read, over all layers and steps, that had been fetched ahead; nan before the first."""
-    counted = [layer.state["counted"].sum(0) for layer in kept.kept_layers if "counted" in layer.state]
-    if not counted:
-        return float("nan")
-    found, needed = torch.stack(counted).sum(0).tolist()
-    return found / needed
-
-
-def _fetched(states: Tensor, index: Int[Tensor, "batch choosers chosen"], device: torch.device) -> Tensor:
-    """Bring rows to the device, [B, choosers, chosen, d], from memory that the device can read by itself."""
-    rows = gather_rows(states, index.reshape(*states.shape[:2], -1)).view(*index.shape, -1)
-    if device.type == "cuda":
-        rows = rows.pin_memory()
-    return rows.to(device, non_blocking=True)
-
-
-def _missed(layer: KeptLayer, chosen: Tensor, missing: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sequence, group and entry of the rows that are missing, where the rows lie."""
-    host = layer["key"].device
-    row, chooser, _ = missing.nonzero(as_tuple=True)
-    share = chosen.shape[1] // layer["key"].shape[1]
-    return row.to(host), (chooser // share).to(host), chosen[missing].to(host)
-
-
-@cache
-def _stream(device: torch.device) -> Any:
-    return torch.cuda.Stream(device)
-
-
-@contextmanager
-def _aside(device: torch.device) -> Iterator[None]:
-    """Run transfers beside what the device computes; on a CPU there is no beside."""
-    if device.type != "cuda":
-        yield
-        return
-    with torch.cuda.stream(_stream(device)):
-        yield
-
-
-def _meet(device: torch.device) -> None:
-    """Wait, on the device, for transfers under way."""
-    if device.type == "cuda":
-        torch.cuda.current_stream(device).wait_stream(_stream(device))
 
 
 @cache

@@ -7,186 +7,73 @@ the choice of an earlier one (the Selection Cache).
 
 Storage has pages of one token, as in the paper: rows are looked up in one table by token, never copied whole.
 
-Not here: tensor parallelism, where the votes of all ranks are added.
+Not here: tensor parallelism, where the votes of all ranks are added. Over 200 lines, because reading, choosing and
+using a choice again share the same state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
 from mintage.errors import UserError
 from mintage.keep.contract import Geometry, Policy, Step
 from mintage.keep.core.attention import attend
-from mintage.keep.core.select import gather_rows
 from mintage.keep.core.step import Rotary
-from mintage.keep.core.storage import KeptCache, KeptLayer
+from mintage.keep.core.storage import KeptCache, KeptLayer, gather_rows
+from mintage.keep.core.votes import Vote, mean_query, pooled, scores_of, select_tokens, votes
+from mintage.options import option
 
 __all__ = ["TokenSelect", "hit_rate", "mean_query", "select_tokens", "votes"]
-
-Rule = Literal["soft", "hard", "sum"]
-Rotate = Callable[[Tensor, Tensor], Tensor]
-
-
-# -- the choice ------------------------------------------------------------------------------------------------------
-
-
-def mean_query(
-    query: Float[Tensor, "batch heads queries dim"],
-    rotate: Rotate | None,
-    n_local: int,
-    real: Bool[Tensor, "batch queries"] | None = None,
-) -> Float[Tensor, "batch heads dim"]:
-    """Average a chunk's queries, each turned as far as it stands from the end of the far tokens (step 2).
-
-    Parameters
-    ----------
-    query
-        Without rotation.
-    rotate
-        ``rotate(x, position_ids)``, or None to average them as they are.
-    n_local
-        Newest tokens that are not voted on: query i is turned to position ``n_local + i``, keys stay at 0.
-    real
-        False where a query is padding (on the left).
-    """
-    if real is None:
-        real = query.new_ones(query.shape[0], query.shape[2], dtype=torch.bool)
-    if rotate is not None:
-        query = rotate(query, n_local + (real.cumsum(1) - 1).clamp(min=0))
-    weight = real / real.sum(1, keepdim=True).clamp(min=1)
-    return (query * weight[:, None, :, None].to(query.dtype)).sum(2)
-
-
-def votes(
-    scores: Float[Tensor, "batch heads candidates"], rule: Rule = "soft", top_k: int = 1
-) -> Float[Tensor, "batch candidates"]:
-    """Let the heads vote on candidates (step 4).
-
-    ``"soft"``: every head distributes one vote by its softmax. ``"hard"``: every head names its own `top_k`; ties go to
-    the softer vote. ``"sum"``: scores are added, so that heads with large ones decide.
-    """
-    if rule == "sum":
-        return scores.sum(1)
-    soft = scores.softmax(-1).nan_to_num(0.0).sum(1)
-    if rule == "soft":
-        return soft
-    named = scores.topk(min(top_k, scores.shape[-1]), sorted=False).indices
-    ballots = torch.zeros_like(scores).scatter_(-1, named, 1.0).sum(1)
-    return ballots + soft / (scores.shape[1] + 1)
-
-
-def _pool(vote: Float[Tensor, "batch candidates"], kernel: int) -> Float[Tensor, "batch candidates"]:
-    if kernel < 2:
-        return vote
-    return functional.max_pool1d(vote[:, None], kernel, stride=1, padding=kernel // 2)[:, 0]
-
-
-def select_tokens(
-    query: Float[Tensor, "queries heads dim"],
-    key: Float[Tensor, "tokens groups dim"],
-    *,
-    n_init: int,
-    n_local: int,
-    top_k: int,
-    rotate: Rotate | None = None,
-    vote: Rule = "soft",
-    pool: int = 0,
-) -> Int[Tensor, " chosen"]:
-    """Choose the tokens that a chunk of queries reads, for one sequence (steps 1 to 5).
-
-    Parameters
-    ----------
-    query, key
-        Without rotation; the chunk's own keys are the last.
-    n_init, n_local, top_k
-        First tokens, newest tokens, and tokens chosen between them; where that makes all tokens, all are returned.
-    rotate, vote, pool
-        See `mean_query`, `votes`, and `TokenSelect`.
-
-    Returns
-    -------
-    Tensor
-        Their positions, ascending.
-    """
-    tokens = key.shape[0]
-    if n_init + top_k + n_local >= tokens:
-        return torch.arange(tokens, device=key.device)
-    mean = mean_query(query.transpose(0, 1)[None], rotate, n_local)
-    vote_ = _pool(votes(_scores(mean, key[n_init : tokens - n_local].transpose(0, 1)[None]), vote, top_k), pool)
-    chosen = vote_[0].topk(top_k).indices.sort().values + n_init
-    first = torch.arange(n_init, device=key.device)
-    return torch.cat((first, chosen, torch.arange(tokens - n_local, tokens, device=key.device)))
-
-
-def _scores(mean: Tensor, key: Float[Tensor, "batch groups candidates dim"]) -> Float[Tensor, "batch heads candidates"]:
-    """Scores of step 3: not divided by the root of the dimension, so large that 16 bits would round them by tenths."""
-    grouped = mean.unflatten(1, (key.shape[1], -1)).float()
-    return (grouped @ key.float().transpose(-1, -2)).flatten(1, 2)
-
-
-# -- the policy ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenSelect(Policy):
     """Dynamic token-level selection by soft head voting (Wu et al., EMNLP 2025).
 
-    Parameters
-    ----------
-    n_init, n_local, top_k
-        First tokens, newest tokens, and tokens voted for that a step reads. A text no longer than all three together is
-        read in full, by the model's own attention.
-    chunk
-        Queries of a prompt that choose together, at most `n_local`. The choice of a chunk depends on all its queries,
-        later ones included, though none reads a later token; 1 lets each choose alone.
-    theta
-        Least cosine between a decoding step's query and the one that chose last, for the choice to be used again; above
-        1 every step chooses.
-    vote
-        How the heads decide: see `votes`.
-    pool
-        Width of a max-pooling of the votes along the text, odd; 0: none.
-    rotate_query
-        Whether queries are turned to the distance of the far tokens before they are averaged.
-    close_gap
-        Read also the tokens that left the newest `n_local` since the choice was made, in place of the choice's weakest,
-        and choose again after ``n_local / 2`` steps. In the published rule nobody sees them until the next choice.
-    reassign
-        Read the tokens as if they stood side by side, as published, so that a text may be longer than the model was
-        trained on; False keeps their true distances.
+    A text no longer than `n_init`, `top_k` and `n_local` together is read in full, by the model's own attention.
     """
 
-    n_init: int = 128
-    n_local: int = 512
-    top_k: int = 2048
-    chunk: int = 512
-    theta: float | int = 0.9
-    vote: Rule = "soft"
-    pool: int = 0
-    rotate_query: bool = True
-    close_gap: bool = True
-    reassign: bool = True
+    n_init: int = option(128, "First tokens, which every step reads.", least=0)
+    n_local: int = option(512, "Newest tokens, which every step reads.", least=1)
+    top_k: int = option(2048, "Tokens voted for that a step reads.", least=1)
+    chunk: int = option(
+        512,
+        "Queries of a prompt that choose together, at most n_local. The choice depends on all of them, later ones "
+        "included, though none reads a later token; 1 lets each choose alone.",
+        least=1,
+    )
+    theta: float | int = option(
+        0.9,
+        "Least cosine of a step's query to the one that chose, for the choice to serve again; above 1: never.",
+        least=-1,
+    )
+    vote: Vote = option("soft", "How the heads decide: see `votes`.")
+    pool: int = option(0, "Width of a max-pooling of the votes along the text, odd; 0: none.", least=0)
+    rotate_query: bool = option(True, "Turn queries to the distance of the far tokens before they are averaged.")
+    close_gap: bool = option(
+        True,
+        "Read also the tokens that left the newest since the choice was made, in place of the choice's weakest, and "
+        "choose again after n_local / 2 steps; in the published rule nobody sees them until the next choice.",
+    )
+    reassign: bool = option(
+        True,
+        "Read the tokens as if they stood side by side, as published, so that a text may be longer than the model was "
+        "trained on; False keeps their true distances.",
+    )
 
     def __post_init__(self) -> None:
-        if min(self.n_local, self.top_k) < 1 or self.n_init < 0:
+        super().__post_init__()
+        if self.chunk > self.n_local:
             raise UserError(
-                f"n_init={self.n_init}, n_local={self.n_local}, top_k={self.top_k}: pass at least 0, 1 and 1 tokens"
+                f"chunk={self.chunk} is above n_local={self.n_local}, where a chunk reads itself; pass less"
             )
-        if not 1 <= self.chunk <= self.n_local:
-            raise UserError(
-                f"chunk={self.chunk} is not within 1 and n_local={self.n_local}, where a chunk reads itself"
-            )
-        if self.vote not in ("soft", "hard", "sum"):
-            raise UserError(f"vote={self.vote!r} is not one of soft, hard, sum")
-        if self.pool and (self.pool < 0 or self.pool % 2 == 0):
+        if self.pool and self.pool % 2 == 0:
             raise UserError(f"pool={self.pool} has no middle; pass an odd width, or 0 for none")
 
     @property
@@ -342,9 +229,9 @@ class TokenSelect(Policy):
         candidates = layer["key"][:, :, least : length - self.n_local]
         layer.reads += candidates.numel()
         outside = torch.arange(least, length - self.n_local, device=query.device) < start[:, None] + self.n_init
-        scores = _scores(mean, candidates).masked_fill(outside[:, None], -torch.inf)
+        scores = scores_of(mean, candidates).masked_fill(outside[:, None], -torch.inf)
         ballots = self.count(scores).masked_fill(outside, -torch.inf)
-        ballots = _pool(ballots, self.pool).masked_fill(outside, -torch.inf)
+        ballots = pooled(ballots, self.pool).masked_fill(outside, -torch.inf)
         return ballots.topk(self.top_k).indices + least
 
     def count(self, scores: Float[Tensor, "batch heads candidates"]) -> Float[Tensor, "batch candidates"]:

@@ -11,9 +11,10 @@ import torch
 
 from mintage.errors import UserError
 from mintage.keep.contract import Policy
-from mintage.keep.core.budget import Budget
+from mintage.keep.core.evict import Budget
 from mintage.keep.core.storage import KeptCache
 from mintage.models import tiny_causal_lm
+from mintage.testing.settings import a_wrong_setting_is_refused
 
 __all__ = ["LAWS", "models"]
 
@@ -298,4 +299,5 @@ LAWS = (
     leaving_restores_the_model,
     cropping_goes_back_or_is_refused,
     what_cannot_be_served_is_refused,
+    a_wrong_setting_is_refused,
 )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from itertools import count
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -23,12 +23,10 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mintage.errors import UserError
+from mintage.keep.contract import Policy
 from mintage.keep.core.prefetch import Ahead
 from mintage.keep.core.step import Geometry, Step
 from mintage.keep.core.storage import KeptCache, KeptLayer
-
-if TYPE_CHECKING:
-    from mintage.keep.contract import Policy
 
 __all__ = ["Attachment"]
 

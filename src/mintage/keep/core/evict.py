@@ -1,13 +1,16 @@
 """Policies that hold fewer entries than tokens: they score entries and drop the lowest, within a budget.
 
+A budget is stated as people think of it: entries, a share of what was read, or bytes of the whole cache.
 After every forward at most `budget` entries are held. A decoding step makes room first, so that the budget holds while
 it attends, too; `every` entries are dropped at a time, because dropping moves the others.
 """
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,38 +19,96 @@ from torch import Tensor
 from mintage.errors import UserError
 from mintage.keep.contract import Geometry, Policy, Step
 from mintage.keep.core.attention import attend
-from mintage.keep.core.budget import Budget
 from mintage.keep.core.storage import KeptLayer
+from mintage.options import option
 
-__all__ = ["Evictor", "highest", "padding", "protect"]
+__all__ = ["Budget", "Evictor", "highest", "padding", "protect"]
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much of the context may stay, per layer and key-value head.
+
+    Parameters
+    ----------
+    amount
+        Number of entries, share of the tokens read so far, or bytes of the whole cache.
+    unit
+        Which of the three.
+    """
+
+    amount: float
+    unit: Literal["tokens", "share", "bytes"]
+
+    @classmethod
+    def parse(cls, value: int | float | str) -> Budget:
+        """Read ``256`` (entries), ``0.25`` (share) or ``"4MB"``, ``"512KiB"`` (bytes of the whole cache).
+
+        Raises
+        ------
+        UserError
+            None of these, or not above zero.
+        """
+        if isinstance(value, str):
+            match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?)?b\s*", value.lower())
+            if not match:
+                raise UserError(f"budget={value!r} is no budget; pass entries (256), a share (0.25) or bytes ('4MB')")
+            amount = float(match[1]) * _UNITS[match[2] or ""]
+            unit = "bytes"
+        else:
+            amount, unit = value, "tokens" if isinstance(value, int) else "share"
+        if not amount > 0:
+            raise UserError(f"budget={value!r} keeps nothing; pass entries (256), a share (0.25) or bytes ('4MB')")
+        if unit == "share" and amount > 1:
+            raise UserError(f"budget={value!r} is no share in (0, 1]; pass a whole number for entries, e.g. 256")
+        return cls(float(amount), unit)
+
+    def entries(self, seen: int, *, entry_bytes: int, fixed_bytes: int, layers: int) -> int:
+        """Return the entries that each head of a layer may hold once `seen` tokens are read.
+
+        Parameters
+        ----------
+        seen
+            Tokens read so far.
+        entry_bytes
+            Bytes of one entry in all heads and sequences of one layer.
+        fixed_bytes
+            Bytes that one layer holds besides its entries.
+        layers
+            Layers that share a budget of bytes.
+        """
+        if self.unit == "tokens":
+            return int(self.amount)
+        if self.unit == "share":
+            return int(self.amount * seen)
+        return int((self.amount / layers - fixed_bytes) // entry_bytes)
+
+    def __str__(self) -> str:
+        """Write the budget as `parse` reads it."""
+        if self.unit == "bytes":
+            return f"{self.amount / 10**6:g}MB"
+        return f"{self.amount:g}" if self.unit == "share" else f"{int(self.amount)}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evictor(Policy):
-    """A policy with a budget.
+    """A policy with a budget."""
 
-    Parameters
-    ----------
-    budget
-        Entries per layer and head (``256``), share of the tokens read (``0.25``), or bytes of the whole cache
-        (``"4MB"``).
-    window
-        Newest tokens that are always kept.
-    every
-        Entries dropped at a time in decoding, of a small budget fewer; 1 keeps the cache as full as it may be, more
-        costs less time.
-    """
-
-    budget: int | float | str = 256
-    window: int = 32
-    every: int = 8
+    budget: int | float | str = option(
+        256, "Entries per layer and head (256), share of the tokens read (0.25), or bytes of the whole cache ('4MB')."
+    )
+    window: int = option(32, "Newest tokens, which are always kept.", least=1)
+    every: int = option(
+        8,
+        "Entries dropped at a time in decoding, of a small budget fewer; 1 is fullest, more faster.",
+        least=1,
+    )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         Budget.parse(self.budget)
-        if self.window < 1:
-            raise UserError(f"window={self.window} would drop the token just read; pass at least 1")
-        if self.every < 1:
-            raise UserError(f"every={self.every} drops nothing; pass at least 1")
 
     def check(self, geometry: Geometry) -> None:
         """Refuse a budget of entries that has no room for more than the window."""

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from mintage.errors import UserError
 
-__all__ = ["KeptCache", "KeptLayer"]
+__all__ = ["KeptCache", "KeptLayer", "gather_rows"]
 
 _STEP = 128  # entries by which a buffer grows
 
@@ -245,3 +245,17 @@ class KeptCache(Cache):
             groups = layer["key"].shape[1]
             held[layer.index] = positions[row if positions.shape[0] > 1 else 0].expand(groups, layer.entries).cpu()
         return held
+
+
+def gather_rows(states: Float[Tensor, "batch groups entries dim"], index: Int[Tensor, "batch groups chosen"]) -> Tensor:
+    """Gather whole rows as a lookup in one table of rows: on CPU many times faster than `Tensor.gather`."""
+    index = index.to(states.device)  # rows may lie in the host's memory
+    batch, groups, _, dim = states.shape
+    per_batch, per_group, per_entry, last = states.stride()
+    if last != 1 or per_entry != dim or per_batch % dim or per_group % dim:
+        return states.gather(2, index[..., None].expand(*index.shape, dim))
+    rows = states.untyped_storage().nbytes() // states.element_size() - states.storage_offset()
+    table = states.as_strided((rows // dim, dim), (dim, 1))
+    first = torch.arange(batch, device=states.device)[:, None] * (per_batch // dim)
+    first = first + torch.arange(groups, device=states.device) * (per_group // dim)
+    return table.index_select(0, (index + first[:, :, None]).flatten()).view(batch, groups, -1, dim)
