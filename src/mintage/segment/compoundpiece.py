@@ -7,6 +7,7 @@ Minixhofer, Pfeiffer and Vulić, EMNLP 2023, arXiv 2305.14214. The steps, in the
 3. `CompoundPiece` counts pre-tokens, splits them, and trains a Unigram model on the pieces. The splitter is not needed
    afterwards: the product is an ordinary tokenizer.
 
+Pre-tokens and the training share this file because the pieces that are counted are pieces of pre-tokens.
 Deviation: the vocabulary is over bytes, so that by default nothing is lost; ``normalize=True`` brings the paper's NFKC
 and single spaces back, still over bytes. Not here: the 56 languages of Wiktionary and ByT5.
 """

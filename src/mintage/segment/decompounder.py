@@ -6,8 +6,9 @@ every letter whether a constituent ends after it. What ByT5 brings along from it
 to the network as features of a lexicon: how frequent what lies before a cut, and what lies after it, are as words of
 their own, and how long the longest words are that end and begin there.
 
-Not here: how it is trained (`mintage.segment.training.decompounder`), and normalised constituents (bride for brides);
-pieces are cut out of the word as it is.
+Network, features and file share this file because a saved splitter is all three. Not here: how it is trained
+(`mintage.segment.training.decompounder`), and normalised constituents (bride for brides); pieces are cut out of the
+word as it is.
 """
 
 from __future__ import annotations

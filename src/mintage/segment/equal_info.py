@@ -9,7 +9,8 @@ How a window ends makes coding a *greedy longest match* over the strings that fi
 the model again. Where a window is one token (16 and 16 bits, the default) that is a tokenizer of 65,536 entries, which
 `to_hf` writes as a tokenizer.json.
 
-Not here: the second model (any causal language model over the ids), a symbol for the end of a text (the number of
+Trainer and segmenter share this file because they are one setting, the size of windows and tokens, at both ends. Not
+here: the second model (any causal language model over the ids), a symbol for the end of a text (the number of
 windows says it), and models that see past the window.
 """
 

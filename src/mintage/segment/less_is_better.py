@@ -43,16 +43,12 @@ _LEXICON_SETTINGS = ("max_len", "life", "memorize", "forget", "update", "max_gap
 class LiB(Trainer):
     """Train a Less-is-Better tokenizer; the letters are the paper's.
 
-    References
-    ----------
     Yang, "Rethinking Tokenization: Crafting Better Tokenizers for Large Language Models", 2024 (arXiv:2403.00417);
     Yang, Frank and van den Bosch, "Less is Better", CogALex 2020.
     """
 
     vocab_size: int | None = option(
-        None,
-        "Entries: 256 bytes, the alphabet, and the units of best rank; fewer when fewer were learned. None keeps all.",
-        least=257,
+        None, "Entries: 256 bytes, the alphabet, the units of best rank, as many as were learned; None: all.", least=257
     )
     max_len: int = option(
         12,
@@ -70,10 +66,7 @@ class LiB(Trainer):
         200, "Lines drawn for an article, with replacement; doubles are dropped, as in the authors' demo.", least=1
     )
     epochs: int | None = option(
-        None,
-        "Articles read, which the authors call epochs. None reads about 14 million characters, as much as their 5000 "
-        "articles of 200 short utterances.",
-        least=1,
+        None, "Articles read (the authors' epochs); None reads 14 million characters, as much as they did.", least=1
     )
     pool: int = option(
         100_000, "Lines held in memory, from which articles are drawn: an even sample of a longer corpus.", least=1
@@ -112,9 +105,8 @@ class LiB(Trainer):
                 f"pass more than {fixed}, or a character_coverage below {self.character_coverage:g}"
             )
         lexicon = self._learn(sentences, alphabet, None if work is None else Path(work) / "lib.json", progress)
-        return LiBSegmenter(
-            _best(lexicon.units, alphabet, None if self.vocab_size is None else self.vocab_size - fixed), alphabet
-        )
+        room = None if self.vocab_size is None else self.vocab_size - fixed
+        return LiBSegmenter(_best(lexicon.units, alphabet, room), alphabet)
 
     def _sample(self, texts: Iterable[str], progress: Progress) -> list[str]:
         """Return the corpus's sentences, or an even sample of `pool` of them (reservoir sampling)."""

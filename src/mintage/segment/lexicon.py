@@ -4,7 +4,8 @@ Reading takes the longest known unit, memorises neighbours that meet twice, and 
 next-shorter rival; after the article units move, are forgotten, and go on probation. Number for number the authors'
 code of 2020 when nothing is drawn (``memorize=1``).
 
-Not here: where articles come from, and the tokenizer that is made of the list (`mintage.segment.less_is_better`).
+One file because list, trie, probation and moves are views of one thing that must agree after every article. Not here:
+where articles come from, and the tokenizer that is made of the list (`mintage.segment.less_is_better`).
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class EqualInfoStudy(second_models.DecoderScale, Study):
         said["data"] = f"{run.subject[key].name}, {n} held-out documents of {self.document_bytes / 1000:g} kB"
         exact = np.concatenate([run.column(arm, f"{key} exact") for arm in codes.LADDER])
         yield Finding(
-            metric="documents decoded exactly", value=lambda run: float(exact.mean()), unit="share", n=len(exact),
+            metric="documents decoded exactly", value=float(exact.mean()), unit="share", n=len(exact),
             claim="every document comes back exactly, in windows of every size and without windows",
             holds=Rule("all", lambda i: i.value == 1), **said,
         )  # fmt: skip
@@ -93,7 +93,7 @@ class EqualInfoStudy(second_models.DecoderScale, Study):
         steps = [bootstrap_ratio(shorter, longer, seed=self.seed) for shorter, longer in pairwise(sizes)]
         yield Finding(
             metric="compression gained by the next longer window, least step", unit="x", n=n,
-            value=lambda run: min(steps, key=lambda step: step.value),
+            value=min(steps, key=lambda step: step.value),
             claim="compression grows with the window, 16 < 24 < 32 < 64 < 128 bits < no windows (each step > 1)",
             tested=lambda run: min(steps, key=lambda step: step.low), holds=above(1),
             note="steps: " + ", ".join(f"{step.value:.3f}" for step in steps), **said,
@@ -116,14 +116,14 @@ class EqualInfoStudy(second_models.DecoderScale, Study):
             (EQUAL, f"{learns} in the window, interval included", from_on(LEARNED)),
         ):
             yield Finding(
-                metric=f"loss below the unigram loss, {name}", value=lambda run, name=name: found[name].gain,
+                metric=f"loss below the unigram loss, {name}", value=found[name].gain,
                 unit="share", n=found[name].n, peers={o: found[o].gain.value for o in found if o != name},
                 claim=claim, holds=rule, note=note, **said,
             )  # fmt: skip
         for low, high in ((EQUAL, BYTES), (SUBWORDS, EQUAL)):
             yield Finding(
                 metric=f"bits per byte of held-out text, {low} against {high}", unit="bits/byte", n=found[low].n,
-                value=lambda run, low=low: found[low].rate, more_is_better=False,
+                value=found[low].rate, more_is_better=False,
                 baseline={high: found[high].rate.value},
                 peers={name: o.rate.value for name, o in found.items() if name not in (low, high)},
                 claim=f"at equal steps a model over {low} needs no more bits per byte than one over {high}",

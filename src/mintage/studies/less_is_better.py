@@ -80,7 +80,7 @@ class LiBStudy(Study):
 
     def _timed(self, run: Run, learner: Learner, lines: TextLines) -> dict[str, Any]:
         arms = (run.arms[name] for name in (LIB, WORDS, UNIGRAM, UNIGRAM_ACROSS))
-        learned = (self._learned(run, arm, lines, self.vocab_size) for arm in arms)
+        learned = [self._learned(run, arm, lines, self.vocab_size) for arm in arms]
         seconds = measured.encoding_seconds(*learned, lines=lines.held_out)
         return {f"seconds: {name}": values for name, values in seconds.items()}
 
@@ -101,8 +101,8 @@ class LiBStudy(Study):
             baseline=[WORDS], peers=RIVALS, claim="the fewest tokens of the five on held-out text",
             holds=lambda run: min(tokens, key=tokens.__getitem__) == LIB, note=note, **said,
         )  # fmt: skip
-        shortest = "the shortest description (vocabulary and held-out text) of the five"
-        test = {"claim": shortest, "holds": lambda run: min(columns, key=lambda name: columns[name]["bits"][0]) == LIB}
+        test = {"claim": "the shortest description (vocabulary and held-out text) of the five"}
+        test |= {"holds": lambda run: min(columns, key=lambda name: columns[name]["bits"][0]) == LIB}
         spaced = {"when": lambda run: any(" " in line for line in lines.held_out)}
         for metric, unit, column, over, more in (
             ("vocabulary used on held-out text", "share", "used", 1, {}),
@@ -133,8 +133,7 @@ class LiBStudy(Study):
             )  # fmt: skip
 
     def _speed(self, run: Run, lines: TextLines) -> Finding:
-        size = sum(len(line.encode()) for line in lines.held_out) / 1e6
-        timed = columns_of(run, LIB, "seconds: ")
+        size, timed = sum(len(line.encode()) for line in lines.held_out) / 1e6, columns_of(run, LIB, "seconds: ")
         rates = {name: bootstrap(size / seconds, np.median) for name, seconds in timed.items()}
         peers = {name: rate.value for name, rate in rates.items() if name != LIB}
         return Finding(

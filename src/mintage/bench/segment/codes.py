@@ -209,7 +209,7 @@ def measured_compression(run: Run, key: str, said: Mapping[str, Any]) -> Iterato
         values = {name: float(run.column(name, f"{key} {column}")[0]) for name in WINDOWS}
         return Finding(
             metric=f"{metric}, windows of 16 bits",
-            value=lambda run: values[first],
+            value=values[first],
             unit=unit,
             n=n,
             peers={name: values[name] for name in longer},
@@ -219,7 +219,7 @@ def measured_compression(run: Run, key: str, said: Mapping[str, Any]) -> Iterato
 
     yield Finding(
         metric="compression, bytes of text over bytes of code, windows of 16 bits",
-        value=lambda run: found[first],
+        value=found[first],
         unit="x",
         n=n,
         baseline={ARITHMETIC: found[ARITHMETIC].value},

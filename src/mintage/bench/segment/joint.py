@@ -77,7 +77,7 @@ class SegmentBench(Bench):
         memo = Memo(Path(".mintage") / "bench-segment", definition, sources)
         segmenters, seconds = train_arms(trainers, mix, memo, progress)
         if not specs:
-            given, spent = rivals(segmenters[self.baseline], mix, self.vocab_size, progress)
+            given, spent = given_rivals(segmenters[self.baseline], mix, self.vocab_size, progress)
             segmenters, seconds = segmenters | given, seconds | spent
         settings = {"vocab_size": self.vocab_size, **({"lines": self.lines} if self.lines else {})}
         table = TokenizerTable(
@@ -130,7 +130,7 @@ def _slug(name: str) -> str:
 # -- what is given or trained by others ----------------------------------------------------------------------------
 
 
-def rivals(
+def given_rivals(
     baseline: Segmenter, mix: Mix, vocab_size: int, progress: Progress = silent
 ) -> tuple[dict[str, Segmenter], dict[str, float]]:
     """Make what stands beside: tiktoken with BPE's merges, sentencepiece as it comes, the embedded tokenizer."""
