@@ -37,8 +37,9 @@ from mintage.bench.draft.run import Answer, DraftRun
 from mintage.data import Prompt
 from mintage.draft.core.continuations import Continuation
 from mintage.draft.core.distilled import DistilledDrafter, cut_drafter, load_drafter
+from mintage.draft.core.guessing import guess_accuracy, text_initialised
 from mintage.draft.core.loop import Stats
-from mintage.draft.core.prompt_tokens import PromptTokens, describe, guess_accuracy, text_initialised
+from mintage.draft.core.prompt_tokens import PromptTokens, describe
 from mintage.draft.core.target import Target
 from mintage.errors import UserError
 from mintage.measure import Figure, Result, append_results, read_results

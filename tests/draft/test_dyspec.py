@@ -12,17 +12,11 @@ from hypothesis import strategies as st
 
 from mintage.draft import DySpec, Topology, Union, generate
 from mintage.draft.baselines import PromptLookup
-from mintage.draft.core.tree import TokenTree
+from mintage.draft.core.calibration import calibration, tried
+from mintage.draft.core.tree import TokenTree, depth_first
 from mintage.draft.core.verify import RecursiveRejection, TargetLaws, recursive_rejection
 from mintage.draft.core.warp import Warp
-from mintage.draft.dyspec import (
-    Growth,
-    calibration,
-    depth_first,
-    grow_best_first,
-    grow_threshold,
-    tried,
-)
+from mintage.draft.dyspec import SlotGrowth, grow_best_first, grow_threshold
 from mintage.errors import UserError
 from mintage.models import tiny_causal_lm
 from mintage.testing.toys import TableLM
@@ -178,7 +172,7 @@ def naive_best_first(law, root, budget, draws):
     return [path[-1] for path in paths], parent, value, slots
 
 
-def check_values(growth: Growth):
+def check_values(growth: SlotGrowth):
     """Values are conditional draft probabilities times the misses of earlier siblings, which telescopes to products."""
     for node in range(1, len(growth)):
         above = growth.parent[node]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mintage.bench.draft.modelled import drafting_seconds, modelled_speed_up, offloaded, on_this_machine, streamed_bytes
+from mintage.bench.draft.rows import drafting_seconds, modelled_speed_up, offloaded, on_this_machine, streamed_bytes
 from mintage.bench.draft.run import Answer, Measurement
 from mintage.draft.core.latency import LatencyCurve
 from mintage.draft.core.loop import Stats

@@ -16,8 +16,9 @@ from mintage.draft import ppd as module
 from mintage.draft.contract import Context
 from mintage.draft.core import prompt_tokens
 from mintage.draft.core.continuations import Continuation, continuations
+from mintage.draft.core.guessing import guess_accuracy, guess_logits, text_initialised
 from mintage.draft.core.latency import LatencyCurve
-from mintage.draft.core.prompt_tokens import PromptTokens, guess_accuracy, guess_logits, text_initialised
+from mintage.draft.core.prompt_tokens import PromptTokens
 from mintage.draft.core.prompt_tree import best_paths, build_tree_buffers, choose_limit, optimise_dynamic_tree
 from mintage.draft.core.target import Target
 from mintage.draft.core.tree import Topology

@@ -12,9 +12,10 @@ from scipy.optimize import linprog
 
 from mintage.draft import PromptLookup, SpecTr, TokenTree, Topology, Union, Warp, generate, spectr
 from mintage.draft.contract import Context
+from mintage.draft.core.kseq import kseq_residual, kseq_rho, kseq_select
 from mintage.draft.core.target import Target
 from mintage.draft.core.verify import TargetLaws
-from mintage.draft.spectr import KSEQ, kseq_residual, kseq_rho, kseq_select
+from mintage.draft.spectr import KSEQ
 from mintage.errors import UserError
 from mintage.models import TINY_VOCABULARY, tiny_causal_lm
 from mintage.testing.toys import TableLM
@@ -402,7 +403,7 @@ def test_equal_drafts_stay_candidates(monkeypatch):
         offered.append((tokens, len(uniforms), rate))
         return -1
 
-    monkeypatch.setattr(spectr, "_first_accepted", refuse)
+    monkeypatch.setattr(spectr, "first_accepted", refuse)
     logits = torch.tensor([0.1, 0.3, 0.6]).double().log().expand(2, 3)
     KSEQ().verify(tree, TargetLaws(logits, logits.argmax(-1), Warp(temperature=1.0)), None)
     ((tokens, uniforms, rate),) = offered

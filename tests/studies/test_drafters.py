@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mintage import catalog
-from mintage.bench.draft.study import DraftStudy
+from mintage.bench.draft.drafting import DraftStudy
 from mintage.draft import Target
 from mintage.draft.core import latency
 from mintage.draft.core.distilled import DistilledDrafter, cut_drafter

@@ -153,9 +153,10 @@ __getattr__, __dir__ = lazy_attributes(
     Warp="mintage.draft.core.warp:Warp",
     accuracy_along="mintage.draft.core.agreement:accuracy_along",
     generate="mintage.draft.core.loop:generate",
-    guess_accuracy="mintage.draft.core.prompt_tokens:guess_accuracy",
+    generate_inside_transformers="mintage.draft.core.loop:generate_inside_transformers",
+    guess_accuracy="mintage.draft.core.guessing:guess_accuracy",
     latency_curve="mintage.draft.core.latency:latency_curve",
     load_draft_model="mintage.draft.core.distilled:load_draft_model",
     step_cost="mintage.draft.core.agreement:step_cost",
-    text_initialised="mintage.draft.core.prompt_tokens:text_initialised",
+    text_initialised="mintage.draft.core.guessing:text_initialised",
 )

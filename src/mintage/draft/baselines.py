@@ -13,12 +13,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mintage.draft.contract import Context, Drafter
+from mintage.draft.contract import Context, Drafter, Scorer
 from mintage.draft.core.model_drafter import ModelDrafter
-from mintage.draft.core.target import Target
 from mintage.draft.core.tree import TokenTree, Topology, comb
 from mintage.draft.core.verify import RecursiveRejection, Verifier
-from mintage.draft.rsd import Growth, check_levels, gumbel_noise, gumbel_top_k
+from mintage.draft.rsd import LevelGrowth, check_levels, gumbel_noise, gumbel_top_k
 from mintage.options import option
 
 __all__ = ["Chain", "Plain", "PromptLookup", "SpecInfer", "independent_draws"]
@@ -63,7 +62,7 @@ class PromptLookup(Drafter):
         """Draft one chain of them."""
         return {"": f"length={nodes}"}
 
-    def begin(self, target: Target, context: Context) -> None:
+    def begin(self, target: Scorer, context: Context) -> None:
         """Start the request's record of how often a match of n tokens was right: right, tried."""
         context.memory[self] = [[p * _PRIOR_WEIGHT, _PRIOR_WEIGHT] for p in _PRIOR]
 
@@ -130,7 +129,7 @@ class Chain(ModelDrafter):
         length = min(self.length, context.room)
         if not length:
             return TokenTree.root_only(context.root)
-        growth = Growth(self.session(context), context)
+        growth = LevelGrowth(self.session(context), context)
         nodes: list[int] = []
         for level in range(length):
             if level:
@@ -215,7 +214,7 @@ class SpecInfer(ModelDrafter):
         levels = self.branching[: context.room]
         if not levels:
             return TokenTree.root_only(context.root)
-        growth = Growth(self.session(context), context)
+        growth = LevelGrowth(self.session(context), context)
         nodes, times = [0], [1]  # the first draw of every token below its parent, and how often it was drawn
         for level, count in enumerate(levels):
             if level:

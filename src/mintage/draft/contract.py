@@ -14,20 +14,43 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-from mintage.draft.core.target import Target
 from mintage.draft.core.tree import TokenTree
 from mintage.draft.core.verify import SampleAndDescend, Verifier
 from mintage.draft.core.warp import Warp
 from mintage.options import check_fields
 
-__all__ = ["Context", "Drafter"]
+__all__ = ["Context", "Drafter", "Scorer"]
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """What a drafter may ask of the target that it drafts for (`mintage.draft.core.target.Target`)."""
+
+    @property
+    def model(self) -> Any:
+        """The Hugging Face causal LM."""
+        ...
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of logits per position."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where its input must be."""
+        ...
+
+    def beside(self, model: Any) -> Any:
+        """Wrap a draft model like the target; it scores trees of its own."""
+        ...
 
 
 @dataclass
@@ -91,7 +114,7 @@ class Drafter(ABC):
         """
         return {"": f"budget={nodes}"} if "budget" in {f.name for f in fields(cls)} else {}
 
-    def check(self, target: Target) -> None:  # noqa: B027 (optional hook)
+    def check(self, target: Scorer) -> None:  # noqa: B027 (optional hook)
         """Refuse a target that this drafter was not trained for.
 
         Raises
@@ -100,7 +123,7 @@ class Drafter(ABC):
             It is such a target.
         """
 
-    def begin(self, target: Target, context: Context) -> None:  # noqa: B027 (optional hook)
+    def begin(self, target: Scorer, context: Context) -> None:  # noqa: B027 (optional hook)
         """Get ready for a request on `target`: check the vocabulary, allocate, fill ``context.memory[self]``."""
 
     @abstractmethod
@@ -132,7 +155,7 @@ class Drafter(ABC):
         transformers 5.23 hands a function neither the `streamer` nor the tokenizer of `stop_strings`: stream with
         `mintage.draft.generate`, and put ``StopStringCriteria(tokenizer, strings)`` among the `stopping_criteria`.
         """
-        from mintage.draft.core.loop import generate_inside_transformers
+        from mintage.draft import generate_inside_transformers
 
         return generate_inside_transformers(
             self, model, input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs

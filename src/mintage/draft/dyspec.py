@@ -15,32 +15,32 @@ recursive rejection keeps the target's law. (Dropping nodes by the value of thei
 
 Deviations: the best-first builder asks the draft model about several open nodes in one forward, which changes no draw;
 `max_depth` is ours. Not here: the verifier (`core.verify`), a block-sparse attention kernel (`block_order`
-only arranges the nodes for one), the choice of the tree size by latency.
+only arranges the nodes for one), the choice of the tree size by latency;
+whether acceptance is what is predicted (`mintage.draft.core.calibration`). Longer than 200 lines: the two builders and
+the drafter are read together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import count
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mintage.draft.contract import Context
+from mintage.draft.contract import Context, Scorer
 from mintage.draft.core.model_drafter import DraftSession, ModelDrafter
-from mintage.draft.core.target import Target
-from mintage.draft.core.tree import TokenTree, Topology
+from mintage.draft.core.tree import TokenTree, Topology, depth_first
 from mintage.draft.core.verify import RecursiveRejection, Verifier
 from mintage.draft.core.warp import Warp
 from mintage.errors import UserError
 from mintage.options import option
 
-__all__ = ["Bin", "DySpec", "Growth", "calibration", "depth_first", "grow_best_first", "grow_threshold", "tried"]
+__all__ = ["DySpec", "SlotGrowth", "grow_best_first", "grow_threshold"]
 
 _NO_MASS = 1e-12  # no slot opens for a smaller share of the draft law
 
@@ -51,7 +51,7 @@ Called first with the root (node 0, parent -1) alone; afterwards every parent wa
 """
 
 
-class Growth:
+class SlotGrowth:
     """A tree in growth; nodes are numbered as drawn, the root is 0.
 
     Parameters
@@ -125,7 +125,7 @@ class Growth:
 
 def grow_best_first(
     next_laws: NextLaws, root: int, budget: int, uniforms: Iterator[float], *, max_depth: int | None = None
-) -> Growth:
+) -> SlotGrowth:
     """Fill the `budget` most valuable slots, best first; ties go to the slot that opened first.
 
     Values of open slots sum to at most 1 and there are never more than `budget` of them, so with unlimited depth no
@@ -145,7 +145,7 @@ def grow_best_first(
     max_depth
         Nodes at this depth get no children.
     """
-    growth, opened = Growth(root), count()
+    growth, opened = SlotGrowth(root), count()
     heap = [(-1.0, next(opened), 0)]
     while heap and len(growth) <= budget:
         negative, _, node = heappop(heap)
@@ -165,7 +165,7 @@ def grow_best_first(
 
 def grow_threshold(
     next_laws: NextLaws, root: int, threshold: float, uniforms: Iterator[float], *, max_depth: int, max_nodes: int
-) -> Growth:
+) -> SlotGrowth:
     """Fill all slots worth more than `threshold`, layer by layer, with one draft forward per layer.
 
     Parameters
@@ -183,7 +183,7 @@ def grow_threshold(
     max_nodes
         Stop after this many nodes, the root not counted.
     """
-    growth, layer = Growth(root), [0]
+    growth, layer = SlotGrowth(root), [0]
     for _ in range(max_depth):
         room = max_nodes + 1 - len(growth)
         layer = [node for node in layer if growth.value[node] > threshold][:room]  # each gets one child at least
@@ -197,25 +197,6 @@ def grow_threshold(
                 slot = growth.draw(node, slot, next(uniforms))
         layer = list(range(first, len(growth)))
     return growth
-
-
-def depth_first(tree: TokenTree) -> TokenTree:
-    """Put the nodes in depth-first order, so that the ancestor mask is made of dense blocks, as in the paper.
-
-    Siblings keep their drawing order, so verification is unchanged.
-    """
-    order, pending = [], [0]
-    while pending:
-        order.append(node := pending.pop())
-        pending += reversed(tree.topology.children[node])
-    place = {old: new for new, old in enumerate(order)}
-    return replace(
-        tree,
-        tokens=tree.tokens[order],
-        topology=Topology([place[tree.topology.parent[old]] if old else -1 for old in order]),
-        confidence=None if tree.confidence is None else tree.confidence[order],
-        law_of=None if tree.law_of is None else tuple(tree.law_of[old] for old in order),
-    )
 
 
 class _Draft:
@@ -276,7 +257,7 @@ class DySpec(ModelDrafter):
     draft_temperature: float = option(0.6, "Of the draft model when the target is decoded greedily.", above=0)
     block_order: bool = option(False, "Depth-first node order.")
 
-    def begin(self, target: Target, context: Context) -> None:
+    def begin(self, target: Scorer, context: Context) -> None:
         """Open a session with the draft model."""
         greedy, generator = context.warp.greedy, context.generator
         if greedy:  # the output is fixed, so the draws are made reproducible too
@@ -307,36 +288,3 @@ class DySpec(ModelDrafter):
         from mintage.models import tiny_causal_lm
 
         return cls(draft_model=tiny_causal_lm(seed=1), budget=3, max_depth=2)
-
-
-# -- the paper's hypothesis ---------------------------------------------------------------------------------------
-
-
-class Bin(NamedTuple):
-    """A bin of `calibration`: mean predicted acceptance, observed share accepted, number of nodes."""
-
-    predicted: float
-    observed: float
-    nodes: int
-
-
-def tried(tree: TokenTree, path: Sequence[int]) -> list[tuple[float, bool]]:
-    """Return R[X] and the outcome of every node that a verifier tried on its way along the accepted `path`."""
-    if tree.confidence is None:
-        raise ValueError("the tree states no confidence, so there is no predicted acceptance")
-    value, outcomes = tree.confidence.tolist(), []
-    for node, accepted in zip(path, [*path[1:], -1], strict=True):
-        slot = value[node]
-        for child in tree.topology.children[node]:
-            outcomes.append((min(value[child] / slot, 1.0), child == accepted))
-            if child == accepted:
-                break
-            slot -= value[child]
-    return outcomes
-
-
-def calibration(values: Sequence[float], accepted: Sequence[bool], bins: int = 10) -> list[Bin]:
-    """Compare predicted with observed acceptance in `bins` groups of equal size, least confident first."""
-    predicted, observed = np.asarray(values, dtype=float), np.asarray(accepted, dtype=float)
-    groups = np.array_split(predicted.argsort(kind="stable"), bins)
-    return [Bin(float(predicted[g].mean()), float(observed[g].mean()), len(g)) for g in groups if len(g)]

@@ -22,11 +22,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mintage.draft.contract import Context, Drafter
+from mintage.draft.contract import Context, Drafter, Scorer
 from mintage.draft.core.latency import latency_curve
 from mintage.draft.core.prompt_tokens import PromptTokens
 from mintage.draft.core.prompt_tree import StateTree, build_tree_buffers, choose_limit, optimise_dynamic_tree
-from mintage.draft.core.target import Target
 from mintage.draft.core.tree import TokenTree
 from mintage.options import option
 
@@ -93,17 +92,17 @@ class PPD(Drafter):
             self._kept["tokens"] = PromptTokens.load(self.prompt_tokens)
         return self._kept["tokens"]
 
-    def check(self, target: Target) -> None:
+    def check(self, target: Scorer) -> None:
         """Refuse a target that the prompt tokens are not for."""
         self.tokens.check(target)
 
-    def begin(self, target: Target, context: Context) -> None:
+    def begin(self, target: Scorer, context: Context) -> None:
         """Check that the prompt tokens are the target's, and lay out the trees; nothing is guessed yet (m = 0)."""
         self.check(target)
         none = context.ids.new_zeros(0, self.tokens.ranks)
         context.memory[self] = _Memory(self._plans(target), none)
 
-    def _plans(self, target: Target) -> list[_Plan] | None:
+    def _plans(self, target: Scorer) -> list[_Plan] | None:
         tokens = self.tokens
         accuracies = tokens.accuracies.numpy()
         limit = self.limit

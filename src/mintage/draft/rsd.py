@@ -7,6 +7,7 @@ al., ICML 2019, arXiv 1903.06059) with a fixed number of nodes per level (RSD-S)
 
 The verification rule is `core.verify.recursive_rejection`; whether it pays is a question for `core.acceptance`.
 Not here: stopping below an end token (the loop drops what follows one), and training of draft models.
+Longer than 200 lines: both ways of drawing, and the growth by levels that the baselines share.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from mintage.draft.core.verify import RecursiveRejection, Verifier
 from mintage.errors import UserError
 from mintage.options import option
 
-__all__ = ["RSD", "Growth", "beam_step", "check_levels", "gumbel_noise", "gumbel_top_k", "stochastic_beam_step"]
+__all__ = ["RSD", "LevelGrowth", "beam_step", "check_levels", "gumbel_noise", "gumbel_top_k", "stochastic_beam_step"]
 
 
 # -- drawing without replacement ----------------------------------------------------------------------------------
@@ -130,7 +131,7 @@ def _best(scores: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
 # -- growing a tree -----------------------------------------------------------------------------------------------
 
 
-class Growth:
+class LevelGrowth:
     """A tree that grows by levels: one forward of the draft model, then new nodes below the ones it read.
 
     Attributes
@@ -251,7 +252,7 @@ class RSD(ModelDrafter):
         levels = min(self.levels, context.room)
         if not levels:
             return TokenTree.root_only(context.root)
-        growth = Growth(self.session(context), context)
+        growth = LevelGrowth(self.session(context), context)
         score = torch.zeros_like(growth.phi)
         nodes: list[int] = []
         for level in range(levels):
@@ -262,7 +263,7 @@ class RSD(ModelDrafter):
         return growth.tree()
 
     def _draw(
-        self, growth: Growth, score: Tensor, level: int, context: Context
+        self, growth: LevelGrowth, score: Tensor, level: int, context: Context
     ) -> tuple[Int[Tensor, " new"], Int[Tensor, " new"], Float[Tensor, " new"]]:
         """Draw one level: the frontier rows of the new nodes, their tokens and their perturbed log-probabilities."""
         logq, greedy = growth.logq, context.warp.greedy

@@ -15,213 +15,21 @@ V^K rows; the tests solve it for small V), and drafts drawn without replacement,
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from mintage.draft.contract import Context
+from mintage.draft.core.kseq import first_accepted, kseq_rho, normalised, residual
 from mintage.draft.core.model_drafter import ModelDrafter
 from mintage.draft.core.tree import TokenTree, Topology, rectangle
 from mintage.draft.core.verify import TargetLaws, Verdict, Verifier
 from mintage.draft.core.warp import draw
-from mintage.errors import UserError
 from mintage.options import option
 
-__all__ = ["KSEQ", "KSeqRate", "SpecTr", "kseq_residual", "kseq_rho", "kseq_select"]
-
-_DUST = 1e-14  # relative rounding error of sums over a vocabulary; no law is off by more
-_SLACK = 1e-9  # how far beyond validity a caller's own rho may be
-
-
-class KSeqRate(NamedTuple):
-    """How often K-SEQ accepts, per position.
-
-    Attributes
-    ----------
-    rho
-        The rule's parameter, in [1, K].
-    beta
-        Probability that one candidate is accepted, ``sum_x min(q(x), p(x) / rho)``.
-    accept_prob
-        Probability that one of the K is, ``1 - (1 - beta)^K``.
-    """
-
-    rho: Float[Tensor, "*positions"]
-    beta: Float[Tensor, "*positions"]
-    accept_prob: Float[Tensor, "*positions"]
-
-
-def kseq_rho(
-    p: Float[Tensor, "*positions vocabulary"],
-    q: Float[Tensor, "*positions draft_vocabulary"],
-    k: int,
-    tol: float = 1e-9,
-) -> KSeqRate:
-    """Find the smallest valid rho by bisection, at all positions at once.
-
-    rho is valid if ``f(rho) = 1 - (1 - beta)^K - rho beta`` is at most 0: no token is then emitted more often as an
-    accepted draft than p allows. f does not increase with rho and ``f(K) <= 0``. The bisection returns its upper end,
-    so rho is valid whatever `tol` is and the output law exact; a coarse `tol` only accepts a little less often.
-
-    Parameters
-    ----------
-    p, q
-        Laws of the target and of the draft model, warped. They are normalised and worked on in float64.
-    k
-        Number of candidates, drawn independently from q.
-    tol
-        Distance from the smallest valid rho.
-
-    Raises
-    ------
-    UserError
-        `k` is below 1, `tol` not positive, or the laws differ in shape.
-    """
-    p, q = _laws(p, q)
-    if not tol > 0:
-        raise UserError(f"tol={tol} is not positive; pass the precision of rho, e.g. 1e-9")
-    _check_count(k)
-    offered = (q > 0).reshape(-1, q.shape[-1]).any(0)  # nothing else overlaps with p
-    p, q = p[..., offered], q[..., offered]
-    lower = p.new_ones(p.shape[:-1])
-    upper = torch.where(_is_valid(_rate(p, q, k, lower), _DUST), lower, float(k))
-    for _ in range(max(0, math.ceil(math.log2((k - 1) / tol))) if k > 1 else 0):
-        middle = (lower + upper) / 2
-        valid = _is_valid(_rate(p, q, k, middle), _DUST)
-        upper = torch.where(valid, middle, upper)
-        lower = torch.where(valid, lower, middle)
-    return _rate(p, q, k, upper)
-
-
-def kseq_residual(
-    p: Float[Tensor, "*positions vocabulary"],
-    q: Float[Tensor, "*positions draft_vocabulary"],
-    k: int,
-    rho: Float[Tensor, "*positions"] | float | None = None,
-) -> Float[Tensor, "*positions vocabulary"]:
-    """Return the law of the token to emit after `k` rejections, in float64.
-
-    ``r(x) = (p(x) - min(q(x), p(x) / rho) (1 - (1 - beta)^K) / beta) / (1 - beta)^K``, and p itself where rejection
-    has probability 0.
-
-    Parameters
-    ----------
-    p, q, k
-        As in `kseq_rho`.
-    rho
-        A valid rho; by default the smallest.
-
-    Raises
-    ------
-    UserError
-        As in `kseq_rho`, or `rho` is not valid for these laws and this `k`.
-    """
-    p, q = _laws(p, q)
-    _check_count(k)
-    rate = kseq_rho(p, q, k) if rho is None else _given_rate(p, q, k, rho)
-    return _residual(p, q, rate)
-
-
-def kseq_select(
-    p: Float[Tensor, " vocabulary"],
-    q: Float[Tensor, " draft_vocabulary"],
-    tokens: Sequence[int] | Int[Tensor, " candidates"],
-    uniforms: Sequence[float] | Float[Tensor, " uniforms"],
-    rho: Float[Tensor, ""] | float | None = None,
-) -> tuple[int, Float[Tensor, " vocabulary"]]:
-    """Select one of K candidates at one position by K-SEQ.
-
-    Candidate i is accepted, and those after it not looked at, if its uniform is below ``p(x_i) / (rho q(x_i))``. The
-    emitted token, accepted or drawn from the residual, has law p.
-
-    Parameters
-    ----------
-    p, q
-        Laws of the target and of the draft model, warped.
-    tokens
-        The candidates, drawn independently from q, in drawing order; equal ones count as often as they were drawn.
-    uniforms
-        One number in [0, 1) per candidate.
-    rho
-        A valid rho for this number of candidates; by default the smallest.
-
-    Returns
-    -------
-    index, residual
-        Index of the accepted candidate or -1, and the law of the token to emit when none is accepted.
-
-    Raises
-    ------
-    UserError
-        As in `kseq_residual`; no candidate, a candidate outside the vocabulary, or not one uniform per candidate.
-    """
-    p, q = _laws(p, q)
-    tokens = [int(token) for token in tokens]
-    if len(uniforms) != len(tokens):
-        raise UserError(f"{len(tokens)} candidates, {len(uniforms)} uniforms; pass one uniform per candidate")
-    _check_count(len(tokens))
-    if min(tokens) < 0 or max(tokens) >= len(p):
-        raise UserError(f"a candidate is outside the vocabulary of {len(p)}: {tokens}")
-    rate = kseq_rho(p, q, len(tokens)) if rho is None else _given_rate(p, q, len(tokens), rho)
-    return _first_accepted(p, q, tokens, uniforms, rate), _residual(p, q, rate)
-
-
-def _first_accepted(p: Tensor, q: Tensor, tokens: list[int], uniforms: Sequence[float] | Tensor, rate: KSeqRate) -> int:
-    u = torch.as_tensor(uniforms, dtype=p.dtype, device=p.device)
-    accepted = (u * rate.rho * q[tokens] < p[tokens]).tolist()  # multiplied out: q may be 0
-    return accepted.index(True) if True in accepted else -1
-
-
-def _residual(p: Tensor, q: Tensor, rate: KSeqRate) -> Tensor:
-    offered = torch.where(rate.beta > 0, rate.accept_prob / rate.beta, 0.0)  # accepted mass per unit of overlap
-    rest = (p - _overlap(p, q, rate.rho) * offered[..., None]).clamp_min(0)
-    mass = rest.sum(-1, keepdim=True)
-    return torch.where(mass > _DUST, rest / mass, p)
-
-
-def _rate(p: Tensor, q: Tensor, k: int, rho: Tensor) -> KSeqRate:
-    beta = _overlap(p, q, rho).sum(-1).clamp_max(1)
-    return KSeqRate(rho, beta, -torch.expm1(k * torch.log1p(-beta)))  # 1 - (1 - beta)^k, exact for tiny beta too
-
-
-def _overlap(p: Tensor, q: Tensor, rho: Tensor) -> Tensor:
-    return torch.minimum(q, p / rho[..., None])
-
-
-def _is_valid(rate: KSeqRate, slack: float) -> Tensor:
-    return rate.accept_prob <= rate.rho * rate.beta * (1 + slack)
-
-
-def _given_rate(p: Tensor, q: Tensor, k: int, rho: Tensor | float) -> KSeqRate:
-    rho = torch.as_tensor(rho, dtype=p.dtype, device=p.device).expand(p.shape[:-1])
-    rate = _rate(p, q, k, rho)
-    if not ((rho >= 1) & _is_valid(rate, _SLACK)).all():
-        raise UserError(f"rho={rho.min():.6g} is too small for {k} candidates; leave it out, or pass at most {k}")
-    return rate
-
-
-def _laws(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-    if p.shape != q.shape:
-        raise UserError(
-            f"the target's law has shape {tuple(p.shape)}, the draft's {tuple(q.shape)}; they must share one vocabulary"
-        )
-    return _normalised(p), _normalised(q)
-
-
-def _normalised(law: Tensor) -> Tensor:
-    """Restore in float64 the total of 1 that a float32 law has lost; it is the law that was sampled."""
-    law = law.double()
-    return law / law.sum(-1, keepdim=True).clamp_min(torch.finfo(law.dtype).tiny)
-
-
-def _check_count(k: int) -> None:
-    if k < 1:
-        raise UserError(f"k={k}; K-SEQ selects among at least 1 candidate")
+__all__ = ["KSEQ", "SpecTr"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,13 +65,13 @@ class KSEQ(Verifier):
             surviving = [draft for draft in surviving if len(draft) >= depth]
             if not surviving:
                 return Verdict(path, draw(law, generator))
-            p, q = _laws(law, tree.law(path[-1]))
+            p, q = normalised(law, tree.law(path[-1]))
             candidates = [tokens[draft[depth - 1]] for draft in surviving]
             uniforms = torch.rand(len(candidates), dtype=torch.float64, device=law.device, generator=generator)
             rate = kseq_rho(p, q, len(candidates), self.tolerance)
-            index = _first_accepted(p, q, candidates, uniforms, rate)
+            index = first_accepted(p, q, candidates, uniforms, rate)
             if index < 0:
-                return Verdict(path, draw(_residual(p, q, rate), generator))
+                return Verdict(path, draw(residual(p, q, rate), generator))
             token = candidates[index]
             surviving = [draft for draft, other in zip(surviving, candidates, strict=True) if other == token]
             path = [0, *surviving[0][:depth]]

@@ -27,8 +27,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mintage.draft.contract import Context, Drafter
-from mintage.draft.core.target import Target
+from mintage.draft.contract import Context, Drafter, Scorer
 from mintage.draft.core.tree import TokenTree, Topology
 from mintage.errors import UserError
 from mintage.options import option
@@ -79,7 +78,7 @@ class SuffixDecoding(Drafter):
     _answers: list[Any] = field(default_factory=lambda: [np.empty(0, np.int64)], init=False, repr=False)
     _open: list[Context] = field(default_factory=list, init=False, repr=False)
 
-    def begin(self, target: Target, context: Context) -> None:
+    def begin(self, target: Scorer, context: Context) -> None:
         """Put the answers of earlier requests away, and start this one's record of how often matches were right."""
         self._file()
         context.memory[self] = _Memory()

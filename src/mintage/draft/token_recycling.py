@@ -7,7 +7,8 @@ nodes, accepted or not, goes back into M. M is kept across requests ("hot start"
 Deviations, both off by default. `budget` replaces the paper's fixed tree by the most promising nodes of each round: the
 drafter also keeps how sure the target was of each successor (softmax over its top k) and learns from its own rounds how
 often such a successor comes true. `recycle_prompt` also recycles the logits of the prompt. Not here: the authors'
-typical acceptance (not lossless).
+typical acceptance (not lossless). Longer than 200 lines: what is learned is
+checked, kept and loaded here, in the terms of the method.
 """
 
 from __future__ import annotations
@@ -26,9 +27,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mintage.draft.contract import Context, Drafter
+from mintage.draft.contract import Context, Drafter, Scorer
 from mintage.draft.core.latency import LatencyCurve, latency_curve
-from mintage.draft.core.target import Target
 from mintage.draft.core.tree import TokenTree, Topology
 from mintage.errors import UserError
 from mintage.files import replace_file
@@ -206,7 +206,7 @@ class TokenRecycling(Drafter):
             counts = self._learned[name]
             counts.view(-1).index_add_(0, index.flatten(), amount.flatten().to(counts.dtype))
 
-    def begin(self, target: Target, context: Context) -> None:
+    def begin(self, target: Scorer, context: Context) -> None:
         """Allocate (or load) what is learned once, and get the tree's shape or the latency curve for this request."""
         if not self._learned and self.store and Path(self.store).exists():
             self.load(self.store)

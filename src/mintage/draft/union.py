@@ -16,9 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mintage import catalog
-from mintage.draft.contract import Context, Drafter
+from mintage.draft.contract import Context, Drafter, Scorer
 from mintage.draft.core.latency import LatencyCurve, latency_curve
-from mintage.draft.core.target import Target
 from mintage.draft.core.tree import TokenTree, Topology
 from mintage.errors import UserError
 from mintage.options import option
@@ -62,12 +61,12 @@ class Union(Drafter):
         """Whether any of the drafters reads the prompt's logits."""
         return any(drafter.reads_prompt for drafter in self.drafters)
 
-    def check(self, target: Target) -> None:
+    def check(self, target: Scorer) -> None:
         """Refuse a target that any of the drafters refuses."""
         for drafter in self.drafters:
             drafter.check(target)
 
-    def begin(self, target: Target, context: Context) -> None:
+    def begin(self, target: Scorer, context: Context) -> None:
         """Begin all drafters."""
         for drafter in self.drafters:
             drafter.begin(target, context)
@@ -153,7 +152,6 @@ class Union(Drafter):
     @classmethod
     def tiny(cls) -> Union:
         """Make an instance for the laws."""
-        from mintage.draft.baselines import PromptLookup
-        from mintage.draft.token_recycling import TokenRecycling
+        from mintage.draft import PromptLookup, TokenRecycling
 
         return cls(drafters=(TokenRecycling.tiny(), PromptLookup.tiny()), budget=12)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from mintage.bench.draft.arms import PPD
+from mintage.bench.draft.drafting import DraftStudy, emitted
 from mintage.bench.draft.guesses import FREQUENT, TRAINED, UNTRAINED, guesses
 from mintage.bench.draft.run import DraftRun
-from mintage.bench.draft.study import DraftStudy, emitted
 from mintage.measure import Interval, bootstrap_ratio
 from mintage.measure.study import Comparison, Finding, above, at_least
 

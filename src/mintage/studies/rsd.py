@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from mintage.bench.draft.acceptance import acceptance
 from mintage.bench.draft.arms import CHAIN, INDEPENDENT, RSD_C, RSD_S
+from mintage.bench.draft.drafting import DraftStudy, emitted
 from mintage.bench.draft.run import DraftRun
-from mintage.bench.draft.study import DraftStudy, emitted
 from mintage.measure.study import Comparison, Finding, above, at_least
 
 __all__ = ["RSDStudy"]

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mintage.bench.draft.arms import CHAIN
+from mintage.bench.draft.drafting import DraftStudy
 from mintage.bench.draft.guesses import FREQUENT, choices, rival_choices
 from mintage.bench.draft.run import DraftRun
-from mintage.bench.draft.study import DraftStudy
 from mintage.draft import step_cost
 from mintage.measure.study import Finding, at_least, at_most
 

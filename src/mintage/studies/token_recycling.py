@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mintage.bench.draft.arms import AUTO, COLD, GENERATE, LOOKUP, RECYCLING
+from mintage.bench.draft.drafting import DraftStudy, emitted, emitted_over, speeds
 from mintage.bench.draft.run import DraftRun
-from mintage.bench.draft.study import DraftStudy, emitted, emitted_over, speeds
 from mintage.measure import Interval
 from mintage.measure.study import Comparison, Finding, above, at_least
 

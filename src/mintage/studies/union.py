@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mintage.bench.draft.arms import EVERYTHING, LOOKUP, UNION
+from mintage.bench.draft.drafting import DraftStudy, emitted
 from mintage.bench.draft.run import DraftRun
-from mintage.bench.draft.study import DraftStudy, emitted
 from mintage.measure.study import Comparison, Finding, above, at_least
 
 __all__ = ["UnionStudy"]

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mintage.bench.contract import Bench
-from mintage.bench.draft.drafting import Drafting
-from mintage.bench.draft.study import claim_rows
+from mintage.bench.draft.drafting import Drafting, claim_rows
 from mintage.measure import Figure, Result
 from mintage.options import option
 from mintage.progress import Note, Progress, silent, unheard

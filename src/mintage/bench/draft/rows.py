@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from mintage.bench.draft.arms import GENERATE
-from mintage.bench.draft.modelled import modelled_speed_up, offloaded, on_this_machine, streamed_bytes
-from mintage.bench.draft.run import DraftRun
-from mintage.draft import Target, latency_curve
+from mintage.bench.draft.run import DraftRun, Measurement
+from mintage.draft import LatencyCurve, Stats, Target, latency_curve
 from mintage.measure import (
     Interval,
     Result,
@@ -26,7 +26,7 @@ from mintage.measure import (
     tensor_bytes,
 )
 
-__all__ = ["metric_rows"]
+__all__ = ["drafting_seconds", "metric_rows", "modelled_speed_up", "offloaded", "on_this_machine", "streamed_bytes"]
 
 _MEMORY_TOKENS = 4  # tokens of the answer whose memory is taken
 _CACHED = 64 * 2**20  # weights smaller than this may stay in a processor's cache: no bandwidth bounds them
@@ -184,8 +184,51 @@ def _memory(run: DraftRun, name: str) -> Interval | None:
 # -- modelled -----------------------------------------------------------------------------------------------------
 
 
+# What measured drafting would cost on other terms: tokens, forwards and what they read are counted, the seconds of a
+# forward are modelled. Prefill and the loop's own work are left out on both sides, so these are upper limits.
+
+Forward = Callable[[float], float]
+"""Seconds of one forward that reads this many tokens."""
+
+
+def on_this_machine(curve: LatencyCurve) -> Forward:
+    """A forward takes what the measured latency curve says."""
+    return lambda tokens: float(curve(np.array(tokens)))
+
+
+def offloaded(weight_bytes: int, bytes_per_second: float) -> Forward:
+    """A forward takes as long as its weights take over a link, whatever it reads."""
+    seconds = weight_bytes / bytes_per_second
+    return lambda tokens: seconds
+
+
+def drafting_seconds(stats: Stats, target: Forward, draft: Forward | None) -> float:
+    """Model the seconds of one answer: every round at its mean number of nodes, every draft forward at its mean."""
+    seconds = stats.rounds * target(stats.tree_nodes / stats.rounds)
+    if stats.draft_forwards and draft is not None:
+        read = max(stats.draft_tokens - stats.prompt_tokens, 0)  # the prompt is its prefill
+        seconds += stats.draft_forwards * draft(max(read / stats.draft_forwards, 1.0))
+    return seconds
+
+
+def modelled_speed_up(measurement: Measurement, target: Forward, draft: Forward | None) -> Interval:
+    """Modelled seconds of as many single-token forwards, over those of the drafted answers."""
+    plain = [answer.stats.new_tokens * target(1.0) for answer in measurement.answers]
+    drafted = [drafting_seconds(answer.stats, target, draft) for answer in measurement.answers]
+    return bootstrap_ratio(plain, drafted)
+
+
+def streamed_bytes(model: Any) -> int:
+    """Bytes of weights that decoding one token must read: all of them, but of an untied input table one row only."""
+    table = model.get_input_embeddings().weight
+    head = model.get_output_embeddings()
+    tied = head is not None and head.weight.data_ptr() == table.data_ptr()
+    total = sum(p.numel() * p.element_size() for p in model.parameters())
+    return total if tied else total - (table.shape[0] - 1) * table.shape[1] * table.element_size()
+
+
 def _modelled(run: DraftRun, link: float) -> Iterable[_Metric]:
-    """Speed-ups on other terms, from counts that were measured; see `mintage.bench.draft.modelled`."""
+    """Speed-ups on other terms, from counts that were measured."""
     target = Target(run.lm.model)
     curve = latency_curve(target)
     draft = None if run.draft_model is None else on_this_machine(latency_curve(Target(run.draft_model)))

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from mintage.draft.core.kseq import kseq_rho
 from mintage.draft.core.verify import after_rejection
-from mintage.draft.spectr import kseq_rho
 from mintage.errors import UserError, did_you_mean
 
 __all__ = ["RULES", "Row", "Rule", "acceptance_table", "exact_acceptance", "random_pairs"]

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache as memoise
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 
-from mintage.draft.core.target import Target
 from mintage.draft.core.tree import TokenTree, Topology
 from mintage.files import cache_dir, replace_file
 
@@ -83,7 +83,7 @@ def _curve_at(path: str) -> LatencyCurve | None:
         return None
 
 
-def latency_curve(target: Target) -> LatencyCurve:
+def latency_curve(target: Any) -> LatencyCurve:
     """Return the target's curve on this machine, measured once (some seconds) and kept in mintage's cache.
 
     The key is the model's configuration, device, dtype, attention function, number of threads and torch version.
@@ -98,7 +98,7 @@ def latency_curve(target: Target) -> LatencyCurve:
     return curve
 
 
-def fingerprint_of(target: Target) -> str:
+def fingerprint_of(target: Any) -> str:
     """Name a target on this machine: what its speed depends on."""
     device = torch.cuda.get_device_name(target.device) if target.device.type == "cuda" else platform.processor()
     parts = (
@@ -116,7 +116,7 @@ def fingerprint_of(target: Target) -> str:
 
 
 @torch.no_grad()
-def _measure(target: Target) -> LatencyCurve:
+def _measure(target: Any) -> LatencyCurve:
     context = min(_CONTEXT, max(target.positions - max(_SIZES), 1)) if target.positions else _CONTEXT
     wanted = {*_SIZES, target.compiled, target.compiled + 1} - {0}  # a compiled step ends in a jump
     sizes = [n for n in sorted(wanted) if not target.positions or context + n <= target.positions]

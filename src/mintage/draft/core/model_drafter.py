@@ -14,15 +14,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mintage.draft.contract import Context, Drafter
-from mintage.draft.core.target import Target
+from mintage.draft.contract import Context, Drafter, Scorer
 from mintage.draft.core.tree import TokenTree
 from mintage.errors import UserError
 
 __all__ = ["DraftSession", "ModelDrafter", "open_session"]
 
 
-def open_session(model: Any, target: Target, context: Context) -> DraftSession:
+def open_session(model: Any, target: Scorer, context: Context) -> DraftSession:
     """Start drafting for one request with `model`.
 
     Raises
@@ -33,7 +32,7 @@ def open_session(model: Any, target: Target, context: Context) -> DraftSession:
     """
     if not hasattr(model, "get_output_embeddings"):
         raise UserError(f"draft_model is {type(model).__name__}, expected a causal LM, e.g. load_causal_lm(name).model")
-    draft = Target(model)
+    draft = target.beside(model)
     if draft.vocabulary != target.vocabulary:
         raise UserError(
             f"the draft model has {draft.vocabulary} tokens, the target {target.vocabulary}; "
@@ -60,7 +59,7 @@ class DraftSession:
     the drafter adds them. Only nodes that get children need to be extended; leaves cost no draft forward.
     """
 
-    def __init__(self, draft: Target, context: Context) -> None:
+    def __init__(self, draft: Any, context: Context) -> None:
         self.draft, self.context = draft, context
         self.cache = draft.new_cache(1, len(context.ids) + context.room + 64)
         self._clear()
@@ -163,7 +162,7 @@ class ModelDrafter(Drafter):
 
     draft_model: Any = field(repr=False)
 
-    def begin(self, target: Target, context: Context) -> None:
+    def begin(self, target: Scorer, context: Context) -> None:
         """Open the draft model's side of the request; `open_session` tells which models it refuses."""
         context.memory[self] = open_session(self.draft_model, target, context)
 

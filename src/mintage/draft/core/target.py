@@ -78,6 +78,10 @@ class Target:
             self._compare_with_paths()
             _checked.add(model)
 
+    def beside(self, model: Any) -> Target:
+        """Wrap a draft model, whatever runs this target's own forwards."""
+        return Target(model)
+
     @property
     def vocabulary(self) -> int:
         """Number of logits per position."""

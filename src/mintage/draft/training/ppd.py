@@ -9,7 +9,8 @@ import json
 from dataclasses import dataclass
 
 from mintage.draft.core.continuations import continuations
-from mintage.draft.core.prompt_tokens import PromptTokens, guess_accuracy, text_initialised
+from mintage.draft.core.guessing import guess_accuracy, text_initialised
+from mintage.draft.core.prompt_tokens import PromptTokens
 from mintage.draft.core.target import Target
 from mintage.draft.training.prompt_tokens import PromptTokenRecipe
 from mintage.draft.training.prompts import PromptedTraining

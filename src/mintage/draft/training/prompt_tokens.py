@@ -17,7 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mintage.draft.core.continuations import Continuation
-from mintage.draft.core.prompt_tokens import PromptTokens, guess_logits
+from mintage.draft.core.guessing import guess_logits
+from mintage.draft.core.prompt_tokens import PromptTokens
 from mintage.draft.core.target import Target
 from mintage.errors import UserError
 
