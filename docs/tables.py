@@ -228,13 +228,13 @@ def _claims_in_brief(rows: Sequence[Result]) -> str:
 def draft_speeds(rows: Sequence[Result]) -> str:
     """Every decoder of the widest greedy bfloat16 run: how many tokens a forward emits, and how fast it is.
 
-    Of equally wide ones the newest; the points of a budget curve are no decoders to choose from.
+    Of equally wide ones the newest; the points of a curve over numbers of nodes are no decoders to choose from.
     """
     kept = [r for r in rows if r.job == "draft" and not r.claim and r.settings.get("dtype") == "bfloat16"]
     kept = [r for r in kept if r.settings.get("temperature") == 0]
     runs: dict[str, set[str]] = {}
     for r in kept:
-        if "--budgets" not in r.command:
+        if "--budgets" not in r.command and "--nodes" not in r.command:  # what it was called before
             runs.setdefault(r.command, set()).add(r.method)
     widest = max(reversed(runs), key=lambda command: len(runs[command]), default="")
     kept = [r for r in kept if r.command == widest]  # never numbers of two runs in one table

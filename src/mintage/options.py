@@ -234,4 +234,4 @@ def _described(kind: Any, value: Any) -> str:
 
 
 def _example(default: Any) -> str:
-    return "" if default is dataclasses.MISSING or default is None else f", e.g. {default!r}"
+    return "" if default is dataclasses.MISSING or default in (None, ()) else f", e.g. {default!r}"

@@ -150,13 +150,11 @@ def test_the_next_command_exists(verb):
 def light(monkeypatch, tiny_folder):
     """Put the tiny model in the place of every other one, and two prompts in the place of all."""
     from mintage import models
-    from mintage.bench.draft import joint as bench
+    from mintage.bench.draft import drafting
 
-    load, run = models.load_causal_lm, bench.run
-
-    @wraps(run)
-    def short_run(methods, **settings):
-        return run(methods, **settings | {"model": tiny_folder, "limit": 2, "max_new_tokens": 4})
+    load, prepare = models.load_causal_lm, drafting.Drafting.prepare
+    short = wraps(prepare)(lambda self, *plan, **told: prepare(replace(self, limit=2, max_new_tokens=4), *plan, **told))
+    monkeypatch.setattr(drafting.Drafting, "prepare", short)
 
     from mintage.audit import needle_threading
 
@@ -167,8 +165,7 @@ def light(monkeypatch, tiny_folder):
         return wraps(function)(lambda *args, **kwargs: signature.bind(*args, **kwargs) and list(gives))
 
     monkeypatch.setattr(models, "load_causal_lm", lambda name, **settings: load(tiny_folder, **settings))
-    monkeypatch.setattr(bench, "load_causal_lm", lambda name, **settings: load(tiny_folder, **settings))
-    monkeypatch.setattr(bench, "run", short_run)
+    monkeypatch.setattr(drafting, "load_causal_lm", lambda name, **settings: load(tiny_folder, **settings))
     from mintage.bench.keep import joint as keep_bench
 
     few = {"model": tiny_folder, "texts": 1, "contexts": (96,), "room": (4,), "dtype": "float32"}
@@ -531,7 +528,8 @@ def prompts(tmp_path):
 @pytest.fixture
 def bench(mintage, tiny_folder, prompts):
     def run(*arguments):
-        return mintage("bench", *arguments, "--model", tiny_folder, "--prompts", prompts, "--dtype", "float32", "-n", 6)
+        files = "--model", tiny_folder, "--prompts", prompts
+        return mintage("bench", "draft", *arguments, *files, "--dtype", "float32", "-n", 6)
 
     return run
 
@@ -543,10 +541,10 @@ def test_bench_appends_prints_and_feeds_the_report(bench, mintage, tmp_path):
         assert name in done.out
     lines = (tmp_path / "results" / "draft.jsonl").read_text().splitlines()
     assert f"appended {len(lines)} rows to results/draft.jsonl; next: mintage report" in done.err
-    assert len(done.err.splitlines()) == 1, done.err
+    assert {line.partition(":")[0] for line in done.err.splitlines()[:-1]} == {"answers at temperature 0"}
     rows = [json.loads(line) for line in lines]
     command = rows[0]["command"]
-    assert command.startswith("mintage bench token-recycling:budget=4 prompt-lookup --model ")
+    assert command.startswith("mintage bench draft token-recycling:budget=4 prompt-lookup --model ")
     bench("prompt-lookup")
     assert (tmp_path / "results" / "draft.jsonl").read_text().splitlines()[: len(lines)] == lines
 
@@ -562,7 +560,7 @@ def test_bench_as_json_without_saving(bench, tmp_path):
     rows = [json.loads(line) for line in done.out.splitlines()]
     assert {row["method"] for row in rows} >= {"plain"}
     assert {row["n"] for row in rows if not row["metric"].startswith("peak memory")} == {3}
-    assert done.err == ""
+    assert all(line.startswith("answers at temperature 0: ") for line in done.err.splitlines())
     assert not (tmp_path / "results").exists()
 
 
@@ -573,16 +571,16 @@ def test_bench_options_reach_the_run(bench):
     assert {row["n"] for row in rows if not row["metric"].startswith("peak memory")} == {2}
 
 
-def test_bench_takes_lists_of_temperatures_and_budgets(bench, tmp_path, monkeypatch):
+def test_bench_takes_lists_of_temperatures_and_nodes(bench, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    done = bench("rsd", "--budgets", "2,4", "-t", "0,1", "--no-assisted", "--no-save", "--limit", 2)
+    done = bench("rsd", "--nodes", "2,4", "-t", "0,1", "--no-assisted", "--no-save", "--limit", 2)
     lines = done.out.splitlines()
     assert [line for line in lines if line.startswith("temperature")] == ["temperature 0", "temperature 1"]
     for spec in ("rsd:branching=2x1", "rsd:branching=1x1", "rsd:width=2,depth=2", "rsd:width=1,depth=2"):
         assert any(line.strip().startswith(spec) for line in lines), spec
     assert "modelled speed" in done.out
     assert max(map(len, lines)) <= 80
-    assert not list((tmp_path / ".mintage" / "bench").iterdir())
+    assert not list((tmp_path / ".mintage" / "bench" / "draft").iterdir())
 
 
 def test_a_table_too_wide_for_the_console_goes_on_below(bench, monkeypatch):
@@ -597,7 +595,7 @@ def test_a_table_too_wide_for_the_console_goes_on_below(bench, monkeypatch):
 
 def test_bench_notes_go_to_standard_error(bench):
     done = bench("plain", "--no-assisted", "--json", "--no-save", "--limit", 1)
-    assert done.err.strip() == "one prompt has no interval: claims are not tested; pass --limit 2 or more"
+    assert done.err.splitlines()[0] == "one prompt has no interval: claims are not tested; pass --limit 2 or more"
     assert [json.loads(line)["method"] for line in done.out.splitlines()]
 
 
@@ -656,7 +654,7 @@ def test_a_page_that_cannot_be_written(mintage, make_draft_results, tmp_path):
         (["--draft", "prompt-lookup:length=x"], "prompt-lookup: length='x' is not int"),
         (["--draft", "token-recycling:budget=x"], "budget='x' is not int or one of template, auto"),
         (["--draft", "prompt-lookup:length"], "'prompt-lookup:length': 'length' is not key=value; write e.g. "),
-        (["--draft", "prompt-lookup:length=0"], "length=0, ngram=3; both must be at least 1"),
+        (["--draft", "prompt-lookup:length=0"], "length=0 is out of range; pass a number at least 1, e.g. 10"),
         (["--draft", "token-recycling+budget=0"], "budget=0"),
         (["--draft", "prompt-lookup", "--table", "t"], "--table needs token-recycling among the drafters"),
         (["--raw", "--system", "Be brief"], "--system is part of the chat, which --raw leaves out"),
@@ -728,30 +726,30 @@ def test_a_table_of_another_kind(tiny, save_tiny_model, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["token-recyclin"], "unknown method 'token-recyclin'; did you mean 'token-recycling'?"),
+        (["token-recyclin"], "bench has no 'token-recyclin'; did you mean 'token-recycling'?"),
         (["draft", "token-recyclin"], "unknown method 'token-recyclin'; did you mean 'token-recycling'?"),
-        (["plain", "pitome"], "plain, pitome belong to different jobs (draft, reduce); bench one job at a time"),
-        (["codec"], "the codec job has no bench yet; ready: draft"),
+        (["draft", "plain", "pitome"], "pitome belongs to the reduce job, not to draft"),
+        (["codec"], "the codec job has no bench yet; these have: draft, keep"),
+        (["plain"], "plain has no claim check; beside others: mintage bench draft plain"),
+        (["token-recycling:budget=4"], "is an arm, not a paper: its claim check has options of its own"),
         (["draft", "--prompts", "absent.jsonl"], "cannot read absent.jsonl: No such file or directory"),
         (["draft", "--prompts", "broken.jsonl"], "broken.jsonl, line 2: not JSON"),
         (["draft", "--prompts", "odd.jsonl"], "odd.jsonl, prompt 1: expected"),
-        (["draft", "--limit", "-1"], "limit=-1; keep at least 1 prompt"),
-        (["draft", "-n", "0"], "max_new_tokens=0; a bench needs at least 1"),
-        (["draft", "-t", "0;1"], "--temperature '0;1' is not a list of numbers; write e.g. 0,0.6,1"),
-        (["draft", "--budgets", "4,x"], "--budgets '4,x' is not a list of numbers; write e.g. 4,8,16"),
-        (["draft", "--budgets", "0"], "budget=0; a tree has at least 1 node below the root, e.g. --budgets 4,8,16,32"),
-        (
-            ["dyspec:budget=4", "--budgets", "8"],
-            "'dyspec:budget=4' has its shape already; with --budgets give bare names",
-        ),
-        (["draft", "--link-bandwidth", "0"], "link_bandwidth=0.0 is not positive; pass GB/s, e.g. 16"),
-        (["draft", "-t", "-1"], "temperature=-1.0 is negative"),
-        (["draft", "--out", "odd.jsonl"], "odd.jsonl: File exists"),
+        (["draft", "--limit", "-1"], "limit=-1 is out of range; pass a number at least 0, e.g. 24"),
+        (["token-recycling", "--limit", "-1"], "limit=-1 is out of range; pass a number at least 0, e.g. 24"),
+        (["draft", "-n", "0"], "max_new_tokens=0 is out of range; pass a number at least 1, e.g. 96"),
+        (["draft", "-t", "0;1"], "--temperature '0;1' is not a number"),
+        (["draft", "--nodes", "4,x"], "--nodes 'x' is not a whole number"),
+        (["draft", "--nodes", "0"], "nodes=0 is out of range; pass a number at least 1"),
+        (["draft", "dyspec:budget=4", "--nodes", "8"], "has its shape already; with --nodes give bare names"),
+        (["draft", "--link-bandwidth", "0"], "link_bandwidth=0.0 is out of range; pass a number above 0, e.g. 16.0"),
+        (["draft", "-t", "-1"], "temperature=-1.0 is out of range; pass a number at least 0"),
+        (["draft", "--out", "odd.jsonl"], "odd.jsonl/draft.jsonl cannot be written: File exists; pass another path"),
     ],
 )
 def test_mistakes_in_a_bench_are_told_before_the_model_loads(mintage, monkeypatch, tmp_path, arguments, line):
     monkeypatch.setattr(
-        "mintage.bench.draft.joint.load_causal_lm", lambda *_, **__: pytest.fail("the model was loaded")
+        "mintage.bench.draft.drafting.load_causal_lm", lambda *_, **__: pytest.fail("the model was loaded")
     )
     (tmp_path / "broken.jsonl").write_text('{"prompt": "fine"}\n{"prompt": \n')
     (tmp_path / "odd.jsonl").write_text('{"text": "no prompt"}\n')
@@ -760,8 +758,8 @@ def test_mistakes_in_a_bench_are_told_before_the_model_loads(mintage, monkeypatc
 
 
 def test_a_bench_of_an_unknown_model(mintage):
-    assert "'no/such' is neither a folder nor" in told(mintage("bench", "plain", "--model", "no/such"))
-    assert "unknown dtype 'int8'" in told(mintage("bench", "plain", "--dtype", "int8"))
+    assert "'no/such' is neither a folder nor" in told(mintage("bench", "draft", "plain", "--model", "no/such"))
+    assert "unknown dtype 'int8'" in told(mintage("bench", "draft", "plain", "--dtype", "int8"))
 
 
 @pytest.mark.parametrize("arguments", [["generate"], ["bench"], ["generate", "x", "--no-such"], ["nosuch"], ["-x"]])
@@ -769,4 +767,4 @@ def test_wrong_usage_has_status_two_and_no_traceback(mintage, arguments):
     done = mintage(*arguments)
     assert done.status == 2
     assert "Traceback" not in done.err
-    assert "Usage: " in done.err
+    assert "Usage: " in done.out + done.err

@@ -28,7 +28,7 @@ def test_the_table_is_the_references_within_the_noise_of_25_pairs():
             assert abs(mean - REFERENCE[row.scale, row.correlation][rule]) < 2.5 * noise, (row, rule)
 
 
-def test_rsd_wins_on_peaked_laws_and_loses_to_kseq_on_flat_close_ones():
+def test_rsd_wins_on_peaked_distributions_and_loses_to_kseq_on_flat_close_ones():
     for scale, correlation in REFERENCE:
         p, q = random_pairs(scale, correlation, pairs=1000)
         value = {rule: exact_acceptance(p, q, 3, rule) for rule in RULES}
@@ -42,7 +42,7 @@ def test_rsd_wins_on_peaked_laws_and_loses_to_kseq_on_flat_close_ones():
 
 def test_pairs_have_the_scale_and_correlation_asked_for():
     p, q = random_pairs(2.0, 0.7, pairs=4000)
-    logits = [law.log() - law.log().mean(-1, keepdim=True) for law in (p, q)]
+    logits = [probs.log() - probs.log().mean(-1, keepdim=True) for probs in (p, q)]
     assert float(logits[0].std()) == pytest.approx(2 * np.sqrt(5 / 6), rel=0.03)
     assert np.corrcoef(logits[0].flatten(), logits[1].flatten())[0, 1] == pytest.approx(0.7, abs=0.02)
 

@@ -176,7 +176,7 @@ def test_what_the_loop_asks_of_a_target():
     assert Target(TableLM.random()).vocabulary == 12
 
 
-# -- refusals ---------------------------------------------------------------------------------------------------------
+# -- refusals -------------------------------------------------------------------------------------------------------
 
 MAMBA = {"vocab_size": 24, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}

@@ -13,7 +13,7 @@ from mintage.draft import RSD, Chain, Plain, PromptLookup, SpecInfer, TokenTree,
 from mintage.draft.baselines import _PRIOR, independent_draws
 from mintage.draft.contract import Context
 from mintage.draft.core.target import Target
-from mintage.draft.core.verify import TargetLaws, after_rejection, recursive_rejection
+from mintage.draft.core.verify import TargetProbs, after_rejection, recursive_rejection
 from mintage.draft.core.warp import Warp
 from mintage.errors import UserError
 from mintage.models import tiny_causal_lm
@@ -42,7 +42,7 @@ def looked_up(ids, length, ngram):
     return [], 0
 
 
-# -- plain ------------------------------------------------------------------------------------------------------------
+# -- plain ----------------------------------------------------------------------------------------------------------
 
 
 def test_plain_is_one_token_per_forward():
@@ -54,7 +54,7 @@ def test_plain_is_one_token_per_forward():
     assert out.stats.offered == out.stats.accepted == []
 
 
-# -- prompt lookup ----------------------------------------------------------------------------------------------------
+# -- prompt lookup --------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=100, deadline=None)
@@ -149,11 +149,11 @@ def test_a_chain_is_rsd_with_one_child_per_node(temperature):
     assert one.topology.parent == (-1, 0, 1, 2) == other.topology.parent
     assert torch.equal(one.tokens, other.tokens)
     assert torch.equal(one.confidence, other.confidence)
-    assert one.law_of == other.law_of
+    assert one.distribution_of == other.distribution_of
 
 
 def test_a_chain_drafts_as_transformers_accepts():
-    """Accepted per drafted token: the overlap of the two laws, as speculative sampling has it."""
+    """Accepted per drafted token: the overlap of the two distributions, as speculative sampling has it."""
     model, small = TableLM.random(order=1), TableLM.random(seed=1, order=1)
     stats = generate(model, IDS, Chain(draft_model=small, length=1), max_new_tokens=600, temperature=1.0, seed=0).stats
     p, q = model.table[0].softmax(-1), small.table[0].softmax(-1)
@@ -163,16 +163,16 @@ def test_a_chain_drafts_as_transformers_accepts():
 
 
 def test_independent_draws_follow_each_row():
-    law = torch.tensor([[0.5, 0.0, 0.3, 0.2], [0.0, 1.0, 0.0, 0.0], [0.1, 0.2, 0.7, 0.0]])
+    probs = torch.tensor([[0.5, 0.0, 0.3, 0.2], [0.0, 1.0, 0.0, 0.0], [0.1, 0.2, 0.7, 0.0]])
     counts = [20_000, 5, 10_000]
-    rows, tokens = independent_draws(law, counts, torch.Generator().manual_seed(0))
+    rows, tokens = independent_draws(probs, counts, torch.Generator().manual_seed(0))
     assert torch.bincount(rows).tolist() == counts
     for row, count in enumerate(counts):
         seen = torch.bincount(tokens[rows == row], minlength=4)
-        assert (seen[law[row] == 0] == 0).all()
-        some = law[row] > 0
+        assert (seen[probs[row] == 0] == 0).all()
+        some = probs[row] > 0
         if some.sum() > 1:
-            assert chisquare(seen[some], law[row][some].double() / law[row].double().sum() * count).pvalue > 1e-4
+            assert chisquare(seen[some], probs[row][some].double() / probs[row].double().sum() * count).pvalue > 1e-4
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -199,34 +199,34 @@ def test_specinfer_at_temperature_zero_drafts_distinct_tokens():
     drafter = SpecInfer(draft_model=TableLM.random(seed=1), branching=(3, 2))
     tree = drafter.propose(sampling(drafter, temperature=0.0))
     assert len(tree) == 10
-    assert tree.laws is None
+    assert tree.distributions is None
     for below in tree.topology.children:
         assert len(set(tree.tokens[list(below)].tolist())) == len(below)
 
 
-def test_two_levels_of_repeats_keep_the_targets_law_exactly():
-    """Enumerate all draws of a (2, 1) tree with pooled repeats and both levels' coins: the first two tokens' law."""
+def test_two_levels_of_repeats_keep_the_targets_distribution_exactly():
+    """Enumerate all draws of a (2, 1) tree with pooled repeats and both levels' coins: how the first two tokensthe first two tokens."""
     generator = torch.Generator().manual_seed(0)
     p, q = (torch.randn(3, 2, 2, generator=generator, dtype=torch.float64) * 2).softmax(-1)[:2].unbind(0)
     first_p, first_q = torch.tensor([[0.2, 0.8], [0.7, 0.3]], dtype=torch.float64)
 
     def emitted(p, q, tokens):
-        """Law of (accepted child or None, token) at one node."""
-        law, reached = {}, 1.0
+        """Distribution of (accepted child or None, token) at one node."""
+        probs, reached = {}, 1.0
         for k, token in enumerate(tokens):
             theta = float((p[token] / q[token]).clamp_max(1))
-            law[k, token] = law.get((k, token), 0) + reached * theta
+            probs[k, token] = probs.get((k, token), 0) + reached * theta
             reached *= 1 - theta
             p, q = after_rejection(p, q, torch.tensor(token), replacement=True)
         for token in range(2):
-            law[None, token] = reached * float(p[token])
-        return law
+            probs[None, token] = reached * float(p[token])
+        return probs
 
     joint = torch.zeros(2, 2, dtype=torch.float64)
     for pair in product(range(2), repeat=2):
         chance = float(first_q[pair[0]] * first_q[pair[1]])
         for (k, token), share in emitted(first_p, first_q, pair).items():
-            if k is None:  # the round ends; the next one starts with the target's law
+            if k is None:  # the round ends; the next one starts with the target's distribution
                 joint[token] += chance * share * p[token]
                 continue
             times = Counter(pair)[token]
@@ -241,10 +241,13 @@ def test_specinfer_verifies_repeats_as_candidates_of_their_own():
     p, q = torch.tensor([0.1, 0.9]).double(), torch.tensor([0.9, 0.1]).double()
     assert recursive_rejection(p, q, [0, 0, 1], [0.5, 0.0, 0.0], replacement=True)[0] == 2
     tree = TokenTree(
-        tokens=torch.tensor([0, 0, 0, 1]), topology=Topology([-1, 0, 0, 0]), laws=q[None], law_of=(0, -1, -1, -1)
+        tokens=torch.tensor([0, 0, 0, 1]),
+        topology=Topology([-1, 0, 0, 0]),
+        distributions=q[None],
+        distribution_of=(0, -1, -1, -1),
     )
     logits = torch.tensor([[0.0, 50.0]] * 4, dtype=torch.float64)
-    verdict = SpecInfer.verifier.verify(tree, TargetLaws(logits, logits.argmax(-1), Warp(temperature=1.0)), None)
+    verdict = SpecInfer.verifier.verify(tree, TargetProbs(logits, logits.argmax(-1), Warp(temperature=1.0)), None)
     assert list(verdict.path) == [0, 3]
 
 

@@ -266,7 +266,7 @@ def test_rows_that_end_early_leave_the_others_as_they_were(tiny, monkeypatch):
     assert len(cut["hidden"]) == int((cut["length"] - cut["given"]).sum())
 
 
-def test_samples_follow_the_targets_law(tiny):
+def test_samples_follow_the_targets_distribution(tiny):
     model = tiny_causal_lm(initializer_range=0.3)
     lm = CausalLM(model, tiny.tokenizer, "toy")
     many = 4000
@@ -274,8 +274,8 @@ def test_samples_follow_the_targets_law(tiny):
     firsts = got["ids"].long().split(got["length"].tolist())[many:]
     seen = torch.stack([row[3] for row in firsts]).bincount(minlength=TINY_VOCABULARY) / many
     with torch.no_grad():
-        law = model(torch.tensor([[3, 1, 4]])).logits[0, -1].softmax(-1)
-    assert float((seen - law).abs().sum()) / 2 < 3 * math.sqrt(TINY_VOCABULARY / many)
+        probs = model(torch.tensor([[3, 1, 4]])).logits[0, -1].softmax(-1)
+    assert float((seen - probs).abs().sum()) / 2 < 3 * math.sqrt(TINY_VOCABULARY / many)
 
 
 def test_answers_are_kept_and_written_once(tiny, answered, monkeypatch):
@@ -549,7 +549,7 @@ def test_tokens_without_probability_are_never_drafted(name, temperature, monkeyp
     assert drafted
     assert drafted <= set(KNOWN.tolist())
     assert all(tree.confidence is None or tree.confidence.isfinite().all() for tree in trees)
-    assert all(tree.laws is None or not tree.laws.isnan().any() for tree in trees)
+    assert all(tree.distributions is None or not tree.distributions.isnan().any() for tree in trees)
     assert out.sequences.shape[1] == 45
 
 
@@ -563,7 +563,7 @@ def test_greedy_output_is_the_targets(name):
 
 
 @pytest.mark.parametrize("name", DRAFTERS)
-def test_sampled_output_has_the_targets_law(name):
+def test_sampled_output_has_the_targets_distribution(name):
     target = tiny_causal_lm(initializer_range=0.3)
     prompt, drafter, many = torch.tensor([[3, 1, 4]]), DRAFTERS[name](sparse(target)), 200
     seen = torch.zeros(TINY_VOCABULARY)
@@ -571,8 +571,8 @@ def test_sampled_output_has_the_targets_law(name):
         out = generate(target, prompt, drafter, max_new_tokens=2, temperature=1.0, seed=seed)
         seen[out.sequences[0, 3]] += 1
     with torch.no_grad():
-        law = target(prompt).logits[0, -1].softmax(-1)
-    statistic = float(((seen - many * law) ** 2 / (many * law)).sum())
+        probs = target(prompt).logits[0, -1].softmax(-1)
+    statistic = float(((seen - many * probs) ** 2 / (many * probs)).sum())
     assert statistic < 31.3  # chi-square, 11 degrees of freedom, p = 0.001
 
 

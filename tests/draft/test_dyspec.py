@@ -1,4 +1,4 @@
-"""DySpec: the reference vectors, the laws of the paper's builders, and the exact output law by enumeration."""
+"""DySpec: the reference vectors, the laws of the paper's builders, and the exact output distribution by enumeration."""
 
 import heapq
 import itertools
@@ -14,7 +14,7 @@ from mintage.draft import DySpec, Topology, Union, generate
 from mintage.draft.baselines import PromptLookup
 from mintage.draft.core.calibration import calibration, tried
 from mintage.draft.core.tree import TokenTree, depth_first
-from mintage.draft.core.verify import RecursiveRejection, TargetLaws, recursive_rejection
+from mintage.draft.core.verify import RecursiveRejection, TargetProbs, recursive_rejection
 from mintage.draft.core.warp import Warp
 from mintage.draft.dyspec import SlotGrowth, grow_best_first, grow_threshold
 from mintage.errors import UserError
@@ -41,22 +41,22 @@ class Table:
 
 
 class PathDraft(Table):
-    """A draft whose law depends on the whole path, so that no two nodes tie."""
+    """A draft whose distribution depends on the whole path, so that no two nodes tie."""
 
     def __init__(self, size, seed, scale):
         super().__init__(torch.zeros(size, size))
         self.seed, self.scale, self.paths = seed, scale, {-1: ()}
 
-    def law(self, path):
+    def distribution(self, path):
         logits = np.random.default_rng([self.seed, *path]).standard_normal(len(self.table)) * self.scale
-        law = np.exp(logits - logits.max())
-        return law / law.sum()
+        probs = np.exp(logits - logits.max())
+        return probs / probs.sum()
 
     def __call__(self, nodes, tokens, parents):
         for node, token, parent in zip(nodes, tokens, parents, strict=True):
             self.paths[node] = (*self.paths[parent], token)
         super().__call__(nodes, tokens, parents)
-        return torch.from_numpy(np.stack([self.law(self.paths[node]) for node in nodes]))
+        return torch.from_numpy(np.stack([self.distribution(self.paths[node]) for node in nodes]))
 
 
 def random_table(size, seed=0, scale=1.5):
@@ -122,25 +122,25 @@ def test_verification_vectors(name, run, reorder, monkeypatch):
     old = {spelling(drawn, node): node for node in range(len(drawn))}
     accept, bonus, at = data[f"u_accept{run}_f64"], {}, [0]
 
-    def rejection(law, draft, tokens, _, **rule):
+    def rejection(probs, draft, tokens, _, **rule):
         below = tree.topology.children[at[-1]]
         own = [float(accept[old[spelling(tree, child)]]) for child in below]
-        index, rest = recursive_rejection(law, draft, tokens, own, **rule)
+        index, rest = recursive_rejection(probs, draft, tokens, own, **rule)
         at.append(below[index])
         return index, rest
 
-    def draw(law, _):
-        bonus["law"] = law
-        mass = law.cumsum(-1)
+    def draw(probs, _):
+        bonus["distribution"] = probs
+        mass = probs.cumsum(-1)
         return int(torch.searchsorted(mass, float(data[f"u_bonus{run}_f64"]) * mass[-1], right=True))
 
     monkeypatch.setattr("mintage.draft.core.verify.recursive_rejection", rejection)
     monkeypatch.setattr("mintage.draft.core.verify.draw", draw)
     logits = torch.as_tensor(data["target_f64"]).log()[tree.tokens]
-    target = TargetLaws(logits, logits.argmax(-1), Warp(temperature=1.0))
+    target = TargetProbs(logits, logits.argmax(-1), Warp(temperature=1.0))
     verdict = RecursiveRejection().verify(tree, target, None)
     assert [old[spelling(tree, node)] for node in verdict.path] == data[f"accepted_path{run}"].tolist()
-    np.testing.assert_allclose(bonus["law"], data[f"bonus_dist{run}_f64"], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(bonus["distribution"], data[f"bonus_dist{run}_f64"], rtol=0, atol=1e-9)
     assert verdict.token == int(data[f"bonus_token{run}"])
 
 
@@ -151,10 +151,10 @@ def spelling(tree, node):
 # -- laws of the builders ------------------------------------------------------------------------------------------
 
 
-def naive_best_first(law, root, budget, draws):
-    """The paper's loop word for word: one law per popped slot, residuals renormalised."""
+def naive_best_first(probs, root, budget, draws):
+    """The paper's loop word for word: one distribution per popped slot, residuals renormalised."""
     paths, parent, value, slots, order = [(root,)], [-1], [1.0], [], itertools.count(1)
-    heap = [(-1.0, 0, 0, law((root,)))]
+    heap = [(-1.0, 0, 0, probs((root,)))]
     while heap and len(paths) <= budget:
         negative, _, node, residual = heapq.heappop(heap)
         mass = np.cumsum(residual)
@@ -163,7 +163,7 @@ def naive_best_first(law, root, budget, draws):
         paths.append((*paths[node], token))
         parent.append(node)
         value.append(-negative * residual[token])
-        heapq.heappush(heap, (-value[-1], next(order), len(paths) - 1, law(paths[-1])))
+        heapq.heappush(heap, (-value[-1], next(order), len(paths) - 1, probs(paths[-1])))
         rest = residual.copy()
         rest[token] = 0
         if rest.sum() > 1e-12:
@@ -176,7 +176,7 @@ def check_values(growth: SlotGrowth):
     """Values are conditional draft probabilities times the misses of earlier siblings, which telescopes to products."""
     for node in range(1, len(growth)):
         above = growth.parent[node]
-        product = growth.value[above] * float(growth.laws[above][growth.tokens[node]])
+        product = growth.value[above] * float(growth.distributions[above][growth.tokens[node]])
         assert growth.value[node] == pytest.approx(product, rel=1e-9, abs=1e-12)
     for node, below in growth.children.items():
         drawn = [growth.tokens[child] for child in below]
@@ -197,7 +197,7 @@ def test_best_first_is_the_papers_loop(seed, size, scale, budget):
     """Asking about several nodes in one forward changes no draw, and never costs more rows than draws."""
     draft = PathDraft(size, seed, scale)
     growth = grow_best_first(draft, 0, budget, uniforms(seed))
-    tokens, parent, value, slots = naive_best_first(draft.law, 0, budget, uniforms(seed))
+    tokens, parent, value, slots = naive_best_first(draft.probs, 0, budget, uniforms(seed))
     assert (growth.tokens, growth.parent) == (tokens, parent)
     np.testing.assert_allclose(growth.value, value, rtol=1e-6, atol=1e-12)
     np.testing.assert_allclose(growth.slot_value, slots, rtol=1e-6, atol=1e-12)
@@ -207,7 +207,7 @@ def test_best_first_is_the_papers_loop(seed, size, scale, budget):
 
 @settings(max_examples=40, deadline=None)
 @given(**drafts, budget=st.integers(1, 40), depth=st.integers(1, 6))
-def test_best_first_laws(seed, size, scale, budget, depth):
+def test_best_first_distributions(seed, size, scale, budget, depth):
     growth = grow_best_first(PathDraft(size, seed, scale), 0, budget, uniforms(seed), max_depth=depth)
     assert len(growth) - 1 == min(budget, sum(size**d for d in range(1, depth + 1)))
     assert max(growth.depth) <= depth
@@ -220,7 +220,7 @@ def test_best_first_laws(seed, size, scale, budget, depth):
 
 @settings(max_examples=40, deadline=None)
 @given(**drafts, threshold=st.floats(0.01, 0.9), depth=st.integers(1, 6), nodes=st.integers(1, 60))
-def test_threshold_laws(seed, size, scale, threshold, depth, nodes):
+def test_threshold_distributions(seed, size, scale, threshold, depth, nodes):
     draft = PathDraft(size, seed, scale)
     growth = grow_threshold(draft, 0, threshold, uniforms(seed), max_depth=depth, max_nodes=nodes)
     assert 1 <= len(growth) - 1 <= nodes
@@ -288,7 +288,7 @@ def test_block_order_makes_dense_blocks_and_keeps_the_rest():
         below = [spelling(drawn, c) for c in drawn.topology.children[node]]
         assert below == [spelling(blocks, c) for c in blocks.topology.children[there]], "siblings in drawing order"
         if below:
-            assert torch.equal(drawn.law(node), blocks.law(there))
+            assert torch.equal(drawn.distribution(node), blocks.distribution(there))
 
     def occupied(tree, size=8):
         lineage = tree.topology.on(torch.device("cpu"))[2]
@@ -300,7 +300,7 @@ def test_block_order_makes_dense_blocks_and_keeps_the_rest():
     assert occupied(blocks) <= occupied(drawn)
 
 
-# -- exact output law by enumeration -------------------------------------------------------------------------------
+# -- exact output distribution by enumeration -----------------------------------------------------------------------
 
 
 def all_trees(grow, budget):
@@ -315,7 +315,7 @@ def all_trees(grow, budget):
             yield probe, probability
             return
         node = probe.parent[-1]
-        residual = probe.laws[node].clone()
+        residual = probe.distributions[node].clone()
         residual[[probe.tokens[child] for child in probe.children[node][:-1]]] = 0
         residual /= residual.sum()
         mass = residual.cumsum(-1)
@@ -327,15 +327,15 @@ def all_trees(grow, budget):
 
 
 def two_tokens(tree: TokenTree, target, root):
-    """Law of the first two emitted tokens given the tree, by the equations; later rounds sample the target."""
+    """Distribution of the first two emitted tokens given the tree, by the equations; later rounds sample the target."""
 
     def outcomes(node):
-        """Law of (accepted child or None, token emitted instead)."""
+        """Distribution of (accepted child or None, token emitted instead)."""
         p = target[int(tree.tokens[node])].clone()
         below, reach = tree.topology.children[node], 1.0
         if not below:
             return [], p
-        q, accepted = tree.law(node).clone(), []
+        q, accepted = tree.distribution(node).clone(), []
         for child in below:
             token = int(tree.tokens[child])
             theta = min(1.0, float(p[token] / q[token]))
@@ -376,30 +376,30 @@ BUILDERS = {
 @pytest.mark.parametrize("budget", [1, 2, 3, 4])
 @pytest.mark.parametrize("draft", DRAFTS)
 @pytest.mark.parametrize("builder", BUILDERS)
-def test_output_law_is_exact(builder, draft, budget):
-    target, law, total = random_table(3, 2), torch.zeros(3, 3, dtype=torch.float64), 0.0
+def test_output_distribution_is_exact(builder, draft, budget):
+    target, probs, total = random_table(3, 2), torch.zeros(3, 3, dtype=torch.float64), 0.0
     for growth, probability in all_trees(lambda u, n: BUILDERS[builder](DRAFTS[draft], u, n), budget):
         tree = growth.tree()
         joint = two_tokens(tree, target, 0)
         assert torch.allclose(joint, two_tokens(depth_first(tree), target, 0), atol=1e-12)
-        law += probability * joint
+        probs += probability * joint
         total += probability
     assert total == pytest.approx(1, abs=1e-9)
-    torch.testing.assert_close(law, target[0][:, None] * target, rtol=0, atol=1e-9)
+    torch.testing.assert_close(probs, target[0][:, None] * target, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("builder", BUILDERS)
 def test_pruning_by_drawn_value_would_be_caught(builder):
-    """The enumeration has teeth: dropping nodes of low drawn value changes the output law."""
-    draft, target, law = random_table(3, 1), random_table(3, 2), torch.zeros(3, 3, dtype=torch.float64)
+    """The enumeration has teeth: dropping nodes of low drawn value changes the output distribution."""
+    draft, target, probs = random_table(3, 1), random_table(3, 2), torch.zeros(3, 3, dtype=torch.float64)
     for growth, probability in all_trees(lambda u, n: BUILDERS[builder](draft, u, n), 3):
         tree = growth.tree()
         kept = [0]
         for node in range(1, len(tree)):
             if tree.topology.parent[node] in kept and tree.confidence[node] > 0.25:
                 kept.append(node)
-        law += probability * two_tokens(tree.keep(kept), target, 0)
-    assert (law - target[0][:, None] * target).abs().max() > 1e-3
+        probs += probability * two_tokens(tree.keep(kept), target, 0)
+    assert (probs - target[0][:, None] * target).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("builder", BUILDERS)
@@ -410,8 +410,8 @@ def test_values_are_the_acceptance_of_a_target_equal_to_the_draft(builder):
         tree = growth.tree()
 
         def mean_accepted(node, tree=tree):
-            law, tokens = table[int(tree.tokens[node])], tree.tokens.tolist()
-            return sum(float(law[tokens[c]]) * (1 + mean_accepted(c)) for c in tree.topology.children[node])
+            probs, tokens = table[int(tree.tokens[node])], tree.tokens.tolist()
+            return sum(float(probs[tokens[c]]) * (1 + mean_accepted(c)) for c in tree.topology.children[node])
 
         assert sum(growth.value[1:]) == pytest.approx(mean_accepted(0), abs=1e-12)
 
@@ -428,16 +428,18 @@ VARIANTS = {
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_draft_laws_are_those_of_the_paths(variant, temperature):
-    """With the target as its own draft model, every law must be the target's at that node: cache, mask, positions."""
+def test_draft_distributions_are_those_of_the_paths(variant, temperature):
+    """With the target as its own draft model, every distribution must be the target's: cache, mask, positions."""
     seen = []
 
     class Spy(DySpec):
         def observe(self, context, tree, logits, path):
             warp = context.warp if temperature else Warp(temperature=self.draft_temperature)
-            for node, row in enumerate(tree.law_of or ()):
+            for node, row in enumerate(tree.distribution_of or ()):
                 if row >= 0:
-                    torch.testing.assert_close(tree.laws[row], warp.probabilities(logits[node]), rtol=0, atol=1e-4)
+                    torch.testing.assert_close(
+                        tree.distributions[row], warp.probabilities(logits[node]), rtol=0, atol=1e-4
+                    )
             seen.append((len(tree) - 1, len(path)))
             super().observe(context, tree, logits, path)
 

@@ -1,4 +1,4 @@
-"""The one loop: streaming, stopping, refusals, penalties, and the law of its whole output."""
+"""The one loop: streaming, stopping, refusals, penalties, and the distribution of its whole output."""
 
 import copy
 import inspect
@@ -73,7 +73,7 @@ def refusal(call):
     return line
 
 
-# -- streaming --------------------------------------------------------------------------------------------------------
+# -- streaming ------------------------------------------------------------------------------------------------------
 
 
 class Recorder(BaseStreamer):
@@ -153,7 +153,7 @@ def test_no_new_tokens_stream_the_prompt_alone(model):
     assert out.stats.tokens_per_forward == 0
 
 
-# -- stopping ---------------------------------------------------------------------------------------------------------
+# -- stopping -------------------------------------------------------------------------------------------------------
 
 
 class AfterPair(StoppingCriteria):
@@ -217,7 +217,7 @@ def test_shorter_rows_end_in_padding(model):
         assert (row[4 + length :] == 11).all()
 
 
-# -- inside transformers ----------------------------------------------------------------------------------------------
+# -- inside transformers --------------------------------------------------------------------------------------------
 
 
 def test_a_dictionary_carries_the_stats(model):
@@ -264,7 +264,7 @@ def test_a_filled_cache_is_refused_and_an_empty_one_is_not(model):
     assert torch.equal(got, greedy(model, IDS, 4))
 
 
-# -- bad input --------------------------------------------------------------------------------------------------------
+# -- bad input ------------------------------------------------------------------------------------------------------
 
 
 def ones(*rows):
@@ -343,7 +343,7 @@ def test_a_drafter_of_another_vocabulary_is_refused(model):
     assert "20 tokens, the target 12" in refusal(lambda: generate(model, IDS, chain, max_new_tokens=4))
 
 
-# -- prompts ----------------------------------------------------------------------------------------------------------
+# -- prompts --------------------------------------------------------------------------------------------------------
 
 RAGGED = ([3], [2, 7, 1, 8, 2, 8], [1, 4])
 
@@ -429,7 +429,7 @@ def test_a_long_prompt_is_shown_in_parts_that_join():
     assert list(chain(*parts)) == prompt[0, :-1].tolist()
 
 
-# -- penalties and the law of the output ------------------------------------------------------------------------------
+# -- penalties and the distribution of the output -------------------------------------------------------------------
 
 
 @settings(max_examples=20, deadline=None)
@@ -460,7 +460,7 @@ def test_repetition_penalties_equal_transformers(model, penalty):
 
 
 def joint(table, warp, past):
-    """Return the exact law of the next two tokens, from the definition."""
+    """Return the exact distribution of the next two tokens, from the definition."""
     before, root = past[-2:]
     first = warp.probabilities(warp.penalise(torch.tensor([past]), table[before, root][None]))[0]
     second = [
@@ -470,12 +470,12 @@ def joint(table, warp, past):
     return (first[:, None] * torch.stack(second)).numpy()
 
 
-def assert_follows(pairs, law):
-    counts = np.zeros_like(law)
+def assert_follows(pairs, probs):
+    counts = np.zeros_like(probs)
     np.add.at(counts, tuple(np.asarray(pairs).T), 1)
-    held = law > 1e-12
+    held = probs > 1e-12
     assert counts[~held].sum() == 0
-    expected = law[held] / law[held].sum() * len(pairs)
+    expected = probs[held] / probs[held].sum() * len(pairs)
     assert stats.chisquare(counts[held], expected).pvalue > 1e-3
 
 
@@ -530,7 +530,7 @@ def test_a_seed_reproduces_and_torchs_own_generator_is_left_alone(model):
     assert sample() == first
 
 
-# -- stats ------------------------------------------------------------------------------------------------------------
+# -- stats ----------------------------------------------------------------------------------------------------------
 
 
 def test_stats_account_for_every_round(model):

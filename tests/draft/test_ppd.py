@@ -22,7 +22,7 @@ from mintage.draft.core.prompt_tokens import PromptTokens
 from mintage.draft.core.prompt_tree import best_paths, build_tree_buffers, choose_limit, optimise_dynamic_tree
 from mintage.draft.core.target import Target
 from mintage.draft.core.tree import Topology
-from mintage.draft.core.verify import GreedyMatch, TargetLaws
+from mintage.draft.core.verify import GreedyMatch, TargetProbs
 from mintage.draft.core.warp import Warp
 from mintage.draft.training.ppd import PPDTraining
 from mintage.draft.training.prompt_tokens import PromptTokenRecipe, distill_loss
@@ -80,7 +80,7 @@ def test_verification_accepts_what_the_authors_accept(distances):
     logits = torch.zeros(len(tokens), given["node_logits"].shape[1])
     logits[normal] = torch.tensor(given["node_logits"])
     tree = TokenTree(tokens=tokens, topology=buffers.topology)
-    verdict = GreedyMatch().verify(tree, TargetLaws(logits, logits.argmax(-1), Warp()), None)
+    verdict = GreedyMatch().verify(tree, TargetProbs(logits, logits.argmax(-1), Warp()), None)
     path = [normal.index(position) for position in verdict.path]
     assert len(path) - 1 == int(given["accept_length"])
     # made-up siblings may carry equal tokens: among paths of equal tokens the authors take the first row
@@ -203,7 +203,7 @@ def test_bad_accuracies_and_limits_are_refused():
     ):
         with pytest.raises(UserError, match=message):
             optimise_dynamic_tree(accuracies, limit)
-    with pytest.raises(UserError, match="limit=1 leaves no room"):
+    with pytest.raises(UserError, match="limit=1 is out of range; pass a number at least 2"):
         PPD(limit=1)
 
 

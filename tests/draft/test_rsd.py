@@ -30,7 +30,7 @@ def vectors(name):
         return {key: torch.from_numpy(file[key]) for key in file.files}
 
 
-def log_laws(seed, *shape, scale=1.5):
+def log_probs(seed, *shape, scale=1.5):
     logits = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * scale
     return logits.log_softmax(-1)
 
@@ -110,7 +110,7 @@ def test_gumbel_noise_is_spent_on_what_can_be_drawn_alone():
 
 
 def test_gumbel_top_k_draws_in_turn_without_replacement():
-    logq, n = log_laws(0, 4), 40_000
+    logq, n = log_probs(0, 4), 40_000
     tokens, _ = gumbel_top_k(logq.expand(n, -1), noise(1, n, 4), 2)
     q = logq.exp().tolist()
     counts = Counter(map(tuple, tokens.tolist()))
@@ -137,7 +137,7 @@ def test_impossible_tokens_are_never_drawn():
 def test_the_best_child_inherits_its_parents_score(beam, vocabulary, seed, scale):
     phi = -torch.rand(beam, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * scale
     score = phi + noise(seed + 1, beam)
-    logq = log_laws(seed + 2, beam, vocabulary, scale=scale)
+    logq = log_probs(seed + 2, beam, vocabulary, scale=scale)
     parents, tokens, phi_out, score_out = stochastic_beam_step(
         phi, score, logq, noise(seed + 3, beam, vocabulary), beam * vocabulary
     )
@@ -150,7 +150,7 @@ def test_the_best_child_inherits_its_parents_score(beam, vocabulary, seed, scale
 
 def test_a_wide_beam_holds_every_sequence():
     vocabulary, depth = 3, 3
-    tables = [log_laws(level, vocabulary**level, vocabulary) for level in range(depth)]
+    tables = [log_probs(level, vocabulary**level, vocabulary) for level in range(depth)]
     phi = score = torch.zeros(1, dtype=torch.float64)
     paths = [()]
     for level, table in enumerate(tables):
@@ -165,7 +165,7 @@ def test_a_wide_beam_holds_every_sequence():
 
 def test_the_beams_first_sequence_is_a_sample_of_the_draft_and_later_siblings_do_not_know_their_score():
     """Truncation over parents must not tell which token the last kept sibling has; exactness rests on it."""
-    root, below = log_laws(3, 1, 3), log_laws(4, 3, 3)
+    root, below = log_probs(3, 1, 3), log_probs(4, 3, 3)
     firsts, second, n, width = Counter(), {a: Counter() for a in range(3)}, 6000, 3
     generator = torch.Generator().manual_seed(5)
     zero = torch.zeros(1, dtype=torch.float64)
@@ -189,7 +189,7 @@ def test_the_beams_first_sequence_is_a_sample_of_the_draft_and_later_siblings_do
 
 
 def test_plain_beam_takes_the_likeliest():
-    logq = log_laws(0, 2, 5)
+    logq = log_probs(0, 2, 5)
     phi = torch.tensor([-0.3, -0.1], dtype=torch.float64)
     parents, tokens, out = beam_step(phi, logq, 4)
     everything = (phi[:, None] + logq).flatten()
@@ -206,8 +206,8 @@ NAMES = ["RSD-C", "RSD-S"]
 @pytest.mark.parametrize("warp", [{}, {"temperature": 0.7, "top_k": 5, "top_p": 0.9}, {"temperature": 0.0}])
 @pytest.mark.parametrize("shape", SHAPES, ids=NAMES)
 @torch.no_grad()
-def test_trees_state_the_laws_that_were_sampled(shape, warp):
-    """In every round, alone and inside a union: laws equal the draft model's, read afresh along each path."""
+def test_trees_state_the_distributions_that_were_sampled(shape, warp):
+    """In every round, alone and inside a union: distributions equal the draft model's, read afresh along each path."""
     model, small = tiny_causal_lm(), tiny_causal_lm(seed=1)
     warp = {"temperature": 1.0} | warp
     mine = RSD(draft_model=small, **shape)
@@ -216,21 +216,21 @@ def test_trees_state_the_laws_that_were_sampled(shape, warp):
         assert len(kept) > 1
         for ids, tree in kept:
             assert len(tree) - 1 <= mine.budget
-            assert (tree.laws is None) == (warp["temperature"] == 0)
+            assert (tree.distributions is None) == (warp["temperature"] == 0)
             logp = {0: 0.0}
             for node, below in enumerate(tree.topology.children):
                 path = tree.tokens[tree.topology.path(node)[1:]]
                 if not below:
                     continue
-                law = Warp(**warp).probabilities(small(torch.cat([ids, path])[None]).logits[0, -1])
+                probs = Warp(**warp).probabilities(small(torch.cat([ids, path])[None]).logits[0, -1])
                 tokens = tree.tokens[list(below)]
                 assert len(set(tokens.tolist())) == len(below)
-                if tree.laws is not None:
-                    assert torch.allclose(tree.law(node), law, rtol=0, atol=1e-5)
-                    assert (tree.law(node)[tokens] > 0).all()
+                if tree.distributions is not None:
+                    assert torch.allclose(tree.distribution(node), probs, rtol=0, atol=1e-5)
+                    assert (tree.distribution(node)[tokens] > 0).all()
                 else:
-                    assert sorted(law[tokens].tolist(), reverse=True) == law.topk(len(below)).values.tolist()
-                for child, share in zip(below, law[tokens].tolist(), strict=True):
+                    assert sorted(probs[tokens].tolist(), reverse=True) == probs.topk(len(below)).values.tolist()
+                for child, share in zip(below, probs[tokens].tolist(), strict=True):
                     logp[child] = logp[node] + np.log(share)
             assert np.allclose(tree.confidence, np.exp([logp[n] for n in range(len(tree))]), rtol=1e-3)
 
@@ -241,7 +241,7 @@ def test_fixed_branching_gives_the_full_tree():
     assert drafter.budget == 15
     tree = drafter.propose(begun(drafter, model))
     assert [len(below) for below in tree.topology.children] == [3] + [2] * 3 + [1] * 6 + [0] * 6
-    assert tree.law_of == (0, *range(1, 10), *[-1] * 6)
+    assert tree.distribution_of == (0, *range(1, 10), *[-1] * 6)
 
 
 def test_beams_have_their_width_at_every_level():
@@ -253,7 +253,7 @@ def test_beams_have_their_width_at_every_level():
 
 
 @pytest.mark.parametrize("shape", [{"branching": (99, 2)}, {"width": 99, "depth": 2}], ids=NAMES)
-def test_wide_trees_stop_at_what_the_law_holds(shape):
+def test_wide_trees_stop_at_what_the_distribution_holds(shape):
     model = TableLM.random()
     drafter = RSD(draft_model=TableLM.random(seed=1), **shape)
     for warp, first in (({}, TINY_VOCABULARY), ({"top_k": 2}, 2), ({"temperature": 0.0}, TINY_VOCABULARY)):

@@ -14,7 +14,7 @@ from mintage.draft import PromptLookup, SpecTr, TokenTree, Topology, Union, Warp
 from mintage.draft.contract import Context
 from mintage.draft.core.kseq import kseq_residual, kseq_rho, kseq_select
 from mintage.draft.core.target import Target
-from mintage.draft.core.verify import TargetLaws
+from mintage.draft.core.verify import TargetProbs
 from mintage.draft.spectr import KSEQ
 from mintage.errors import UserError
 from mintage.models import TINY_VOCABULARY, tiny_causal_lm
@@ -24,7 +24,7 @@ VECTORS = Path(__file__).parent.parent / "vectors" / "spectr"
 PROMPT = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 
 
-def law(seed, *shape, scale=1.5):
+def distribution(seed, *shape, scale=1.5):
     return (torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale).softmax(-1)
 
 
@@ -63,13 +63,13 @@ def test_reference_vectors(name):
 
 
 def edge_cases():
-    p, q = law(0, 5), law(1, 5)
+    p, q = distribution(0, 5), distribution(1, 5)
     one_hot, other = torch.eye(5, dtype=torch.float64)[:2]
     left, right = torch.tensor([0.3, 0.7, 0, 0, 0]).double(), torch.tensor([0, 0, 0.5, 0.25, 0.25]).double()
     truncated = torch.where(q > q.median(), q, 0)
     return {
         "random": (p, q),
-        "peaked": (law(2, 5, scale=5), law(3, 5, scale=5)),
+        "peaked": (distribution(2, 5, scale=5), distribution(3, 5, scale=5)),
         "equal": (p, p),
         "nearly equal": (p, (p + 1e-9 * q) / (1 + 1e-9)),
         "disjoint": (left, right),
@@ -86,7 +86,7 @@ def edge_cases():
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
 @pytest.mark.parametrize("case", edge_cases())
-def test_output_law_is_the_targets_over_all_drafts(case, k):
+def test_output_distribution_is_the_targets_over_all_drafts(case, k):
     p, q = edge_cases()[case]
     rate = kseq_rho(p, q, k)
     residual = kseq_residual(p, q, k, rate.rho)
@@ -107,7 +107,7 @@ def test_output_law_is_the_targets_over_all_drafts(case, k):
 
 
 def test_one_candidate_is_standard_speculative_sampling():
-    p, q = law(4, 50, 30), law(5, 50, 30)
+    p, q = distribution(4, 50, 30), distribution(5, 50, 30)
     rate = kseq_rho(p, q, 1)
     assert (rate.rho == 1).all()
     torch.testing.assert_close(rate.accept_prob, torch.minimum(p, q).sum(-1))
@@ -115,12 +115,12 @@ def test_one_candidate_is_standard_speculative_sampling():
     torch.testing.assert_close(kseq_residual(p, q, 1), rest / rest.sum(-1, keepdim=True))
 
 
-def test_equal_and_disjoint_laws():
-    p = law(6, 2000, scale=4)
+def test_equal_and_disjoint_distributions():
+    p = distribution(6, 2000, scale=4)
     rate = kseq_rho(p, p, 8)
     assert (rate.rho, rate.accept_prob) == (1, 1)
     left, right = torch.zeros(2, 6).double()
-    left[:3], right[3:] = law(7, 3), law(8, 3)
+    left[:3], right[3:] = distribution(7, 3), distribution(8, 3)
     rate = kseq_rho(left, right, 8)
     assert (rate.rho, rate.beta, rate.accept_prob) == (1, 0, 0)
     torch.testing.assert_close(kseq_residual(left, right, 8), left)
@@ -135,7 +135,7 @@ def test_tiny_overlap_keeps_its_digits():
 
 
 def test_positions_do_not_influence_each_other():
-    p, q = law(9, 3, 4, 20), law(10, 3, 4, 20)
+    p, q = distribution(9, 3, 4, 20), distribution(10, 3, 4, 20)
     together = kseq_rho(p, q, 5)
     residual = kseq_residual(p, q, 5)
     for i, j in product(range(3), range(4)):
@@ -171,7 +171,7 @@ def independent_recursive_rejection(p, q, k):
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("scale", [0.7, 1.5, 4])
 def test_acceptance_beside_the_optimum_and_the_rival_rule(seed, scale):
-    p, q = law(seed, 4, scale=scale), law(100 + seed, 4, scale=scale)
+    p, q = distribution(seed, 4, scale=scale), distribution(100 + seed, 4, scale=scale)
     accepted = [float(kseq_rho(p, q, k).accept_prob) for k in range(1, 9)]
     assert all(b >= a - 1e-9 for a, b in pairwise(accepted))
     for k in (1, 2, 3):
@@ -181,7 +181,7 @@ def test_acceptance_beside_the_optimum_and_the_rival_rule(seed, scale):
 
 
 @st.composite
-def pairs_of_laws(draw):
+def pairs_of_distributions(draw):
     size = draw(st.integers(2, 9))
     weight = st.one_of(st.just(0.0), st.floats(1e-9, 1.0))
     weights = st.lists(weight, min_size=size, max_size=size).filter(any)
@@ -190,7 +190,7 @@ def pairs_of_laws(draw):
 
 
 @settings(max_examples=150, deadline=None)
-@given(pairs_of_laws(), st.integers(1, 12))
+@given(pairs_of_distributions(), st.integers(1, 12))
 def test_properties_of_rho_and_residual(pair, k):
     p, q = pair
     rho, beta, accept = kseq_rho(p, q, k)
@@ -211,7 +211,7 @@ def test_properties_of_rho_and_residual(pair, k):
 
 
 @settings(max_examples=60, deadline=None)
-@given(pairs_of_laws(), st.integers(1, 5), st.integers(0, 2**32), st.floats(1, 2))
+@given(pairs_of_distributions(), st.integers(1, 5), st.integers(0, 2**32), st.floats(1, 2))
 def test_selection_takes_the_first_candidate_under_its_threshold(pair, k, seed, looser):
     p, q = pair
     rng = np.random.default_rng(seed)
@@ -242,7 +242,7 @@ def test_selection_takes_the_first_candidate_under_its_threshold(pair, k, seed, 
 )
 def test_bad_input_is_told_in_one_line(call, words):
     with pytest.raises(UserError) as caught:
-        call(law(11, 6))
+        call(distribution(11, 6))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -263,11 +263,11 @@ class Enumeration:
     def __init__(self, monkeypatch, target, draft, warp, cut=None):
         self.target, self.warp, self.cut = target, warp, cut
         self.drafter = SpecTr(draft_model=draft, num_drafts=2, draft_len=2, tolerance=1e-3)  # exact at any
-        self.draft_law = warp.probabilities(draft.table[0]).numpy()
-        self.size = len(self.draft_law)
-        self.rand, self.select = torch.rand, spectr._first_accepted
+        self.draft_probs = warp.probabilities(draft.table[0]).numpy()
+        self.size = len(self.draft_probs)
+        self.rand, self.select = torch.rand, spectr.first_accepted
         monkeypatch.setattr(torch, "rand", self.scripted_rand)
-        monkeypatch.setattr(spectr, "_first_accepted", self.scripted_select)
+        monkeypatch.setattr(spectr, "first_accepted", self.scripted_select)
         monkeypatch.setattr(spectr, "draw", self.scripted_draw)
         self.monkeypatch = monkeypatch
 
@@ -277,8 +277,8 @@ class Enumeration:
         tokens = self.levels.pop(0)
         above = self.above
         self.above = tokens
-        mass = np.cumsum(self.draft_law, -1)
-        middle = [(mass[a, t] - self.draft_law[a, t] / 2) for a, t in zip(above, tokens, strict=True)]
+        mass = np.cumsum(self.draft_probs, -1)
+        middle = [(mass[a, t] - self.draft_probs[a, t] / 2) for a, t in zip(above, tokens, strict=True)]
         return torch.tensor(middle)[:, None]
 
     def scripted_select(self, p, q, tokens, uniforms, rate):
@@ -296,15 +296,15 @@ class Enumeration:
         assert self.select(p, q, tokens, scripted, rate) == wanted
         return wanted
 
-    def scripted_draw(self, law, generator):
-        self.last = (law / law.sum()).numpy()
+    def scripted_draw(self, probs, generator):
+        self.last = (probs / probs.sum()).numpy()
         return 0
 
     def outcomes(self, root):
-        """Yield probability, drafted tokens emitted, and the law of the token after them."""
+        """Yield probability, drafted tokens emitted, and the distribution of the token after them."""
         prompt = torch.tensor([[0, root]])
         for drafts in product(product(range(self.size), repeat=2), repeat=2):
-            chance = np.prod([self.draft_law[root, a] * self.draft_law[a, b] for a, b in drafts])
+            chance = np.prod([self.draft_probs[root, a] * self.draft_probs[a, b] for a, b in drafts])
             if not chance:
                 continue
             context = request(self.drafter, self.target, warp=self.warp, prompt=prompt)
@@ -318,8 +318,8 @@ class Enumeration:
             self.script = []
             while True:
                 self.options, self.weight = [], 1.0
-                laws = TargetLaws(logits, logits.argmax(-1), self.warp)
-                verdict = self.drafter.verifier.verify(tree, laws, context.generator)
+                distributions = TargetProbs(logits, logits.argmax(-1), self.warp)
+                verdict = self.drafter.verifier.verify(tree, distributions, context.generator)
                 yield chance * self.weight, tree.tokens[list(verdict.path[1:])].tolist(), self.last
                 while self.script and self.script[-1] + 1 == len(self.options[len(self.script) - 1]):
                     self.script.pop()
@@ -330,7 +330,7 @@ class Enumeration:
 
 @pytest.mark.parametrize("warp", [Warp(temperature=1.0), Warp(temperature=0.7, top_k=2)], ids=["plain", "top-k"])
 @pytest.mark.parametrize("cut", [None, 1])
-def test_first_two_tokens_have_the_targets_law_exactly(monkeypatch, warp, cut):
+def test_first_two_tokens_have_the_targets_distribution_exactly(monkeypatch, warp, cut):
     target, draft = TableLM.random(size=3, order=1, seed=3), TableLM.random(size=3, order=1, seed=4)
     Target(target), Target(draft)
     runs = Enumeration(monkeypatch, target, draft, warp, cut)
@@ -356,15 +356,19 @@ def test_first_two_tokens_have_the_targets_law_exactly(monkeypatch, warp, cut):
 
 def unmerged(tree):
     """Give every sequence a chain of its own."""
-    tokens, parents, laws, drafts = [tree.tokens[0]], [-1], [0], []
+    tokens, parents, distributions, drafts = [tree.tokens[0]], [-1], [0], []
     for draft in tree.drafts:
         start = len(tokens)
         tokens += [tree.tokens[node] for node in draft]
         parents += [0, *range(start, start + len(draft) - 1)]
-        laws += [tree.law_of[node] for node in draft]
+        distributions += [tree.distribution_of[node] for node in draft]
         drafts.append(tuple(range(start, start + len(draft))))
     return TokenTree(
-        tokens=torch.stack(tokens), topology=Topology(parents), laws=tree.laws, law_of=tuple(laws), drafts=tuple(drafts)
+        tokens=torch.stack(tokens),
+        topology=Topology(parents),
+        distributions=tree.distributions,
+        distribution_of=tuple(distributions),
+        drafts=tuple(drafts),
     )
 
 
@@ -382,7 +386,7 @@ def test_merging_equal_prefixes_changes_nothing():
         for each in (tree, apart):
             logits = target.table[0, each.tokens]
             generator = torch.Generator().manual_seed(seed)
-            verdict = drafter.verifier.verify(each, TargetLaws(logits, logits.argmax(-1), warp), generator)
+            verdict = drafter.verifier.verify(each, TargetProbs(logits, logits.argmax(-1), warp), generator)
             assert all(each.topology.parent[b] == a for a, b in pairwise(verdict.path))
             said.append((each.tokens[list(verdict.path)].tolist(), verdict.token))
         assert said[0] == said[1]
@@ -393,8 +397,8 @@ def test_equal_drafts_stay_candidates(monkeypatch):
     tree = TokenTree(
         tokens=torch.tensor([0, 1]),
         topology=Topology.chain(1),
-        laws=torch.tensor([[0.5, 0.5, 0.0]]).double(),
-        law_of=(0, -1),
+        distributions=torch.tensor([[0.5, 0.5, 0.0]]).double(),
+        distribution_of=(0, -1),
         drafts=((1,), (1,)),
     )
     offered = []
@@ -405,17 +409,17 @@ def test_equal_drafts_stay_candidates(monkeypatch):
 
     monkeypatch.setattr(spectr, "first_accepted", refuse)
     logits = torch.tensor([0.1, 0.3, 0.6]).double().log().expand(2, 3)
-    KSEQ().verify(tree, TargetLaws(logits, logits.argmax(-1), Warp(temperature=1.0)), None)
+    KSEQ().verify(tree, TargetProbs(logits, logits.argmax(-1), Warp(temperature=1.0)), None)
     ((tokens, uniforms, rate),) = offered
     assert (tokens, uniforms) == ([1, 1], 2)
-    assert rate == kseq_rho(logits[0].exp(), tree.law(0), 2)
+    assert rate == kseq_rho(logits[0].exp(), tree.distribution(0), 2)
 
 
 def test_a_tree_without_its_drafts_is_refused():
-    laws = TargetLaws(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), Warp(temperature=1.0))
+    distributions = TargetProbs(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), Warp(temperature=1.0))
     with pytest.raises(ValueError, match="needs TokenTree"):
-        KSEQ().verify(TokenTree(tokens=torch.tensor([0, 1]), topology=Topology.chain(1)), laws, None)
-    verdict = KSEQ().verify(TokenTree.root_only(torch.tensor(0)), laws, None)
+        KSEQ().verify(TokenTree(tokens=torch.tensor([0, 1]), topology=Topology.chain(1)), distributions, None)
+    verdict = KSEQ().verify(TokenTree.root_only(torch.tensor(0)), distributions, None)
     assert list(verdict.path) == [0]
 
 
@@ -434,9 +438,9 @@ def test_trees_hold_the_drafts_and_read_each_prefix_once():
     assert len(set(spelled)) == len(tree) < 1 + 8 * 4
     inner = sum(depth < 4 for depth in tree.topology.depth)
     assert (context.draft_forwards, context.draft_tokens) == (4, PROMPT.shape[1] + inner - 1)
-    assert [row >= 0 for row in tree.law_of] == [depth < 4 for depth in tree.topology.depth]
+    assert [row >= 0 for row in tree.distribution_of] == [depth < 4 for depth in tree.topology.depth]
     for node, above in enumerate(tree.topology.parent[1:], start=1):
-        chance = tree.confidence[above] * tree.law(above)[tree.tokens[node]]
+        chance = tree.confidence[above] * tree.distribution(above)[tree.tokens[node]]
         assert tree.confidence[node].item() == pytest.approx(chance.item(), rel=1e-5)
 
 
@@ -449,7 +453,9 @@ def test_cut_shortens_the_drafts():
         assert torch.equal(tree.tokens[list(before[:2])], short.tokens[list(after)])
         assert short.topology.path(after[-1]) == [0, *after]
     for node in {0, *(draft[0] for draft in short.drafts)}:
-        assert torch.equal(short.law(node), tree.law(node))  # nodes of upper levels keep their numbers
+        assert torch.equal(
+            short.distribution(node), tree.distribution(node)
+        )  # nodes of upper levels keep their numbers
 
 
 def test_drafts_no_deeper_than_there_is_room():
@@ -480,7 +486,7 @@ def test_draft_model_keeps_in_step_over_rounds(temperature):
             wanted = warp.probabilities(draft(path[None]).logits[0, -1].detach())
             below = list(tree.topology.children[node])
             if temperature:
-                torch.testing.assert_close(tree.law(node), wanted, rtol=0, atol=1e-5)
+                torch.testing.assert_close(tree.distribution(node), wanted, rtol=0, atol=1e-5)
             else:
                 chances = tree.confidence[below] / tree.confidence[node]
                 torch.testing.assert_close(chances, wanted[tree.tokens[below]], rtol=1e-3, atol=1e-6)
@@ -490,7 +496,7 @@ def test_greedy_drafts_are_distinct():
     draft = TableLM.random(order=1)
     drafter = SpecTr(draft_model=draft, num_drafts=5, draft_len=3)
     tree = drafter.propose(request(drafter, TableLM.random(), warp=Warp()))
-    assert tree.laws is None
+    assert tree.distributions is None
     likeliest = draft.table[0, PROMPT[0, -1]].topk(5).indices
     for token, path in zip(likeliest, tree.drafts, strict=True):
         assert tree.tokens[path[0]] == token

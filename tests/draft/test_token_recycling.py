@@ -16,7 +16,7 @@ from mintage.draft.contract import Context
 from mintage.draft.core.latency import LatencyCurve
 from mintage.draft.core.target import Target
 from mintage.draft.core.tree import TokenTree, Topology
-from mintage.draft.core.verify import GreedyMatch, TargetLaws
+from mintage.draft.core.verify import GreedyMatch, TargetProbs
 from mintage.draft.core.warp import Warp
 from mintage.errors import UserError
 from mintage.models import tiny_causal_lm
@@ -41,7 +41,7 @@ def refusal(call):
     return str(caught.value)
 
 
-# -- parity with the authors' code ------------------------------------------------------------------------------------
+# -- parity with the authors' code ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_rounds_and_matrix_are_the_authors(name):
             before = tree.tokens[torch.tensor(tree.topology.parent)]
             before[0] = context.ids[-2]
             logits = table[before, tree.tokens]
-            verdict = GreedyMatch().verify(tree, TargetLaws(logits, logits.argmax(-1), Warp()), None)
+            verdict = GreedyMatch().verify(tree, TargetProbs(logits, logits.argmax(-1), Warp()), None)
             accepted.append(len(verdict.path))
             context.ids = torch.cat([context.ids, tree.tokens[list(verdict.path[1:])], torch.tensor([verdict.token])])
             committed = sum(accepted) - 1  # the first root is the prompt's
@@ -110,7 +110,7 @@ def test_the_loop_gives_the_vectors_greedy_text():
         assert out.sequences[0, prompt.shape[1] :].tolist() == wanted
 
 
-# -- the matrix -------------------------------------------------------------------------------------------------------
+# -- the matrix -----------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=40, deadline=None)
@@ -163,7 +163,7 @@ def test_memory_is_the_table_s_and_never_grows():
     assert held == {40 * 8 * (4 + 1) + 2 * 8 * 9 * 8}  # successors, how sure the target was, and the record
 
 
-def test_a_first_order_law_seen_once_is_drafted_to_the_template_s_depth():
+def test_a_first_order_distribution_seen_once_is_drafted_to_the_template_s_depth():
     model, drafter = TableLM.random(order=1), TokenRecycling()
     context = begin(drafter, model)
     visit = TokenTree(tokens=torch.arange(12), topology=Topology.chain(11))
@@ -207,7 +207,7 @@ def test_a_vocabulary_smaller_than_k_is_served():
         assert torch.equal(generate(model, ids, TokenRecycling(budget=budget), max_new_tokens=20).sequences, wanted)
 
 
-# -- trees of chosen size ---------------------------------------------------------------------------------------------
+# -- trees of chosen size -------------------------------------------------------------------------------------------
 
 
 def taught(k, budget, seed=0):
@@ -296,7 +296,7 @@ def spell(matrix, root, path):
     return tokens[1:]
 
 
-# -- files ------------------------------------------------------------------------------------------------------------
+# -- files ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

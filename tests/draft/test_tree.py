@@ -86,8 +86,8 @@ def test_a_kept_sub_tree_carries_what_its_nodes_carried(data):
         tokens=torch.arange(100, 100 + size),
         topology=topology,
         confidence=0.5 ** torch.tensor(topology.depth),
-        laws=torch.eye(size),
-        law_of=tuple(range(size)),
+        distributions=torch.eye(size),
+        distribution_of=tuple(range(size)),
         drafts=tuple(tuple(topology.path(leaf)[1:]) for leaf in leaves),
     )
     part = tree.keep(kept)
@@ -95,7 +95,7 @@ def test_a_kept_sub_tree_carries_what_its_nodes_carried(data):
     assert [[kept[n] for n in part.topology.path(i)] for i in range(len(part))] == [path_up(parent, n) for n in kept]
     assert torch.equal(part.confidence, tree.confidence[kept])
     for new, old in enumerate(kept):
-        assert torch.equal(part.law(new), tree.law(old))
+        assert torch.equal(part.distribution(new), tree.distribution(old))
     assert len(part.drafts) == len(tree.drafts)
     # every sequence stays, cut where it leaves the part
     for draft, whole in zip(part.drafts, tree.drafts, strict=True):
@@ -113,14 +113,16 @@ def test_a_cut_looks_at_depth_alone(parent, depth):
         assert cut is tree
 
 
-def test_laws_belong_to_nodes_and_a_missing_one_is_an_error():
-    laws = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.25, 0.75]])
-    tree = TokenTree(tokens=torch.arange(3), topology=Topology((-1, 0, 1)), laws=laws, law_of=(0, 1, -1))
-    assert torch.equal(tree.law(1), laws[1])
+def test_distributions_belong_to_nodes_and_a_missing_one_is_an_error():
+    distributions = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.25, 0.75]])
+    tree = TokenTree(
+        tokens=torch.arange(3), topology=Topology((-1, 0, 1)), distributions=distributions, distribution_of=(0, 1, -1)
+    )
+    assert torch.equal(tree.distribution(1), distributions[1])
     with pytest.raises(ValueError, match="no draft distribution at node 2"):
-        tree.law(2)
+        tree.distribution(2)
     with pytest.raises(ValueError, match="no draft distribution at node 0"):
-        TokenTree.root_only(torch.tensor(1)).law(0)
+        TokenTree.root_only(torch.tensor(1)).distribution(0)
 
 
 def test_probes_keep_their_embeddings():

@@ -173,7 +173,7 @@ def test_together_they_draft_no_worse_than_apart():
     assert forwards(Union(drafters=(TokenRecycling(), PromptLookup()), budget=90)) <= min(map(forwards, parts))
 
 
-# -- specifications and refusals --------------------------------------------------------------------------------------
+# -- specifications and refusals ------------------------------------------------------------------------------------
 
 
 def refusal(call):

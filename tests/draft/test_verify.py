@@ -1,4 +1,4 @@
-"""Recursive rejection: the authors' equations, and the exact output law by enumeration."""
+"""Recursive rejection: the authors' equations, and the exact output distribution by enumeration."""
 
 from itertools import pairwise, permutations, product
 from pathlib import Path
@@ -15,7 +15,7 @@ from mintage.draft.core.verify import (
     GreedyMatch,
     RecursiveRejection,
     SampleAndDescend,
-    TargetLaws,
+    TargetProbs,
     after_rejection,
     recursive_rejection,
 )
@@ -28,12 +28,12 @@ def vectors(name):
         return {key: torch.from_numpy(file[key]) for key in file.files}
 
 
-def law(*weights):
+def distribution(*weights):
     weights = torch.tensor(weights, dtype=torch.float64)
     return weights / weights.sum()
 
 
-def random_law(seed, size, scale=1.5, zeros=0):
+def random_probs(seed, size, scale=1.5, zeros=0):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(size, dtype=torch.float64, generator=generator) * scale
     logits[logits.argsort()[:zeros]] = -torch.inf
@@ -51,7 +51,7 @@ def trace(p, q, tokens, *, replacement=False):
 
 
 def draws(q, k, replacement):
-    """Yield every ordered draw of k siblings and its probability; fewer where the law has fewer tokens."""
+    """Yield every ordered draw of k siblings and its probability; fewer where the distribution has fewer tokens."""
     support = q.nonzero().flatten().tolist()
     if replacement:
         for tokens in product(support, repeat=k):
@@ -65,8 +65,8 @@ def draws(q, k, replacement):
         yield tokens, probability
 
 
-def output_law(p, q, k, replacement):
-    """Enumerate the draws and integrate the uniforms: the law of the emitted token, and the share of accepted ones."""
+def output_probs(p, q, k, replacement):
+    """Enumerate the draws and integrate the uniforms: distribution of the emitted token, share of accepted ones."""
     emitted, accepted = torch.zeros_like(p), 0.0
     for tokens, probability in draws(q, k, replacement):
         thetas, residuals = trace(p, q, tokens, replacement=replacement)
@@ -102,40 +102,43 @@ def test_vectors_acceptance(name):
     assert torch.allclose(got, given_["exact_accept_prob_f64"], rtol=0, atol=1e-9)
 
 
-# -- the output law -------------------------------------------------------------------------------------------------
+# -- the output distribution ----------------------------------------------------------------------------------------
 
 CASES = {
-    "random": (random_law(0, 5), random_law(1, 5)),
-    "peaked": (random_law(2, 5, 4.0), random_law(3, 5, 4.0)),
-    "identical": (random_law(4, 5), random_law(4, 5)),
-    "almost identical": (random_law(4, 5), law(*(random_law(4, 5) + 1e-11 * torch.tensor([1, -1, 1, -1, 0])).tolist())),
-    "disjoint": (law(1, 2, 0, 0, 0), law(0, 0, 3, 1, 1)),
-    "one-hot target": (law(0, 0, 1, 0, 0), random_law(5, 5)),
-    "one-hot draft": (random_law(6, 5), law(0, 1, 0, 0, 0)),
-    "both one-hot": (law(0, 1, 0, 0, 0), law(0, 1, 0, 0, 0)),
-    "top-p zeros": (random_law(7, 5, zeros=2), random_law(8, 5, zeros=3)),
-    "zeros in the target": (random_law(9, 5, zeros=2), random_law(10, 5)),
-    "zeros in the draft": (random_law(11, 5), random_law(12, 5, zeros=2)),
-    "almost one-hot draft": (random_law(13, 5), law(1, 1e-12, 2e-13, 1e-14, 1e-30)),
-    "two tokens": (law(0.3, 0.7), law(0.9, 0.1)),
+    "random": (random_probs(0, 5), random_probs(1, 5)),
+    "peaked": (random_probs(2, 5, 4.0), random_probs(3, 5, 4.0)),
+    "identical": (random_probs(4, 5), random_probs(4, 5)),
+    "almost identical": (
+        random_probs(4, 5),
+        distribution(*(random_probs(4, 5) + 1e-11 * torch.tensor([1, -1, 1, -1, 0])).tolist()),
+    ),
+    "disjoint": (distribution(1, 2, 0, 0, 0), distribution(0, 0, 3, 1, 1)),
+    "one-hot target": (distribution(0, 0, 1, 0, 0), random_probs(5, 5)),
+    "one-hot draft": (random_probs(6, 5), distribution(0, 1, 0, 0, 0)),
+    "both one-hot": (distribution(0, 1, 0, 0, 0), distribution(0, 1, 0, 0, 0)),
+    "top-p zeros": (random_probs(7, 5, zeros=2), random_probs(8, 5, zeros=3)),
+    "zeros in the target": (random_probs(9, 5, zeros=2), random_probs(10, 5)),
+    "zeros in the draft": (random_probs(11, 5), random_probs(12, 5, zeros=2)),
+    "almost one-hot draft": (random_probs(13, 5), distribution(1, 1e-12, 2e-13, 1e-14, 1e-30)),
+    "two tokens": (distribution(0.3, 0.7), distribution(0.9, 0.1)),
 }
 
 
 @pytest.mark.parametrize("replacement", [False, True], ids=["without replacement", "with replacement"])
 @pytest.mark.parametrize("case", CASES)
-def test_the_output_law_is_the_target(case, replacement):
+def test_the_output_distribution_is_the_target(case, replacement):
     p, q = CASES[case]
     for k in range(1, len(p) + 1):
-        emitted, accepted = output_law(p, q, k, replacement)
+        emitted, accepted = output_probs(p, q, k, replacement)
         assert torch.allclose(emitted, p, rtol=0, atol=1e-12), k
         wanted = exact_acceptance(p[None], q[None], k, "specinfer" if replacement else "rsd")
         assert accepted == pytest.approx(float(wanted), abs=1e-12)
 
 
 @pytest.mark.parametrize(("size", "k"), [(6, 6), (7, 4)])
-def test_the_output_law_is_the_target_for_larger_vocabularies(size, k):
-    p, q = random_law(20, size, 3.0), random_law(21, size, 2.0, zeros=1)
-    emitted, _ = output_law(p, q, k, replacement=False)
+def test_the_output_distribution_is_the_target_for_larger_vocabularies(size, k):
+    p, q = random_probs(20, size, 3.0), random_probs(21, size, 2.0, zeros=1)
+    emitted, _ = output_probs(p, q, k, replacement=False)
     assert torch.allclose(emitted, p, rtol=0, atol=1e-12)
 
 
@@ -147,11 +150,11 @@ def test_the_output_law_is_the_target_for_larger_vocabularies(size, k):
     st.integers(1, 4),
     st.booleans(),
 )
-def test_the_output_law_is_the_target_whatever_the_laws(logits, k, replacement):
+def test_the_output_distribution_is_the_target_whatever_the_distributions(logits, k, replacement):
     for row in logits:
-        row[0] = max(row[0], 0.0)  # no law without a token
+        row[0] = max(row[0], 0.0)  # no distribution without a token
     p, q = (torch.tensor(row, dtype=torch.float64).softmax(-1) for row in logits)
-    emitted, _ = output_law(p, q, k, replacement)
+    emitted, _ = output_probs(p, q, k, replacement)
     assert torch.allclose(emitted, p, rtol=0, atol=1e-12)
 
 
@@ -199,26 +202,26 @@ def test_acceptance_never_falls_with_more_children(case, rule):
 
 def test_all_children_of_full_support_are_always_enough():
     for seed in range(5):
-        p, q = random_law(seed, 5, 3.0), random_law(seed + 50, 5, 3.0)
+        p, q = random_probs(seed, 5, 3.0), random_probs(seed + 50, 5, 3.0)
         assert float(exact_acceptance(p[None], q[None], 5, "rsd")) == pytest.approx(1, abs=1e-12)
 
 
-def test_an_almost_certain_draft_law_keeps_its_other_siblings():
-    """At low temperature the second sibling has 1e-12 of the draft law and may have most of the target's."""
-    p, q = law(0.1, 0.8, 0.1), law(1, 1e-12, 1e-13)
+def test_an_almost_certain_draft_distribution_keeps_its_other_siblings():
+    """At low temperature the second sibling has 1e-12 of the draft distribution and may have most of the target's."""
+    p, q = distribution(0.1, 0.8, 0.1), distribution(1, 1e-12, 1e-13)
     index, _ = recursive_rejection(p, q, [0, 1], [0.5, 0.5])
     assert index == 1
 
 
-def test_a_used_up_draft_law_stops():
-    p, q = law(1, 2, 3), law(0, 1, 0)
+def test_a_used_up_draft_distribution_stops():
+    p, q = distribution(1, 2, 3), distribution(0, 1, 0)
     index, residual = recursive_rejection(p, q, [1, 0], [0.9, 0.0])
     assert index == -1
-    assert torch.allclose(residual, law(1, 0, 3))
+    assert torch.allclose(residual, distribution(1, 0, 3))
 
 
-def test_equal_laws_accept_the_first_child_and_never_divide_by_zero():
-    p = random_law(0, 6)
+def test_equal_distributions_accept_the_first_child_and_never_divide_by_zero():
+    p = random_probs(0, 6)
     assert recursive_rejection(p, p, [3, 1], [1 - 1e-16, 0.5])[0] == 0
     after, left = after_rejection(p, p, torch.tensor(3))
     assert torch.equal(after, p)
@@ -226,8 +229,8 @@ def test_equal_laws_accept_the_first_child_and_never_divide_by_zero():
     assert float(left.sum()) == pytest.approx(1)
 
 
-def test_laws_in_half_precision_give_finite_residuals():
-    p, q = random_law(0, 6).bfloat16(), random_law(0, 6).half()
+def test_distributions_in_half_precision_give_finite_residuals():
+    p, q = random_probs(0, 6).bfloat16(), random_probs(0, 6).half()
     _, residual = recursive_rejection(p, q, [0, 1, 2, 3, 4, 5], [1.0] * 6)
     assert residual.isfinite().all()
     assert float(residual.sum()) == pytest.approx(1)
@@ -236,37 +239,37 @@ def test_laws_in_half_precision_give_finite_residuals():
 # -- whole trees ----------------------------------------------------------------------------------------------------
 
 
-def laws_of(*rows):
+def distributions_of(*rows):
     logits = torch.stack(rows).log()
-    return TargetLaws(logits, logits.argmax(-1), Warp(temperature=1.0))
+    return TargetProbs(logits, logits.argmax(-1), Warp(temperature=1.0))
 
 
-def test_recursive_rejection_walks_down_with_each_nodes_own_law():
-    sure = [law(*np.eye(4)[i]) for i in range(4)]
+def test_recursive_rejection_walks_down_with_each_nodes_own_distribution():
+    sure = [distribution(*np.eye(4)[i]) for i in range(4)]
     tree = TokenTree(
         tokens=torch.tensor([0, 2, 1, 3]),
         topology=Topology([-1, 0, 0, 2]),
-        laws=torch.stack([random_law(0, 4), random_law(1, 4)]),
-        law_of=(0, -1, 1, -1),
+        distributions=torch.stack([random_probs(0, 4), random_probs(1, 4)]),
+        distribution_of=(0, -1, 1, -1),
     )
-    verdict = RecursiveRejection().verify(tree, laws_of(sure[1], sure[0], sure[3], sure[2]), None)
+    verdict = RecursiveRejection().verify(tree, distributions_of(sure[1], sure[0], sure[3], sure[2]), None)
     assert list(verdict.path) == [0, 2, 3]
     assert verdict.token == 2
-    verdict = RecursiveRejection().verify(tree, laws_of(sure[1], sure[0], sure[0], sure[2]), None)
+    verdict = RecursiveRejection().verify(tree, distributions_of(sure[1], sure[0], sure[0], sure[2]), None)
     assert list(verdict.path) == [0, 2]
     assert verdict.token == 0
 
 
-def test_a_tree_without_draft_laws_cannot_be_verified_by_rejection():
+def test_a_tree_without_draft_distributions_cannot_be_verified_by_rejection():
     tree = TokenTree(tokens=torch.tensor([0, 1]), topology=Topology([-1, 0]))
     with pytest.raises(ValueError, match="no draft distribution at node 0"):
-        RecursiveRejection().verify(tree, laws_of(random_law(0, 4), random_law(1, 4)), None)
+        RecursiveRejection().verify(tree, distributions_of(random_probs(0, 4), random_probs(1, 4)), None)
 
 
 def test_matching_takes_the_deepest_path():
-    sure = [law(*np.eye(4)[i]) for i in range(4)]
+    sure = [distribution(*np.eye(4)[i]) for i in range(4)]
     tree = TokenTree(tokens=torch.tensor([0, 1, 1, 2, 3]), topology=Topology([-1, 0, 0, 2, 1]))
-    target = laws_of(sure[1], sure[2], sure[2], sure[0], sure[0])
+    target = distributions_of(sure[1], sure[2], sure[2], sure[0], sure[0])
     for verifier in (GreedyMatch(), SampleAndDescend()):
         verdict = verifier.verify(tree, target, None)
         assert verdict.token in (0, 2)

@@ -26,14 +26,14 @@ def logits(rows=1, seed=0, scale=3.0):
     return torch.randn(rows, TINY_VOCABULARY, generator=torch.Generator().manual_seed(seed)) * scale
 
 
-# -- the law ----------------------------------------------------------------------------------------------------------
+# -- the distribution -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 1.7])
 @pytest.mark.parametrize("top_k", [0, 1, 5, 50])
 @pytest.mark.parametrize("top_p", [0.2, 0.9, 1.0])
 @pytest.mark.parametrize("repetition_penalty", [1.0, 1.5, 0.7])
-def test_the_law_is_that_of_transformers_own_pipeline(temperature, top_k, top_p, repetition_penalty):
+def test_the_distribution_is_that_of_transformers_own_pipeline(temperature, top_k, top_p, repetition_penalty):
     chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": repetition_penalty}
     processors = pipeline(do_sample=True, **chosen)
     for seed in range(3):
@@ -109,7 +109,7 @@ def test_greedy_is_temperature_0_and_plain_sampling_needs_no_warper():
     assert torch.equal(Warp().probabilities(raw), raw.softmax(-1))
 
 
-# -- refusals ---------------------------------------------------------------------------------------------------------
+# -- refusals -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -157,25 +157,25 @@ def test_guidance_and_watermarks_are_refused():
             Warp.from_processors(processors, do_sample=True)
 
 
-# -- drawing ----------------------------------------------------------------------------------------------------------
+# -- drawing --------------------------------------------------------------------------------------------------------
 
 
 def test_draw_is_the_exact_inverse_cdf():
-    law = logits(seed=1).softmax(-1)[0]
+    probs = logits(seed=1).softmax(-1)[0]
     for seed in range(200):
         uniform = torch.rand((), dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).item()
         mass, wanted = 0.0, 0
-        total = sum(law.double().tolist())
-        for wanted, share in enumerate(law.double().tolist()):  # noqa: B007
+        total = sum(probs.double().tolist())
+        for wanted, share in enumerate(probs.double().tolist()):  # noqa: B007
             mass += share
             if mass > uniform * total:
                 break
-        assert draw(law, torch.Generator().manual_seed(seed)) == wanted
+        assert draw(probs, torch.Generator().manual_seed(seed)) == wanted
 
 
 @pytest.mark.parametrize("uniform", [0.0, 2.0**-53, 0.25, 0.5, 1 - 2.0**-53, 1.0])  # 1.0: as if rounded up
 @pytest.mark.parametrize(
-    "law",
+    "distribution",
     [
         [0.0, 0.0, 0.5, 0.0, 0.5, 0.0],
         [0.0, 1.0, 0.0],
@@ -184,28 +184,28 @@ def test_draw_is_the_exact_inverse_cdf():
         [0.0, 3.0, 0.0, 5.0, 0.0],  # mass need not be 1
     ],
 )
-def test_a_token_of_probability_0_is_never_drawn(monkeypatch, uniform, law):
+def test_a_token_of_probability_0_is_never_drawn(monkeypatch, uniform, probs):
     monkeypatch.setattr(torch, "rand", lambda *shape, **kwargs: torch.tensor(uniform, dtype=torch.float64))
-    assert law[draw(torch.tensor(law), None)] > 0
+    assert probs[draw(torch.tensor(probs), None)] > 0
 
 
-def test_draws_follow_the_law():
+def test_draws_follow_the_distribution():
     warp = Warp(temperature=0.8, top_p=0.95)
-    law = warp.probabilities(logits(seed=2, scale=1.0))[0]
+    probs = warp.probabilities(logits(seed=2, scale=1.0))[0]
     generator = torch.Generator().manual_seed(0)
     n = 20_000
-    counts = np.bincount([draw(law, generator) for _ in range(n)], minlength=len(law))
-    held = law.numpy() > 0
+    counts = np.bincount([draw(probs, generator) for _ in range(n)], minlength=len(probs))
+    held = probs.numpy() > 0
     assert counts[~held].sum() == 0
-    expected = law.double().numpy()[held]
+    expected = probs.double().numpy()[held]
     assert stats.chisquare(counts[held], expected / expected.sum() * n).pvalue > 1e-3
 
 
 def test_draw_uses_the_generator_given_or_torchs_own():
-    law = torch.full((50,), 0.02)
-    first = [draw(law, torch.Generator().manual_seed(s)) for s in range(20)]
-    assert first == [draw(law, torch.Generator().manual_seed(s)) for s in range(20)]
+    probs = torch.full((50,), 0.02)
+    first = [draw(probs, torch.Generator().manual_seed(s)) for s in range(20)]
+    assert first == [draw(probs, torch.Generator().manual_seed(s)) for s in range(20)]
     torch.manual_seed(3)
-    before = [draw(law, None) for _ in range(10)]
+    before = [draw(probs, None) for _ in range(10)]
     torch.manual_seed(3)
-    assert before == [draw(law, None) for _ in range(10)]
+    assert before == [draw(probs, None) for _ in range(10)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,8 +11,10 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from mintage.cli.fields import made_from, parameters_of
 from mintage.cli.input import read_input
 from mintage.errors import UserError
+from mintage.options import Options, option
 
 if TYPE_CHECKING:
     from mintage.draft import Stats
@@ -18,60 +22,94 @@ if TYPE_CHECKING:
 DRAFT = "token-recycling:budget=auto+prompt-lookup"
 
 
-def generate(
-    prompt: Annotated[str, typer.Argument(help="What to say to the model; - reads standard input.")],
-    model: Annotated[str, typer.Option(help="smollm2 (embedded), a folder, or a hub id.")] = "smollm2",
-    draft: Annotated[
-        str | None,
-        typer.Option(
-            help="Drafter: name[:key=value,...], several joined by +, or none for plain decoding.",
-            show_default=f"{DRAFT}, or none with --keep",
-        ),
-    ] = None,
-    keep: Annotated[
-        str | None,
-        typer.Option(help="Cache policy: name[:key=value,...], e.g. snapkv:budget=256 (entries), 0.25 or 4MB."),
-    ] = None,
-    by_bytes: Annotated[
-        bool,
-        typer.Option("--bytes", help="Write bytes, exactly: a --raw prompt may end within a word; -n counts bytes."),
-    ] = False,
-    ensemble: Annotated[
-        list[str] | None,
-        typer.Option(help="A further model, with any tokenizer, that votes on every byte; repeat. Implies --bytes."),
-    ] = None,
-    suffix: Annotated[
-        str | None,
-        typer.Option(
-            help="Fill in what stands between the prompt and this text, with a model trained for it. Implies --bytes."
-        ),
-    ] = None,
-    draft_model: Annotated[
-        str | None,
-        typer.Option(
-            help="For drafters that need one: a drafter's .safetensors, a folder or hub id, or rounded:BITS of the "
-            "model. Default: the shipped drafter for smollm2, rounded:4 for others."
-        ),
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Stop after this many.")] = 256,
-    temperature: Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Keep the k most likely tokens; 0 is off.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Keep this probability mass; 1 is off.")] = 1.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages repeats; 1 is off.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="Repeat a sample.")] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
-    system: Annotated[str | None, typer.Option(help="System message of the chat.")] = None,
-    compile: Annotated[
-        bool, typer.Option("--compile", help="Score with a compiled step (CPU; a minute the first time, then kept).")
-    ] = False,
-    compare: Annotated[bool, typer.Option("--compare", help="Also decode plainly, and compare text and time.")] = False,
-    stream: Annotated[bool, typer.Option(help="Show text as it comes; accepted drafts are green.")] = True,
-    table: Annotated[
-        Path | None, typer.Option(help="Keep what token-recycling learned in this file, from call to call.")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="bfloat16, float32 or float16.")] = "bfloat16",
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Writing(Options):
+    """What ``mintage generate`` may be told, beside the prompt."""
+
+    model: str = option("smollm2", "smollm2 (embedded), a folder, or a hub id.")
+    draft: str | None = option(
+        None,
+        "Drafter: name[:key=value,...], several joined by +, or none for plain decoding. "
+        f"Default: {DRAFT}, or none with --keep.",
+    )
+    keep: str | None = option(
+        None, "Cache policy: name[:key=value,...], e.g. snapkv:budget=256 (entries), 0.25 or 4MB."
+    )
+    bytes: bool = option(False, "Write bytes, exactly: a --raw prompt may end within a word; -n counts bytes.")
+    ensemble: tuple[str, ...] = option(
+        (), "A further model, with any tokenizer, that votes on every byte; repeat. Implies --bytes.", repeat=True
+    )
+    suffix: str | None = option(
+        None, "Fill in what stands between the prompt and this text, with a model trained for it. Implies --bytes."
+    )
+    draft_model: str | None = option(
+        None,
+        "For drafters that need one: a drafter's .safetensors, a folder or hub id, or rounded:BITS of the model. "
+        "Default: the shipped drafter for smollm2, rounded:4 for others.",
+    )
+    max_new_tokens: int = option(256, "Stop after this many.", short="-n")
+    temperature: float = option(0.0, "0 is greedy.", short="-t")
+    top_k: int = option(0, "Keep the k most likely tokens; 0 is off.")
+    top_p: float = option(1.0, "Keep this probability mass; 1 is off.")
+    repetition_penalty: float = option(1.0, "Above 1 discourages repeats; 1 is off.")
+    seed: int | None = option(None, "Repeat a sample.")
+    raw: bool = option(False, "Continue the text as it is, without the chat template.")
+    system: str | None = option(None, "System message of the chat.")
+    compile: bool = option(False, "Score with a compiled step (CPU; a minute the first time, then kept).")
+    compare: bool = option(False, "Also decode plainly, and compare text and time.")
+    stream: bool = option(True, "Show text as it comes; accepted drafts are green.")
+    table: Path | None = option(None, "Keep what token-recycling learned in this file, from call to call.")
+    dtype: str = option("bfloat16", "bfloat16, float32 or float16.")
+    device: str = option("cpu", "cpu, cuda, ...")
+
+    @property
+    def by_bytes(self) -> bool:
+        """Whether bytes are written: asked for, or implied."""
+        return self.bytes or bool(self.ensemble) or self.suffix is not None
+
+    @property
+    def drafts(self) -> bool:
+        """Whether a drafter is named."""
+        return self.draft not in (None, "none")
+
+    def check(self) -> None:
+        """Refuse what does not go together, before anything is loaded."""
+        if self.raw and self.system is not None:
+            raise UserError(
+                "--system is part of the chat, which --raw leaves out; put it into the prompt, or drop --raw"
+            )
+        if self.compare and not self.max_new_tokens:
+            raise UserError("--compare needs at least 1 new token; pass --max-new-tokens 1 or more")
+        if not self.by_bytes:
+            return
+        others = {
+            "--draft": self.drafts,
+            "--keep": self.keep is not None,
+            "--compile": self.compile,
+            "--compare": self.compare,
+            "--table": self.table is not None,
+            "--top-k": self.top_k > 0,
+            "--repetition-penalty": self.repetition_penalty != 1.0,
+        }
+        for name, asked in others.items():
+            if asked:
+                raise UserError(f"{name} is about tokens and does not go with --bytes; drop one of them")
+        if self.suffix is not None and self.system is not None:
+            raise UserError("--system is part of a chat, which --suffix leaves out; drop one of them")
+
+    def settings(self) -> dict[str, Any]:
+        """How tokens are chosen, for the loop."""
+        names = ("temperature", "top_k", "top_p", "repetition_penalty", "seed", "compile", "max_new_tokens")
+        return {name: getattr(self, name) for name in names}
+
+    def arguments(self) -> dict[str, Any]:
+        """The same for transformers; given even where off, lest the model's generation config has others."""
+        names = ("max_new_tokens", "repetition_penalty")
+        names += ("temperature", "top_k", "top_p") if self.temperature else ()
+        return {"do_sample": bool(self.temperature), **{name: getattr(self, name) for name in names}}
+
+
+def generate(prompt: str, **values: Any) -> None:
     """Generate text, drafting ahead: the same text as without, in fewer forwards.
 
     [dim]Examples[/dim]
@@ -90,79 +128,73 @@ def generate(
 
     Next: [bold]mintage bench draft[/bold]
     """
-    from mintage.bench.draft.arms import needs_draft_model
-    from mintage.draft import generate
-    from mintage.draft.core.distilled import load_draft_model
-    from mintage.models import load_causal_lm
-
-    if raw and system is not None:
-        raise UserError("--system is part of the chat, which --raw leaves out; put it into the prompt, or drop --raw")
-    if compare and not max_new_tokens:
-        raise UserError("--compare needs at least 1 new token; pass --max-new-tokens 1 or more")
-    by_bytes = by_bytes or bool(ensemble) or suffix is not None
+    asked: Writing = made_from(Writing, values)
     given = read_input(prompt)
     if not given.strip():
         raise UserError("the prompt is empty; pass some text, or - to read standard input")
-    text = "" if by_bytes and (raw or suffix is not None) else _text(given)
-    if by_bytes:
-        others = {
-            "--draft": draft not in (None, "none"),
-            "--keep": keep is not None,
-            "--compile": compile,
-            "--compare": compare,
-            "--table": table is not None,
-            "--top-k": top_k > 0,
-            "--repetition-penalty": repetition_penalty != 1.0,
-        }
-        for option, asked in others.items():
-            if asked:
-                raise UserError(f"{option} is about tokens and does not go with --bytes; drop one of them")
-        if suffix is not None and system is not None:
-            raise UserError("--system is part of a chat, which --suffix leaves out; drop one of them")
-        names = [model, *(ensemble or ())]
-        lms = [load_causal_lm(name, dtype=dtype, device=device) for name in names]
-        sampling = {"temperature": temperature, "top_p": top_p, "seed": seed}
-        _by_bytes(lms, given, max_new_tokens, sampling, raw=raw, system=system, suffix=suffix, stream=stream)
+    text = "" if asked.by_bytes and (asked.raw or asked.suffix is not None) else _text(given)
+    asked.check()
+    if asked.by_bytes:
+        _by_bytes(asked, given)
         return
-    if keep is not None:
-        policy = _policy(keep, draft=draft, compile=compile, table=table)
-        draft = draft or "none"
-    draft = draft or DRAFT
+    policy = None if asked.keep is None else _policy(asked)
+    if policy is not None and not asked.drafts:
+        _keeping(asked, text, policy)
+    else:
+        _drafting(asked, text)
+
+
+_PROMPT = Annotated[str, typer.Argument(help="What to say to the model; - reads standard input.")]
+_PARAMETERS = [
+    inspect.Parameter("prompt", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=_PROMPT),
+    *parameters_of(Writing),
+]
+generate.__signature__ = inspect.Signature(_PARAMETERS)  # type: ignore[attr-defined]
+generate.__annotations__ = {parameter.name: parameter.annotation for parameter in _PARAMETERS}
+
+
+def _load(asked: Writing, text: str) -> tuple[Any, Any]:
+    """Load the model, and make the ids of the prompt."""
+    from mintage.models import load_causal_lm
+
+    lm = load_causal_lm(asked.model, dtype=asked.dtype, device=asked.device)
+    return lm, lm.encode(text, chat=not asked.raw, system=asked.system)
+
+
+def _consoles() -> tuple[Console, Console]:
+    """Return where text goes, and where notes go."""
+    return Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False)
+
+
+def _drafting(asked: Writing, text: str) -> None:
+    """Decode with a drafter."""
+    from mintage.bench.draft.arms import needs_draft_model
+    from mintage.draft import generate, load_draft_model
+
+    draft = asked.draft or DRAFT
     spec = "plain" if draft == "none" else draft
-    drafting, models = draft_model is not None or needs_draft_model(spec), {}
-    if not drafting:
-        drafter = _drafter(spec, table)  # a bad spec is told before the model loads
-    lm = load_causal_lm(model, dtype=dtype, device=device)
+    models: dict[str, Any] = {}
+    drafting = asked.draft_model is not None or needs_draft_model(spec)
+    drafter = None if drafting else _drafter(spec, asked.table)  # a bad spec is told before the model loads
+    lm, ids = _load(asked, text)
     if drafting:
-        models = {"draft_model": load_draft_model(draft_model, lm).model}
-        drafter = _drafter(spec, table, **models)
-    ids = lm.encode(text, chat=not raw, system=system)
-    settings: dict[str, Any] = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "repetition_penalty": repetition_penalty,
-        "seed": seed,
-        "compile": compile,
-        "max_new_tokens": max_new_tokens,
-    }
-    console, notes = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False)
-    streamer = _Streamer(console, lm.tokenizer) if stream else None
-    if keep is not None and spec == "plain":
-        _keeping(console, notes, lm, ids, keep, policy, settings, streamer, compare=compare)
-        return
-    if compare:  # what is done once per machine or model, as measuring how long a tree takes, is not compared
-        generate(lm.model, ids, _drafter(spec, table, **models), **{**settings, "max_new_tokens": 2})
+        models = {"draft_model": load_draft_model(asked.draft_model, lm).model}
+        drafter = _drafter(spec, asked.table, **models)
+    console, notes = _consoles()
+    streamer = _Streamer(console, lm.tokenizer) if asked.stream else None
+    settings = asked.settings()
+    if asked.compare:  # what is done once per machine or model, as measuring how long a tree takes, is not compared
+        generate(lm.model, ids, _drafter(spec, asked.table, **models), **{**settings, "max_new_tokens": 2})
     out = generate(lm.model, ids, drafter, streamer=streamer, **settings)
     if streamer is None:
         text = lm.tokenizer.decode(out.sequences[0, ids.shape[1] :], skip_special_tokens=True)
         _write(console, f"{text}\n")
     notes.print(_summary(spec, out.stats), style="dim")
-    if table is not None and max_new_tokens:
+    if asked.table is not None and asked.max_new_tokens:
         for learner in _learners(drafter):
             learner.save()
-    if compare:
-        _compare(notes, lm, ids, out, settings)
+    if asked.compare:
+        _compare(notes, lm, ids, out, asked)
 
 
 def _text(prompt: bytes) -> str:
@@ -201,14 +233,13 @@ def _summary(name: str, stats: Stats) -> str:
     return line
 
 
-def _compare(notes: Console, lm: Any, ids: Any, out: Any, settings: dict[str, Any]) -> None:
+def _compare(notes: Console, lm: Any, ids: Any, out: Any, asked: Writing) -> None:
     """Decode plainly with transformers' own generate, and put the two side by side."""
     import torch
 
     from mintage.measure import timed
 
-    greedy, arguments = not settings["temperature"], _arguments(settings)
-    mask = torch.ones_like(ids)
+    mask, arguments = torch.ones_like(ids), asked.arguments()
     lm.model.generate(ids, attention_mask=mask, max_new_tokens=2, do_sample=False, pad_token_id=0)  # warm up
     pad = lm.tokenizer.pad_token_id or 0
     plain, seconds = timed(lambda: lm.model.generate(ids, attention_mask=mask, pad_token_id=pad, **arguments))
@@ -216,7 +247,7 @@ def _compare(notes: Console, lm: Any, ids: Any, out: Any, settings: dict[str, An
     notes.print(f"plain generate: {new} tokens in {seconds:.2f} s ({new / seconds:.1f} tokens/s)", style="dim")
     ratio = out.stats.tokens_per_second / (new / seconds)
     verdict = f"drafted decoding is {ratio:.2f}x as fast per token"
-    if greedy:
+    if not asked.temperature:
         verdict += f", and the text is {_sameness(lm, ids, out.sequences, plain)}"
     notes.print(verdict, style="bold")
 
@@ -232,96 +263,83 @@ def _sameness(lm: Any, ids: Any, drafted: Any, plain: Any) -> str:
     )
 
 
-def _by_bytes(
-    lms: list[Any],
-    prompt: bytes,
-    number: int,
-    sampling: dict[str, Any],
-    *,
-    raw: bool,
-    system: str | None,
-    suffix: str | None,
-    stream: bool,
-) -> None:
+def _by_bytes(asked: Writing, prompt: bytes) -> None:
     """Write bytes, by one model or by several that vote."""
     import codecs
     import time
 
+    from mintage.models import load_causal_lm
     from mintage.retrofit import ByteEnsemble, ByteLM, infilling
 
-    if suffix is not None:  # the last word of the prompt, which may be cut, is the same for all
-        after = suffix.encode("utf-8", "surrogateescape")
+    names = [asked.model, *asked.ensemble]
+    lms = [load_causal_lm(name, dtype=asked.dtype, device=asked.device) for name in names]
+    sampling: dict[str, Any] = {"temperature": asked.temperature, "top_p": asked.top_p, "seed": asked.seed}
+    if asked.suffix is not None:  # the last word of the prompt, which may be cut, is the same for all
+        after = asked.suffix.encode("utf-8", "surrogateescape")
         prompts = [infilling(ByteLM.of(lm), prompt, after) for lm in lms]
         models, prefix = [model for model, _ in prompts], prompts[0][1]
-    elif raw:
+    elif asked.raw:
         models, prefix = [ByteLM.of(lm) for lm in lms], prompt
     else:  # the chat's control tokens are no text: covers must not cross them
-        chats = [lm.encode(prompt.decode(), system=system)[0].tolist() for lm in lms]
+        chats = [lm.encode(prompt.decode(), system=asked.system)[0].tolist() for lm in lms]
         models, prefix = [ByteLM.of(lm, context=chat) for lm, chat in zip(lms, chats, strict=True)], b""
     sampler = models[0] if len(models) == 1 else ByteEnsemble(models)
-    console, notes = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False)
+    console, notes = _consoles()
     for lm, made in zip(lms, models, strict=True):
-        if odd := {prompt[place] for place in made.vocabulary.unwritable(prompt)}:
+        if odd := {prompt[index] for index in made.vocabulary.unwritable(prompt)}:
             shown = ", ".join(f"0x{byte:02x}" for byte in sorted(odd))
             notes.print(f"{lm.name} writes no text with {shown}: read as single tokens or U+FFFD", style="yellow")
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     started, written, held = time.perf_counter(), 0, ""
-    for byte in sampler.stream(prefix, number, **sampling):
+    for byte in sampler.stream(prefix, asked.max_new_tokens, **sampling):
         piece = decoder.decode(bytes([byte]))
         written += 1
         held += piece
-        if stream:
+        if asked.stream:
             _write(console, piece)
     rest = decoder.decode(b"", final=True)
-    _write(console, f"{rest if stream else held + rest}\n")
+    _write(console, f"{rest if asked.stream else held + rest}\n")
     seconds = time.perf_counter() - started
     counts = ((lm.name, made.distribution.forwards) for lm, made in zip(lms, models, strict=True))
     forwards = ", ".join(f"{name} {count} forwards" for name, count in counts)
     notes.print(f"{written} bytes in {seconds:.2f} s; {forwards}", style="dim", markup=False)
 
 
-def _policy(spec: str, *, draft: str | None, compile: bool, table: Path | None) -> Any:
+def _policy(asked: Writing) -> Any:
     """Build a cache policy, and refuse what does not go with one."""
     from mintage import catalog
     from mintage.keep import Evictor
 
+    spec = str(asked.keep)
     policy = catalog.build(spec, "keep")
     name = spec.partition(":")[0]
-    others = {"--draft": draft not in (None, "none"), "--compile": compile, "--table": table is not None}
+    others = {"--draft": asked.drafts, "--compile": asked.compile, "--table": asked.table is not None}
     reason = (
         "drafted tokens that are rejected would already have driven others out of the cache"
         if isinstance(policy, Evictor)
         else "it reads differently where several tokens come at once, so the text would be another one"
     )
-    for option, given in others.items():
+    for flag, given in others.items():
         if given and name != "full-cache":
             raise UserError(
-                f"--keep {name} does not go with {option}: {reason}; drop {option}, or keep and read everything "
+                f"--keep {name} does not go with {flag}: {reason}; drop {flag}, or keep and read everything "
                 "with --keep full-cache"
             )
     return policy
 
 
-def _keeping(
-    console: Console,
-    notes: Console,
-    lm: Any,
-    ids: Any,
-    name: str,
-    policy: Any,
-    settings: dict[str, Any],
-    streamer: Any,
-    *,
-    compare: bool,
-) -> None:
+def _keeping(asked: Writing, text: str, policy: Any) -> None:
     """Decode under a cache policy, with transformers' own generate."""
     import torch
 
     from mintage.measure import timed
 
-    arguments = _arguments(settings) | {"attention_mask": torch.ones_like(ids), "pad_token_id": 0}
-    if settings["seed"] is not None:
-        torch.manual_seed(settings["seed"])
+    lm, ids = _load(asked, text)
+    console, notes = _consoles()
+    name, streamer = asked.keep, _Streamer(console, lm.tokenizer) if asked.stream else None
+    arguments = asked.arguments() | {"attention_mask": torch.ones_like(ids), "pad_token_id": 0}
+    if asked.seed is not None:
+        torch.manual_seed(asked.seed)
     with policy(lm.model) as session:
         out, seconds = timed(lambda: lm.model.generate(ids, streamer=streamer, **arguments))
     if streamer is None:
@@ -335,7 +353,7 @@ def _keeping(
         f"{cache.nbytes() / 1e6:.2f} MB of keys and values",
         style="dim",
     )
-    if compare:
+    if asked.compare:
         from mintage.keep import FullCache
 
         with FullCache()(lm.model) as session:
@@ -349,19 +367,6 @@ def _keeping(
         verdict = "the same text" if torch.equal(out, plain) else f"the same text for {same} tokens"
         rate = (new / seconds) / ((plain.shape[1] - ids.shape[1]) / plain_seconds)
         notes.print(f"{name} is {rate:.2f}x as fast per token, and gives {verdict}", style="bold")
-
-
-def _arguments(settings: dict[str, Any]) -> dict[str, Any]:
-    """Say the settings as transformers does; given even where off, lest the model's generation config has others."""
-    greedy = not settings["temperature"]
-    arguments: dict[str, Any] = {
-        "do_sample": not greedy,
-        "max_new_tokens": settings["max_new_tokens"],
-        "repetition_penalty": settings["repetition_penalty"],
-    }
-    if not greedy:
-        arguments |= {name: settings[name] for name in ("temperature", "top_k", "top_p")}
-    return arguments
 
 
 def _write(console: Console, text: str, style: str = "") -> None:

@@ -149,7 +149,7 @@ class Chain(ModelDrafter):
 
 
 def independent_draws(
-    law: Float[Tensor, "nodes vocabulary"], counts: Sequence[int], generator: torch.Generator | None
+    probs: Float[Tensor, "nodes vocabulary"], counts: Sequence[int], generator: torch.Generator | None
 ) -> tuple[Int[Tensor, " draws"], Int[Tensor, " draws"]]:
     """Draw ``counts[n]`` tokens from every row n, with replacement, by inverse CDF as `core.warp.draw` does.
 
@@ -158,13 +158,13 @@ def independent_draws(
     rows, tokens
         Of every draw, by row.
     """
-    mass = law.double().cumsum(-1)
+    mass = probs.double().cumsum(-1)
     total = mass[:, -1:].contiguous()
     shape = len(counts), max(counts)
-    uniform = torch.rand(shape, dtype=torch.float64, device=law.device, generator=generator)
+    uniform = torch.rand(shape, dtype=torch.float64, device=probs.device, generator=generator)
     tokens = torch.searchsorted(mass, uniform * total, right=True)
     tokens = tokens.minimum(torch.searchsorted(mass, total))  # rounding up to the total would end past the last token
-    wanted = torch.arange(shape[1], device=law.device) < torch.tensor(counts, device=law.device)[:, None]
+    wanted = torch.arange(shape[1], device=probs.device) < torch.tensor(counts, device=probs.device)[:, None]
     rows, draws = wanted.nonzero(as_tuple=True)
     return rows, tokens[rows, draws]
 
@@ -173,9 +173,10 @@ def independent_draws(
 class SpecInfer(ModelDrafter):
     """SpecInfer (Miao et al., ASPLOS 2024, arXiv 2305.09781): independent siblings, multi-step rejection.
 
-    Siblings are drawn from one law with replacement, so a token can come twice; every draw is a node and a candidate of
-    its own. A repeat could be accepted only after its first draw was rejected, and then never is (P is 0 there), so its
-    children hang under the first: that node has as many candidates as independent draws from the root would give it.
+    Siblings are drawn from one distribution with replacement, so a token can come twice; every draw is a node and a
+    candidate of its own. A repeat could be accepted only after its first draw was rejected, and then never is (P is 0
+    there), so its children hang under the first: that node has as many candidates as independent draws from the root
+    would give it.
     At temperature 0, where draws would all repeat, the likeliest children are drafted. Not here: several draft models.
 
     Parameters
@@ -220,11 +221,11 @@ class SpecInfer(ModelDrafter):
             if level:
                 growth.advance(nodes)
             if context.warp.greedy:
-                shares, likeliest = growth.law.topk(min(count, growth.law.shape[-1]), dim=-1)
+                shares, likeliest = growth.probs.topk(min(count, growth.probs.shape[-1]), dim=-1)
                 rows, ranks = (shares > 0).nonzero(as_tuple=True)
                 tokens = likeliest[rows, ranks]
             else:
-                rows, tokens = independent_draws(growth.law, [count * n for n in times], context.generator)
+                rows, tokens = independent_draws(growth.probs, [count * n for n in times], context.generator)
             draws = list(zip(rows.tolist(), tokens.tolist(), strict=True))
             first: dict[tuple[int, int], int] = {}
             for draw, node in zip(draws, growth.hang(rows, tokens), strict=True):

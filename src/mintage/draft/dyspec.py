@@ -1,9 +1,9 @@
 """DySpec: grow the draft tree, at run time, where the draft model's own probability says a token will be accepted.
 
 Xiong et al., "DySpec: Faster Speculative Decoding with Dynamic Token Tree Structure", World Wide Web journal 28:36,
-2025, arXiv 2410.11744. A token X drawn from the residual draft law R of its node is accepted, once it is tried, with
-probability about R[X]. Hence a node is worth the chance that its whole path is accepted, and a *slot* ("draw one more
-child here") the chance that it is ever tried::
+2025, arXiv 2410.11744. A token X drawn from the residual draft distribution R of its node is accepted, once it is
+tried, with probability about R[X]. Hence a node is worth the chance that its whole path is accepted, and a *slot* ("draw
+one more child here") the chance that it is ever tried::
 
     value(child)        = value(slot) * R[X]
     first slot of node  = value(node)
@@ -11,7 +11,7 @@ child here") the chance that it is ever tried::
 
 Two builders fill slots: the most valuable one first (`grow_best_first`), or layer by layer all above a threshold
 (`grow_threshold`). Whether a slot is filled depends on earlier draws only, never on the token about to be drawn, so
-recursive rejection keeps the target's law. (Dropping nodes by the value of their *drawn* token would not.)
+recursive rejection keeps the target's distribution. (Dropping nodes by the value of their *drawn* token would not.)
 
 Deviations: the best-first builder asks the draft model about several open nodes in one forward, which changes no draw;
 `max_depth` is ours. Not here: the verifier (`core.verify`), a block-sparse attention kernel (`block_order`
@@ -42,10 +42,10 @@ from mintage.options import option
 
 __all__ = ["DySpec", "SlotGrowth", "grow_best_first", "grow_threshold"]
 
-_NO_MASS = 1e-12  # no slot opens for a smaller share of the draft law
+_NO_MASS = 1e-12  # no slot opens for a smaller share of the draft distribution
 
-NextLaws = Callable[[Sequence[int], Sequence[int], Sequence[int]], Tensor]
-"""``(nodes, tokens, parents) -> (nodes, vocabulary)``: the draft laws after these nodes of the tree in growth.
+NextDistributions = Callable[[Sequence[int], Sequence[int], Sequence[int]], Tensor]
+"""``(nodes, tokens, parents) -> (nodes, vocabulary)``: the draft distributions after these nodes of the tree in growth.
 
 Called first with the root (node 0, parent -1) alone; afterwards every parent was asked about before.
 """
@@ -65,8 +65,8 @@ class SlotGrowth:
         One entry per node.
     slot_value
         Value of the slot that each node but the root fills.
-    laws
-        Draft law of every node that was asked about, as the draft model gave it.
+    distributions
+        Draft distribution of every node that was asked about, as the draft model gave it.
     children
         Children of those nodes, in drawing order.
     """
@@ -74,17 +74,17 @@ class SlotGrowth:
     def __init__(self, root: int) -> None:
         self.tokens, self.parent, self.depth, self.value = [root], [-1], [0], [1.0]
         self.slot_value: list[float] = []
-        self.laws: dict[int, Float[Tensor, " vocabulary"]] = {}
+        self.distributions: dict[int, Float[Tensor, " vocabulary"]] = {}
         self.children: dict[int, list[int]] = {}
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def ask(self, nodes: Sequence[int], next_laws: NextLaws) -> None:
-        """Get the draft laws after `nodes`, all at once."""
-        laws = next_laws(nodes, [self.tokens[n] for n in nodes], [self.parent[n] for n in nodes])
-        for node, law in zip(nodes, laws, strict=True):
-            self.laws[node], self.children[node] = law, []
+    def ask(self, nodes: Sequence[int], next_distributions: NextDistributions) -> None:
+        """Get the draft distributions after `nodes`, all at once."""
+        distributions = next_distributions(nodes, [self.tokens[n] for n in nodes], [self.parent[n] for n in nodes])
+        for node, probs in zip(nodes, distributions, strict=True):
+            self.distributions[node], self.children[node] = probs, []
 
     def draw(self, node: int, slot: float, uniform: float) -> float:
         """Draw the next child of `node` without replacement, by inverse CDF in float64.
@@ -94,7 +94,7 @@ class SlotGrowth:
         float
             Value of the next sibling's slot; 0 if nothing is left to draw.
         """
-        residual = self.laws[node].to(torch.float64, copy=True)
+        residual = self.distributions[node].to(torch.float64, copy=True)
         if drawn := [self.tokens[child] for child in self.children[node]]:
             residual[drawn] = 0
         mass = residual.cumsum(-1)
@@ -113,28 +113,33 @@ class SlotGrowth:
         """Return the draft tree in drawing order; values become the nodes' confidence, float64."""
         asked = [node for node, below in self.children.items() if below]
         row = {node: i for i, node in enumerate(asked)}
-        laws = torch.stack([self.laws[node] for node in asked])
+        distributions = torch.stack([self.distributions[node] for node in asked])
         return TokenTree(
-            tokens=torch.tensor(self.tokens, device=laws.device),
+            tokens=torch.tensor(self.tokens, device=distributions.device),
             topology=Topology(self.parent),
-            confidence=torch.tensor(self.value, dtype=torch.float64, device=laws.device),
-            laws=laws,
-            law_of=tuple(row.get(node, -1) for node in range(len(self))),
+            confidence=torch.tensor(self.value, dtype=torch.float64, device=distributions.device),
+            distributions=distributions,
+            distribution_of=tuple(row.get(node, -1) for node in range(len(self))),
         )
 
 
 def grow_best_first(
-    next_laws: NextLaws, root: int, budget: int, uniforms: Iterator[float], *, max_depth: int | None = None
+    next_distributions: NextDistributions,
+    root: int,
+    budget: int,
+    uniforms: Iterator[float],
+    *,
+    max_depth: int | None = None,
 ) -> SlotGrowth:
     """Fill the `budget` most valuable slots, best first; ties go to the slot that opened first.
 
     Values of open slots sum to at most 1 and there are never more than `budget` of them, so with unlimited depth no
-    slot below ``1 / budget`` is ever filled. Whenever a law is missing, all open nodes above that bound are asked
-    about in the same forward. That is at most one row per drawn node, and no draw depends on it.
+    slot below ``1 / budget`` is ever filled. Whenever a distribution is missing, all open nodes above that bound are
+    asked about in the same forward. That is at most one row per drawn node, and no draw depends on it.
 
     Parameters
     ----------
-    next_laws
+    next_distributions
         The draft model.
     root
         The last committed token.
@@ -150,10 +155,10 @@ def grow_best_first(
     while heap and len(growth) <= budget:
         negative, _, node = heappop(heap)
         slot = -negative
-        if node not in growth.laws:
+        if node not in growth.distributions:
             floor = min(slot, 1 / budget)
-            rivals = sorted(entry for entry in heap if -entry[0] >= floor and entry[2] not in growth.laws)
-            growth.ask([node, *(n for _, _, n in rivals[: budget - len(growth)])], next_laws)
+            rivals = sorted(entry for entry in heap if -entry[0] >= floor and entry[2] not in growth.distributions)
+            growth.ask([node, *(n for _, _, n in rivals[: budget - len(growth)])], next_distributions)
         following = growth.draw(node, slot, next(uniforms))
         child = len(growth) - 1
         if growth.value[child] > 0 and (max_depth is None or growth.depth[child] < max_depth):
@@ -164,13 +169,19 @@ def grow_best_first(
 
 
 def grow_threshold(
-    next_laws: NextLaws, root: int, threshold: float, uniforms: Iterator[float], *, max_depth: int, max_nodes: int
+    next_distributions: NextDistributions,
+    root: int,
+    threshold: float,
+    uniforms: Iterator[float],
+    *,
+    max_depth: int,
+    max_nodes: int,
 ) -> SlotGrowth:
     """Fill all slots worth more than `threshold`, layer by layer, with one draft forward per layer.
 
     Parameters
     ----------
-    next_laws
+    next_distributions
         The draft model.
     root
         The last committed token.
@@ -189,7 +200,7 @@ def grow_threshold(
         layer = [node for node in layer if growth.value[node] > threshold][:room]  # each gets one child at least
         if not layer:
             break
-        growth.ask(layer, next_laws)
+        growth.ask(layer, next_distributions)
         first = len(growth)
         for node in layer:
             slot = growth.value[node]
@@ -200,22 +211,22 @@ def grow_threshold(
 
 
 class _Draft:
-    """The draft model's side of one request; a growing tree asks it for laws."""
+    """The draft model's side of one request; a growing tree asks it for distributions."""
 
     def __init__(self, session: DraftSession, warp: Warp, generator: torch.Generator | None) -> None:
         self.session, self.warp = session, warp
         self.uniforms = _uniforms(generator, session.draft.device)
 
     def __call__(self, nodes: Sequence[int], tokens: Sequence[int], parents: Sequence[int]) -> Tensor:
-        """Return the laws after these nodes, of shape (nodes, vocabulary), warped as they are sampled."""
+        """Return the distributions after these nodes, of shape (nodes, vocabulary), warped as they are sampled."""
         if nodes[0] == 0:
             logits = self.session.begin_round()[None]
         else:
             logits = self.session.extend(nodes, torch.tensor(tokens, device=self.session.draft.device), parents)
-        laws = self.warp.probabilities(logits)
-        if laws.isnan().any():
+        distributions = self.warp.probabilities(logits)
+        if distributions.isnan().any():
             raise UserError("the draft model returned NaN logits; check its weights, or load it in float32")
-        return laws
+        return distributions
 
 
 def _uniforms(generator: torch.Generator | None, device: torch.device) -> Iterator[float]:
@@ -239,7 +250,8 @@ class DySpec(ModelDrafter):
     max_depth
         Deepest node. A confident draft model would else spend the whole budget on one chain.
     draft_temperature
-        Temperature of the draft law when the target is decoded greedily; a law of one token would give no width.
+        Temperature of the draft distribution when the target is decoded greedily; one of a single token would give no
+        width.
     block_order
         Depth-first node order. It pays with a block-sparse attention kernel; sdpa and eager read the mask densely.
 

@@ -38,8 +38,8 @@ __all__ = ["RSD", "LevelGrowth", "beam_step", "check_levels", "gumbel_noise", "g
 def gumbel_noise(logq: Float[Tensor, "*shape"], generator: torch.Generator | None) -> Float64[Tensor, "*shape"]:
     """Draw independent Gumbel(0, 1) numbers, always finite, for what `logq` gives a chance; the rest gets 0.
 
-    No noise lifts a log-probability of -inf, and most of a law is that after top-p, or below a head that knows only
-    frequent tokens.
+    No noise lifts a log-probability of -inf, and most of a distribution is that after top-p, or below a head that knows
+    only frequent tokens.
     """
     possible = logq > -torch.inf
     uniform = torch.rand(int(possible.sum()), dtype=torch.float64, device=logq.device, generator=generator)
@@ -65,8 +65,8 @@ def gumbel_top_k(
     Returns
     -------
     tokens, perturbed
-        The tokens and their ``logq + gumbel``, decreasing. Where a law has fewer than k tokens, the last of `perturbed`
-        are -inf and their tokens mean nothing.
+        The tokens and their ``logq + gumbel``, decreasing. Where a distribution has fewer than k tokens, the last of
+        `perturbed` are -inf and their tokens mean nothing.
     """
     perturbed, tokens = (logq + gumbel).topk(k, dim=-1)
     return tokens, perturbed
@@ -101,7 +101,7 @@ def stochastic_beam_step(
     Returns
     -------
     parents, tokens, phi, score
-        Of the kept children, by decreasing score. Fewer than `width` where the laws have fewer tokens.
+        Of the kept children, by decreasing score. Fewer than `width` where the distributions have fewer tokens.
     """
     tokens, perturbed = gumbel_top_k(phi[:, None] + logq, gumbel, min(width, logq.shape[-1]))
     largest = perturbed[:, :1]
@@ -138,8 +138,8 @@ class LevelGrowth:
     ----------
     frontier
         Nodes that may get children now.
-    law, logq
-        Their draft laws, warped as the target's, and the logarithms in float64; one row per frontier node.
+    distribution, logq
+        Their draft distributions, warped as the target's, and the logarithms in float64; one row per frontier node.
     phi
         Draft log-probability of the path to every node.
     """
@@ -149,8 +149,8 @@ class LevelGrowth:
         self.tokens = context.root.reshape(1)
         self.parents = [-1]
         self.phi = torch.zeros(1, dtype=torch.float64, device=context.ids.device)
-        self._laws: list[Tensor] = []
-        self._law_of: dict[int, int] = {}
+        self._distributions: list[Tensor] = []
+        self._distribution_of: dict[int, int] = {}
         self._read([0], session.begin_round()[None])
 
     def advance(self, nodes: Sequence[int]) -> None:
@@ -159,14 +159,14 @@ class LevelGrowth:
         self._read(list(nodes), self.session.extend(nodes, self.tokens[list(nodes)], parents))
 
     def _read(self, nodes: list[int], logits: Float[Tensor, "frontier vocabulary"]) -> None:
-        first = len(self._law_of)
-        self._law_of.update({node: first + row for row, node in enumerate(nodes)})
+        first = len(self._distribution_of)
+        self._distribution_of.update({node: first + row for row, node in enumerate(nodes)})
         self.frontier = nodes
-        self.law = self.warp.probabilities(logits)
-        if self.law.isnan().any():
+        self.probs = self.warp.probabilities(logits)
+        if self.probs.isnan().any():
             raise UserError("the draft model returned NaN logits; check its weights, or load it in float32")
-        self.logq = self.law.double().log()
-        self._laws.append(self.law)
+        self.logq = self.probs.double().log()
+        self._distributions.append(self.probs)
 
     def hang(self, rows: Int[Tensor, " new"], tokens: Int[Tensor, " new"]) -> list[int]:
         """Hang one new node under each of the frontier's `rows`, siblings in drawing order; return their numbers."""
@@ -177,14 +177,16 @@ class LevelGrowth:
         return list(range(len(self.parents) - len(above), len(self.parents)))
 
     def tree(self) -> TokenTree:
-        """Finish: the laws that were sampled go along, unless nothing was (temperature 0)."""
+        """Finish: the distributions that were sampled go along, unless nothing was (temperature 0)."""
         sampled = not self.warp.greedy
         return TokenTree(
             tokens=self.tokens,
             topology=Topology(self.parents),
             confidence=self.phi.exp().float(),
-            laws=torch.cat(self._laws) if sampled else None,
-            law_of=tuple(self._law_of.get(node, -1) for node in range(len(self.parents))) if sampled else None,
+            distributions=torch.cat(self._distributions) if sampled else None,
+            distribution_of=tuple(self._distribution_of.get(node, -1) for node in range(len(self.parents)))
+            if sampled
+            else None,
         )
 
 

@@ -1,10 +1,9 @@
 """SpecTr: draft K independent continuations, and choose among them by K-SEQ, a near-optimal transport.
 
 Sun, Suresh, Ro, Beirami, Jain and Yu, "SpecTr: Fast Speculative Decoding via Optimal Transport", NeurIPS 2023, arXiv
-2310.15141. Emitting a token with the target's law p that lies, as often as possible, among K tokens drawn from the
-draft law q is an optimal-transport problem. K-SEQ solves it in almost linear time: every candidate x in turn is
-accepted with probability min(1, p(x) / (rho q(x))), with the smallest rho in [1, K] that leaves a valid residual. It
-accepts at least 1 - (1 - 1/K)^K > 1 - 1/e as often as the optimal plan.
+2310.15141. Emitting a token with the target's distribution p that lies, as often as possible, among K tokens drawn from
+the draft distribution q is an optimal-transport problem. K-SEQ (`mintage.draft.core.kseq`) solves it in almost linear
+time, and accepts at least 1 - (1 - 1/K)^K > 1 - 1/e as often as the optimal plan.
 
 Beyond the paper: equal prefixes of the drafts share nodes of one tree, so neither model reads them twice (equal drafts
 stay candidates of their own, K counts sequences); and at temperature 0, where equal drafts are wasted, the drafts are
@@ -25,7 +24,7 @@ from mintage.draft.contract import Context
 from mintage.draft.core.kseq import first_accepted, kseq_rho, normalised, residual
 from mintage.draft.core.model_drafter import ModelDrafter
 from mintage.draft.core.tree import TokenTree, Topology, rectangle
-from mintage.draft.core.verify import TargetLaws, Verdict, Verifier
+from mintage.draft.core.verify import TargetProbs, Verdict, Verifier
 from mintage.draft.core.warp import draw
 from mintage.options import option
 
@@ -42,12 +41,12 @@ class KSEQ(Verifier):
     Parameters
     ----------
     tolerance
-        Precision of rho; the output law is exact at any.
+        Precision of rho; the output distribution is exact at any.
     """
 
     tolerance: float = 1e-9
 
-    def verify(self, tree: TokenTree, target: TargetLaws, generator: torch.Generator | None) -> Verdict:
+    def verify(self, tree: TokenTree, target: TargetProbs, generator: torch.Generator | None) -> Verdict:
         """Descend while a draft's token is accepted; the residual, or the target after a whole draft, gives the last.
 
         Raises
@@ -61,13 +60,13 @@ class KSEQ(Verifier):
         path, surviving = [0], list(tree.drafts or ())
         while True:
             depth = len(path)
-            law = target.probabilities(path[-1])
+            probs = target.probabilities(path[-1])
             surviving = [draft for draft in surviving if len(draft) >= depth]
             if not surviving:
-                return Verdict(path, draw(law, generator))
-            p, q = normalised(law, tree.law(path[-1]))
+                return Verdict(path, draw(probs, generator))
+            p, q = normalised(probs, tree.distribution(path[-1]))
             candidates = [tokens[draft[depth - 1]] for draft in surviving]
-            uniforms = torch.rand(len(candidates), dtype=torch.float64, device=law.device, generator=generator)
+            uniforms = torch.rand(len(candidates), dtype=torch.float64, device=probs.device, generator=generator)
             rate = kseq_rho(p, q, len(candidates), self.tolerance)
             index = first_accepted(p, q, candidates, uniforms, rate)
             if index < 0:
@@ -93,7 +92,7 @@ class SpecTr(ModelDrafter):
     draft_len
         L, their length.
     tolerance
-        Precision of K-SEQ's rho; the output law is exact at any.
+        Precision of K-SEQ's rho; the output distribution is exact at any.
 
     Raises
     ------
@@ -129,23 +128,23 @@ class SpecTr(ModelDrafter):
         session = self.session(context)
         greedy, device = context.warp.greedy, context.ids.device
         tokens, parents, confidence = [int(context.root)], [-1], [1.0]
-        laws = [context.warp.probabilities(session.begin_round())[None]]
-        count = min(self.num_drafts, int((laws[0] > 0).sum())) if greedy else self.num_drafts
+        distributions = [context.warp.probabilities(session.begin_round())[None]]
+        count = min(self.num_drafts, int((distributions[0] > 0).sum())) if greedy else self.num_drafts
         drafts: list[list[int]] = [[] for _ in range(count)]
         ends, level = [0] * count, [0]  # last node of every sequence; the nodes of the last level
         node_at: dict[tuple[int, int], int] = {}
         length = min(self.draft_len, context.room)
         for depth in range(1, length + 1):
-            law, row = laws[-1], {node: row for row, node in enumerate(level)}
+            probs, row = distributions[-1], {node: row for row, node in enumerate(level)}
             rows = torch.tensor([row[node] for node in ends], device=device)
             if not greedy:
-                drawn = _draw_each(law, rows, context.generator)
+                drawn = _draw_each(probs, rows, context.generator)
             elif depth == 1:
-                drawn = law[0].topk(count).indices
+                drawn = probs[0].topk(count).indices
             else:
-                drawn = law.argmax(-1)[rows]
+                drawn = probs.argmax(-1)[rows]
             level = []
-            for i, (token, chance) in enumerate(zip(drawn.tolist(), law[rows, drawn].tolist(), strict=True)):
+            for i, (token, chance) in enumerate(zip(drawn.tolist(), probs[rows, drawn].tolist(), strict=True)):
                 above = ends[i]
                 if (above, token) not in node_at:
                     node_at[above, token] = len(tokens)
@@ -158,14 +157,14 @@ class SpecTr(ModelDrafter):
             if depth < length:
                 new = slice(level[0], level[-1] + 1)
                 logits = session.extend(level, torch.tensor(tokens[new], device=device), parents[new])
-                laws.append(context.warp.probabilities(logits))
-        inner = sum(map(len, laws))  # nodes are numbered as they were scored, so node n was scored n-th
+                distributions.append(context.warp.probabilities(logits))
+        inner = sum(map(len, distributions))  # nodes are numbered as they were scored, so node n was scored n-th
         return TokenTree(
             tokens=torch.tensor(tokens, device=device),
             topology=Topology(parents),
             confidence=torch.tensor(confidence, device=device),
-            laws=None if greedy else torch.cat(laws),
-            law_of=None if greedy else tuple(n if n < inner else -1 for n in range(len(tokens))),
+            distributions=None if greedy else torch.cat(distributions),
+            distribution_of=None if greedy else tuple(n if n < inner else -1 for n in range(len(tokens))),
             drafts=tuple(map(tuple, drafts)),
         )
 
@@ -178,11 +177,13 @@ class SpecTr(ModelDrafter):
 
 
 def _draw_each(
-    laws: Float[Tensor, "laws vocabulary"], rows: Int[Tensor, " sequences"], generator: torch.Generator | None
+    distributions: Float[Tensor, "distributions vocabulary"],
+    rows: Int[Tensor, " sequences"],
+    generator: torch.Generator | None,
 ) -> Int[Tensor, " sequences"]:
-    """Draw one token per sequence from its row of `laws`, independently, as `core.warp.draw` does for one."""
-    mass = laws.double().cumsum(-1)[rows]
+    """Draw one token per sequence from its row of `distributions`, independently, as `core.warp.draw` does for one."""
+    mass = distributions.double().cumsum(-1)[rows]
     total = mass[:, -1:].contiguous()
-    uniform = torch.rand(len(rows), 1, dtype=torch.float64, device=laws.device, generator=generator)
+    uniform = torch.rand(len(rows), 1, dtype=torch.float64, device=distributions.device, generator=generator)
     token = torch.searchsorted(mass, uniform * total, right=True)
     return torch.minimum(token, torch.searchsorted(mass, total)).squeeze(-1)

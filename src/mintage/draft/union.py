@@ -1,7 +1,7 @@
 """Several drafters under one node budget: their trees are merged, shared prefixes once, the most confident nodes kept.
 
 A recycled table knows which tokens tend to follow each other, a look-up knows that this text repeats itself; together
-they draft better than either. Verified by matching only, so every draft is lossless whatever law it came from.
+they draft better than either. Verified by matching only, so every draft is lossless whatever distribution it came from.
 """
 
 from __future__ import annotations

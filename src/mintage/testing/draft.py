@@ -14,7 +14,7 @@ from mintage.draft import Drafter, generate
 from mintage.draft.contract import Context
 from mintage.draft.core.target import Target
 from mintage.draft.core.tree import TokenTree
-from mintage.draft.core.verify import TargetLaws
+from mintage.draft.core.verify import TargetProbs
 from mintage.draft.core.warp import Warp
 from mintage.errors import UserError
 from mintage.models import TINY_VOCABULARY as VOCABULARY
@@ -85,7 +85,7 @@ def batch_equals_single(drafter: Drafter) -> None:
 
 
 def trees_are_well_formed(drafter: Drafter) -> None:
-    """Trees start at the root, hold known tokens only, and state draft laws that could have drawn their nodes."""
+    """Trees start at the root, hold known tokens only, and state distributions that could have drawn their nodes."""
     model = TableLM.random()
     for temperature in (0.0, 1.0):
         for tree, context in _trees(_fresh(drafter), model, temperature):
@@ -97,10 +97,10 @@ def trees_are_well_formed(drafter: Drafter) -> None:
                 parents = torch.tensor(tree.topology.parent[1:], dtype=torch.long)
                 assert (tree.confidence[1:] <= tree.confidence[parents] + 1e-6).all()
                 assert ((tree.confidence >= 0) & (tree.confidence <= 1)).all()
-            if temperature and tree.laws is not None:
+            if temperature and tree.distributions is not None:
                 for node, below in enumerate(tree.topology.children):
                     for child in below:
-                        assert tree.law(node)[tree.tokens[child]] > 0
+                        assert tree.distribution(node)[tree.tokens[child]] > 0
 
 
 def _trees(drafter: Drafter, model: TableLM, temperature: float) -> list[tuple[TokenTree, Context]]:
@@ -121,11 +121,11 @@ def _trees(drafter: Drafter, model: TableLM, temperature: float) -> list[tuple[T
 
 
 def sampling_follows_the_target(drafter: Drafter) -> None:
-    """Over many rounds the first token, and the second given the first, have the warped target's law (chi-square)."""
+    """Over many rounds the first token, and the second given the first, are those of the warped target (chi-square)."""
     model = TableLM.random(order=1, scale=1.0)
     for warp in (Warp(temperature=1.0), Warp(temperature=0.7, top_k=8, top_p=0.9)):
         mine, firsts, seconds = _with_cheap_draft_model(_fresh(drafter), model), Counter(), Counter()
-        laws = warp.probabilities(model.table[0])
+        distributions = warp.probabilities(model.table[0])
         generator = torch.Generator().manual_seed(7)
         # warm up, so that drafters which learn have something to say
         generate(model, _ids(_PROMPTS[2]), mine, max_new_tokens=60, temperature=1.0, seed=3)
@@ -134,35 +134,35 @@ def sampling_follows_the_target(drafter: Drafter) -> None:
         for batch in range(_ROUNDS // 100):
             with nullcontext() if batch == 0 else without_shape_checks():
                 for _ in range(100):
-                    emitted = _play(mine, context, model, laws)
+                    emitted = _play(mine, context, model, distributions)
                     firsts[emitted[0]] += 1
                     if len(emitted) > 1:
                         seconds[emitted[0], emitted[1]] += 1
-        _assert_chi_square(np.array([firsts[t] for t in range(VOCABULARY)]), laws[_PROMPTS[0][-1]].numpy())
+        _assert_chi_square(np.array([firsts[t] for t in range(VOCABULARY)]), distributions[_PROMPTS[0][-1]].numpy())
         common = firsts.most_common(1)[0][0]
         counts = np.array([seconds[common, t] for t in range(VOCABULARY)])
         if counts.sum() > 200:
-            _assert_chi_square(counts, laws[common].numpy())
+            _assert_chi_square(counts, distributions[common].numpy())
 
 
-def _play(drafter: Drafter, context: Context, model: TableLM, laws: torch.Tensor) -> list[int]:
+def _play(drafter: Drafter, context: Context, model: TableLM, distributions: torch.Tensor) -> list[int]:
     """Play one round and return what it emits; nothing is committed, so all rounds start alike."""
     tree = drafter.propose(context)
     logits = model.table[0, tree.tokens.clamp_min(0)]
-    verdict = drafter.verifier.verify(tree, _KnownLaws(logits, context.warp, laws, tree), context.generator)
+    verdict = drafter.verifier.verify(tree, _KnownProbs(logits, context.warp, distributions, tree), context.generator)
     drafter.observe(context, tree, logits, verdict.path)
     return [*tree.tokens[list(verdict.path[1:])].tolist(), verdict.token]
 
 
-class _KnownLaws(TargetLaws):
-    """The target's laws, warped once for all rounds: in a first-order law they depend on the token alone."""
+class _KnownProbs(TargetProbs):
+    """The target's distributions, warped once for all rounds: in a first-order law they depend on the token alone."""
 
-    def __init__(self, logits: torch.Tensor, warp: Warp, laws: torch.Tensor, tree: TokenTree) -> None:
+    def __init__(self, logits: torch.Tensor, warp: Warp, distributions: torch.Tensor, tree: TokenTree) -> None:
         super().__init__(logits, logits.argmax(-1), warp)
-        self.laws, self.tokens = laws, tree.tokens.clamp_min(0)
+        self.distributions, self.tokens = distributions, tree.tokens.clamp_min(0)
 
     def probabilities(self, node: int) -> torch.Tensor:
-        return self.laws[self.tokens[node]]
+        return self.distributions[self.tokens[node]]
 
 
 def _with_cheap_draft_model(drafter: Drafter, target: TableLM) -> Drafter:
@@ -173,12 +173,12 @@ def _with_cheap_draft_model(drafter: Drafter, target: TableLM) -> Drafter:
     return dataclasses.replace(drafter, draft_model=TableLM((0.7 * target.table + noise)[0]))
 
 
-def _assert_chi_square(counts: np.ndarray, law: np.ndarray) -> None:
-    """Compare counts with a law; the bound is the 1e-4 quantile by Wilson and Hilferty's approximation."""
-    assert counts[law == 0].sum() == 0, "a token of probability 0 was emitted"
-    expected = law[law > 0] / law.sum() * counts.sum()
-    statistic = ((counts[law > 0] - expected) ** 2 / expected).sum()
-    freedom = int((law > 0).sum()) - 1
+def _assert_chi_square(counts: np.ndarray, probs: np.ndarray) -> None:
+    """Compare counts with a distribution; the bound is the 1e-4 quantile by Wilson and Hilferty's approximation."""
+    assert counts[probs == 0].sum() == 0, "a token of probability 0 was emitted"
+    expected = probs[probs > 0] / probs.sum() * counts.sum()
+    statistic = ((counts[probs > 0] - expected) ** 2 / expected).sum()
+    freedom = int((probs > 0).sum()) - 1
     bound = freedom * (1 - 2 / (9 * freedom) + 3.719 * np.sqrt(2 / (9 * freedom))) ** 3
     assert statistic < bound, f"chi-square {statistic:.1f} with {freedom} degrees of freedom (bound {bound:.1f})"
 

@@ -1,7 +1,8 @@
 """How often a rule accepts one of K drafted siblings, computed exactly by enumeration; for small vocabularies.
 
-A rule says which of K siblings to emit, if any, so that the emitted token has the target's law p. Its acceptance is the
-probability, over the draw of the siblings from the draft law q and the rule's own coin, that one of them is emitted.
+A rule says which of K siblings to emit, if any, so that the emitted token has the target's distribution p. Its
+acceptance is the probability, over the draw of the siblings from the draft distribution q and the rule's own coin, that
+one of them is emitted.
 Every rule here has the same form, ``rule(p, q, k) -> acceptance``, and `RULES` names them. Not here: the rules
 themselves (`core.verify`, `mintage.draft.spectr`); acceptance over whole trees, which generation measures.
 """
@@ -23,10 +24,10 @@ from mintage.errors import UserError, did_you_mean
 __all__ = ["RULES", "Row", "Rule", "acceptance_table", "exact_acceptance", "random_pairs"]
 
 Rule = Callable[[Tensor, Tensor, int], Tensor]
-"""From target laws and draft laws, both (pairs, vocabulary) and float64, and K to the acceptance, (pairs,)."""
+"""From distributions of target and draft, both (pairs, vocabulary) and float64, and K to the acceptance, (pairs,)."""
 
 SETTINGS = ((1.5, 0.0), (1.5, 0.7), (0.7, 0.0), (0.7, 0.7))
-"""Scales and correlations of the logits in `acceptance_table`: peaked and flat laws, poor and good draft models."""
+"""Scales and correlations of the logits in `acceptance_table`: peaked and flat ones, poor and good draft models."""
 
 
 def exact_acceptance(
@@ -37,7 +38,7 @@ def exact_acceptance(
     Parameters
     ----------
     p, q
-        Target and draft laws.
+        Target and draft distributions.
     k
         Siblings drawn.
     rule
@@ -64,7 +65,7 @@ def chain(p: Tensor, q: Tensor, k: int) -> Tensor:
 
 
 def specinfer(p: Tensor, q: Tensor, k: int) -> Tensor:
-    """SpecInfer: k independent siblings, recursive rejection with the same draft law throughout."""
+    """SpecInfer: k independent siblings, recursive rejection with the same draft distribution throughout."""
     accepted, reached = torch.zeros_like(p[:, 0]), torch.ones_like(p[:, 0])
     nothing = torch.zeros(len(p), dtype=torch.long, device=p.device)
     for _ in range(k):
@@ -92,8 +93,8 @@ def rsd(p: Tensor, q: Tensor, k: int) -> Tensor:
         reached = (reached[..., None] * (q - p).clamp_min(0)).flatten(1)
         states = (*p.shape[:-1], size)
         tokens = torch.arange(size, device=p.device).expand(states)
-        p, q = (law[..., None, :].expand(*states, size) for law in (p, q))
-        p, q = (law.flatten(1, 2) for law in after_rejection(p, q, tokens))
+        p, q = (probs[..., None, :].expand(*states, size) for probs in (p, q))
+        p, q = (probs.flatten(1, 2) for probs in after_rejection(p, q, tokens))
     return accepted
 
 
@@ -104,7 +105,7 @@ RULES: Mapping[str, Rule] = {"chain": chain, "specinfer": specinfer, "kseq": kse
 def random_pairs(
     scale: float, correlation: float, *, vocabulary: int = 6, pairs: int = 2000, seed: int = 0
 ) -> tuple[Float64[Tensor, "pairs vocabulary"], Float64[Tensor, "pairs vocabulary"]]:
-    """Make target and draft laws whose logits are normal with standard deviation `scale` and this correlation."""
+    """Make distributions of target and draft with normal logits of standard deviation `scale` and this correlation."""
     normal = np.random.default_rng(seed).normal(size=(pairs, 2, vocabulary))
     target, other = torch.from_numpy(normal).unbind(1)
     draft = correlation * target + (1 - correlation**2) ** 0.5 * other
@@ -130,10 +131,10 @@ def acceptance_table(
     pairs: int = 2000,
     seed: int = 0,
 ) -> list[Row]:
-    """Compare rules on the same random pairs of laws, one row per scale and correlation of the logits.
+    """Compare rules on the same random pairs of distributions, one row per scale and correlation of the logits.
 
-    Peaked laws are what language models have; there drawing without replacement pays most. For flat laws and a good
-    draft model K-SEQ accepts more.
+    Peaked distributions are what language models have; there drawing without replacement pays most. For flat ones and
+    a good draft model K-SEQ accepts more.
     """
     rows = []
     for scale, correlation in settings:

@@ -21,7 +21,7 @@ from mintage.errors import UserError
 
 __all__ = ["KSeqRate", "first_accepted", "kseq_residual", "kseq_rho", "kseq_select", "normalised", "residual"]
 
-_DUST = 1e-14  # relative rounding error of sums over a vocabulary; no law is off by more
+_DUST = 1e-14  # relative rounding error of sums over a vocabulary; no distribution is off by more
 _SLACK = 1e-9  # how far beyond validity a caller's own rho may be
 
 
@@ -53,12 +53,12 @@ def kseq_rho(
 
     rho is valid if ``f(rho) = 1 - (1 - beta)^K - rho beta`` is at most 0: no token is then emitted more often as an
     accepted draft than p allows. f does not increase with rho and ``f(K) <= 0``. The bisection returns its upper end,
-    so rho is valid whatever `tol` is and the output law exact; a coarse `tol` only accepts a little less often.
+    so rho is valid whatever `tol` is and the output exact; a coarse `tol` only accepts a little less often.
 
     Parameters
     ----------
     p, q
-        Laws of the target and of the draft model, warped. They are normalised and worked on in float64.
+        Distributions of the target and of the draft model, warped. They are normalised and worked on in float64.
     k
         Number of candidates, drawn independently from q.
     tol
@@ -67,7 +67,7 @@ def kseq_rho(
     Raises
     ------
     UserError
-        `k` is below 1, `tol` not positive, or the laws differ in shape.
+        `k` is below 1, `tol` not positive, or the distributions differ in shape.
     """
     p, q = normalised(p, q)
     if not tol > 0:
@@ -91,7 +91,7 @@ def kseq_residual(
     k: int,
     rho: Float[Tensor, "*positions"] | float | None = None,
 ) -> Float[Tensor, "*positions vocabulary"]:
-    """Return the law of the token to emit after `k` rejections, in float64.
+    """Return the distribution of the token to emit after `k` rejections, in float64.
 
     ``r(x) = (p(x) - min(q(x), p(x) / rho) (1 - (1 - beta)^K) / beta) / (1 - beta)^K``, and p itself where rejection
     has probability 0.
@@ -106,7 +106,7 @@ def kseq_residual(
     Raises
     ------
     UserError
-        As in `kseq_rho`, or `rho` is not valid for these laws and this `k`.
+        As in `kseq_rho`, or `rho` is not valid for these distributions and this `k`.
     """
     p, q = normalised(p, q)
     _check_count(k)
@@ -124,12 +124,12 @@ def kseq_select(
     """Select one of K candidates at one position by K-SEQ.
 
     Candidate i is accepted, and those after it not looked at, if its uniform is below ``p(x_i) / (rho q(x_i))``. The
-    emitted token, accepted or drawn from the residual, has law p.
+    emitted token, accepted or drawn from the residual, has distribution p.
 
     Parameters
     ----------
     p, q
-        Laws of the target and of the draft model, warped.
+        Distributions of the target and of the draft model, warped.
     tokens
         The candidates, drawn independently from q, in drawing order; equal ones count as often as they were drawn.
     uniforms
@@ -140,7 +140,7 @@ def kseq_select(
     Returns
     -------
     index, residual
-        Index of the accepted candidate or -1, and the law of the token to emit when none is accepted.
+        Index of the accepted candidate or -1, and the distribution of the token to emit when none is accepted.
 
     Raises
     ------
@@ -204,15 +204,16 @@ def normalised(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     """
     if p.shape != q.shape:
         raise UserError(
-            f"the target's law has shape {tuple(p.shape)}, the draft's {tuple(q.shape)}; they must share one vocabulary"
+            f"the target's distribution has shape {tuple(p.shape)}, the draft's {tuple(q.shape)}; they must share one "
+            "vocabulary"
         )
     return _normalised(p), _normalised(q)
 
 
-def _normalised(law: Tensor) -> Tensor:
-    """Restore in float64 the total of 1 that a float32 law has lost; it is the law that was sampled."""
-    law = law.double()
-    return law / law.sum(-1, keepdim=True).clamp_min(torch.finfo(law.dtype).tiny)
+def _normalised(probs: Tensor) -> Tensor:
+    """Restore in float64 the total of 1 that float32 has lost; it is the distribution that was sampled."""
+    probs = probs.double()
+    return probs / probs.sum(-1, keepdim=True).clamp_min(torch.finfo(probs.dtype).tiny)
 
 
 def _check_count(k: int) -> None:

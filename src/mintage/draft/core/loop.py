@@ -20,7 +20,7 @@ from mintage.draft.contract import Context, Drafter
 from mintage.draft.core.engine import Engine, target_for
 from mintage.draft.core.target import Target
 from mintage.draft.core.tree import TokenTree, Topology
-from mintage.draft.core.verify import GreedyMatch, TargetLaws
+from mintage.draft.core.verify import GreedyMatch, TargetProbs
 from mintage.draft.core.warp import Warp
 from mintage.errors import UserError
 
@@ -139,7 +139,7 @@ def generate(
     compile: bool | int = False,
     engine: Engine = "torch",
 ) -> Generation:
-    """Generate with a drafter; the output has exactly the law of decoding `model` without one.
+    """Generate with a drafter; the output has exactly the distribution of decoding `model` without one.
 
     Parameters
     ----------
@@ -410,7 +410,7 @@ class _Run:
             raise UserError(
                 f"the model returned NaN logits after {row.length} tokens; check its weights, or load it in float32"
             )
-        verdict = self.verifier.verify(tree, TargetLaws(judged, best, self.warp), self.generator)
+        verdict = self.verifier.verify(tree, TargetProbs(judged, best, self.warp), self.generator)
         path = list(verdict.path)
         tokens = [*tree.tokens[path[1:]].tolist(), verdict.token] if len(path) > 1 else [verdict.token]
         self.stats._count(tree, path)

@@ -52,7 +52,7 @@ def open_session(model: Any, target: Scorer, context: Context) -> DraftSession:
 class DraftSession:
     """The draft model's side of one request.
 
-    A round is: `begin_round` (reads the tokens committed since the last one, returns the law after the root),
+    A round is: `begin_round` (reads the tokens committed since the last one, returns the distribution after the root),
     any number of `extend` (one level each), and, after verification, `commit` with the accepted nodes.
 
     Node numbers are those of the tree under construction: 0 is the root, and nodes are numbered in the order in which

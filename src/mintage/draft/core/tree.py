@@ -95,8 +95,8 @@ class TokenTree:
     confidence
         Estimated probability that the whole path to a node is accepted; non-increasing downwards. Used to share one
         node budget between drafters, never for verification.
-    laws, law_of
-        Draft distributions, and for every node the row of `laws` its children were drawn from (-1: none kept).
+    distributions, distribution_of
+        Draft distributions, and for every node the row of `distributions` its children were drawn from (-1: none kept).
         They must be exactly the distributions that were sampled.
     drafts
         For independently drawn sequences: their nodes, one tuple per sequence in drawing order. Equal prefixes share
@@ -108,8 +108,8 @@ class TokenTree:
     tokens: Int[Tensor, " nodes"]
     topology: Topology
     confidence: Float[Tensor, " nodes"] | None = None
-    laws: Float[Tensor, "laws vocabulary"] | None = None
-    law_of: tuple[int, ...] | None = None
+    distributions: Float[Tensor, "distributions vocabulary"] | None = None
+    distribution_of: tuple[int, ...] | None = None
     drafts: tuple[tuple[int, ...], ...] | None = None
     embeddings: Float[Tensor, "probes width"] | None = None
 
@@ -125,11 +125,11 @@ class TokenTree:
         """Make the tree that drafts nothing: the round then is a plain decoding step."""
         return cls(tokens=root.reshape(1), topology=Topology((-1,)), confidence=torch.ones(1, device=root.device))
 
-    def law(self, node: int) -> Float[Tensor, " vocabulary"]:
+    def distribution(self, node: int) -> Float[Tensor, " vocabulary"]:
         """Return the draft distribution that the children of `node` were drawn from."""
-        if self.laws is None or self.law_of is None or self.law_of[node] < 0:
+        if self.distributions is None or self.distribution_of is None or self.distribution_of[node] < 0:
             raise ValueError(f"the tree carries no draft distribution at node {node}; its drafter must keep one")
-        return self.laws[self.law_of[node]]
+        return self.distributions[self.distribution_of[node]]
 
     def keep(self, nodes: Sequence[int]) -> TokenTree:
         """Return the sub-tree of `nodes` (ascending, prefix-closed, root included), order unchanged."""
@@ -145,7 +145,7 @@ class TokenTree:
             tokens=self.tokens[picked],
             topology=Topology([index[self.topology.parent[n]] if n else -1 for n in nodes]),
             confidence=None if self.confidence is None else self.confidence[picked],
-            law_of=None if self.law_of is None else tuple(self.law_of[n] for n in nodes),
+            distribution_of=None if self.distribution_of is None else tuple(self.distribution_of[n] for n in nodes),
             drafts=None
             if self.drafts is None
             else tuple(tuple(index[n] for n in draft if n in index) for draft in self.drafts),
@@ -174,7 +174,7 @@ def depth_first(tree: TokenTree) -> TokenTree:
         tokens=tree.tokens[order],
         topology=Topology([index[tree.topology.parent[old]] if old else -1 for old in order]),
         confidence=None if tree.confidence is None else tree.confidence[order],
-        law_of=None if tree.law_of is None else tuple(tree.law_of[old] for old in order),
+        distribution_of=None if tree.distribution_of is None else tuple(tree.distribution_of[old] for old in order),
     )
 
 

@@ -1,4 +1,4 @@
-"""Verifiers: the rules that turn a draft tree and the target's laws into tokens with exactly the target's law.
+"""Verifiers: the rules that turn a draft tree and what the target says into tokens with exactly its distribution.
 
 `GreedyMatch` and `SampleAndDescend` serve every tree. `RecursiveRejection` uses the draft distributions of trees whose
 siblings were drawn without replacement (RSD, DySpec) or with it (SpecInfer). K-SEQ, for independent drafts, stands with
@@ -22,7 +22,7 @@ __all__ = [
     "GreedyMatch",
     "RecursiveRejection",
     "SampleAndDescend",
-    "TargetLaws",
+    "TargetProbs",
     "Verdict",
     "Verifier",
     "after_rejection",
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 
-class TargetLaws:
+class TargetProbs:
     """What the target says at the nodes of one tree, computed where and when a verifier asks.
 
     Parameters
@@ -45,7 +45,7 @@ class TargetLaws:
         self.logits, self.best, self.warp = logits, best, warp
 
     def probabilities(self, node: int) -> Float[Tensor, " vocabulary"]:
-        """Return the warped law of the token after `node`."""
+        """Return the warped distribution of the token after `node`."""
         return self.warp.probabilities(self.logits[node])
 
 
@@ -58,17 +58,17 @@ class Verdict:
 
 
 class Verifier(ABC):
-    """Accepts a path of the tree and one more token so that the output law is exactly the target's."""
+    """Accepts a path of the tree and one more token so that the output distribution is exactly the target's."""
 
     @abstractmethod
-    def verify(self, tree: TokenTree, target: TargetLaws, generator: torch.Generator | None) -> Verdict:
+    def verify(self, tree: TokenTree, target: TargetProbs, generator: torch.Generator | None) -> Verdict:
         """Walk down from the root; see the subclasses for the rules."""
 
 
 class GreedyMatch(Verifier):
     """Temperature 0, any tree: keep a node if it is the most likely token after its parent, all the way up."""
 
-    def verify(self, tree: TokenTree, target: TargetLaws, generator: torch.Generator | None) -> Verdict:
+    def verify(self, tree: TokenTree, target: TargetProbs, generator: torch.Generator | None) -> Verdict:
         """Take the deepest path of matches; its last node's most likely token follows."""
         parent, depth, lineage = tree.topology.on(tree.tokens.device)
         miss = tree.tokens != target.best[parent]
@@ -85,7 +85,7 @@ class SampleAndDescend(Verifier):
     Exact because every emitted token is the target's own sample, whatever the tree is.
     """
 
-    def verify(self, tree: TokenTree, target: TargetLaws, generator: torch.Generator | None) -> Verdict:
+    def verify(self, tree: TokenTree, target: TargetProbs, generator: torch.Generator | None) -> Verdict:
         """Sample at each node reached; the first token without a node ends the round."""
         tokens, path = tree.tokens.tolist(), [0]
         while True:
@@ -108,7 +108,7 @@ def after_rejection(
     Parameters
     ----------
     p, q
-        Target law P and draft law Q before this child.
+        Target distribution P and draft distribution Q before this child.
     tokens
         The rejected child.
     replacement
@@ -136,15 +136,15 @@ def recursive_rejection(
     *,
     replacement: bool = False,
 ) -> tuple[int, Float[Tensor, " vocabulary"]]:
-    """Verify siblings that were drawn in turn from one draft law (RSD, arXiv 2402.14160, section 3).
+    """Verify siblings that were drawn in turn from one draft distribution (RSD, arXiv 2402.14160, section 3).
 
     Child k is accepted if its uniform is below ``P[x] / Q[x]``; otherwise P and Q go on as `after_rejection` says.
-    The emitted token, accepted or drawn from the residual, has law `target` exactly, however peaked the laws are.
+    The emitted token, accepted or drawn from the residual, has distribution `target` exactly, however peaked both are.
 
     Parameters
     ----------
     target, draft
-        Laws of the next token, warped. They are normalised and worked on in float64.
+        Distributions of the next token, warped. They are normalised and worked on in float64.
     tokens
         The siblings, in drawing order.
     uniforms
@@ -156,7 +156,7 @@ def recursive_rejection(
     Returns
     -------
     index, residual
-        Index of the accepted sibling or -1, and the law of the token to emit when none is accepted.
+        Index of the accepted sibling or -1, and the distribution of the token to emit when none is accepted.
     """
     p, q = target.double(), draft.double()
     p, q = p / p.sum(), q / q.sum()
@@ -171,7 +171,7 @@ def recursive_rejection(
 
 @dataclass(frozen=True)
 class RecursiveRejection(Verifier):
-    """Temperature > 0, siblings drawn from the node's draft law: recursive rejection from the root down.
+    """Temperature > 0, siblings drawn from the node's draft distribution: recursive rejection from the root down.
 
     Parameters
     ----------
@@ -181,18 +181,18 @@ class RecursiveRejection(Verifier):
 
     replacement: bool = False
 
-    def verify(self, tree: TokenTree, target: TargetLaws, generator: torch.Generator | None) -> Verdict:
+    def verify(self, tree: TokenTree, target: TargetProbs, generator: torch.Generator | None) -> Verdict:
         """Descend into accepted children; the residual of the first node without one gives the last token."""
         tokens, path = tree.tokens.tolist(), [0]
         while True:
-            law = target.probabilities(path[-1])
+            probs = target.probabilities(path[-1])
             below = [child for child in tree.topology.children[path[-1]] if tokens[child] >= 0]
             if not below:
-                return Verdict(path, draw(law, generator))
-            uniforms = torch.rand(len(below), dtype=torch.float64, device=law.device, generator=generator)
+                return Verdict(path, draw(probs, generator))
+            uniforms = torch.rand(len(below), dtype=torch.float64, device=probs.device, generator=generator)
             index, residual = recursive_rejection(
-                law,
-                tree.law(path[-1]),
+                probs,
+                tree.distribution(path[-1]),
                 [tokens[c] for c in below],
                 uniforms.tolist(),
                 replacement=self.replacement,

@@ -1,8 +1,8 @@
-"""From logits to the law that is sampled: temperature, top-k, top-p and penalties, as in transformers.
+"""From logits to the distribution that is sampled: temperature, top-k, top-p and penalties, as in transformers.
 
 The warpers are transformers' own. Those that look only at the scores are applied to the target and to the draft model
 alike. Penalties depend on the tokens before, so on the path to a node; they are applied per node, to the target only
-(any draft law is verified exactly).
+(any draft distribution is verified exactly).
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Warp:
                     f"{type(processor).__name__} cannot be used with a draft tree; "
                     "remove it, or generate without a drafter"
                 )
-        # Whatever stands before a penalty goes with it, so that the order is kept. Greedy decoding has no law to warp.
+        # Whatever stands before a penalty goes with it, so that the order is kept. Greedy decoding has nothing to warp.
         last = max((i for i, p in enumerate(processors, start=1) if not do_sample or type(p) in _PENALTIES), default=0)
         object.__setattr__(warp, "penalties", tuple(processors[:last]))
         object.__setattr__(warp, "warpers", tuple(processors[last:]))
@@ -125,9 +125,9 @@ class Warp:
         return self.temperature == 0
 
     def probabilities(self, logits: Float[Tensor, "*batch vocabulary"]) -> Float[Tensor, "*batch vocabulary"]:
-        """Return the law that is sampled, from logits of any model; float32, or float64 if the logits are.
+        """Return the distribution that is sampled, from logits of any model; float32, or float64 if the logits are.
 
-        Greedy decoding has no law of its own; here its warpers are none and this is the plain softmax.
+        Greedy decoding has no distribution of its own; here its warpers are none and this is the plain softmax.
         """
         scores = logits.reshape(-1, logits.shape[-1])
         if scores.dtype != torch.float64:
@@ -146,12 +146,12 @@ class Warp:
         return scores
 
 
-def draw(law: Float[Tensor, " vocabulary"], generator: torch.Generator | None) -> int:
+def draw(probs: Float[Tensor, " vocabulary"], generator: torch.Generator | None) -> int:
     """Draw one token by inverse CDF: the first whose cumulative mass exceeds a uniform number times the total.
 
     Zero-probability tokens are never drawn. About ten times cheaper than `torch.multinomial` at 50k tokens on a CPU.
     """
-    mass = law.double().cumsum(-1)
-    uniform = torch.rand((), dtype=torch.float64, device=law.device, generator=generator)
+    mass = probs.double().cumsum(-1)
+    uniform = torch.rand((), dtype=torch.float64, device=probs.device, generator=generator)
     token = int(torch.searchsorted(mass, uniform * mass[-1], right=True))
     return min(token, int(torch.searchsorted(mass, mass[-1])))
