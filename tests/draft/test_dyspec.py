@@ -197,7 +197,7 @@ def test_best_first_is_the_papers_loop(seed, size, scale, budget):
     """Asking about several nodes in one forward changes no draw, and never costs more rows than draws."""
     draft = PathDraft(size, seed, scale)
     growth = grow_best_first(draft, 0, budget, uniforms(seed))
-    tokens, parent, value, slots = naive_best_first(draft.probs, 0, budget, uniforms(seed))
+    tokens, parent, value, slots = naive_best_first(draft.distribution, 0, budget, uniforms(seed))
     assert (growth.tokens, growth.parent) == (tokens, parent)
     np.testing.assert_allclose(growth.value, value, rtol=1e-6, atol=1e-12)
     np.testing.assert_allclose(growth.slot_value, slots, rtol=1e-6, atol=1e-12)

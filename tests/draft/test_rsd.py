@@ -330,7 +330,7 @@ def test_the_seed_fixes_the_tree():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"branching": (2, 0)}, r"branching=\(2, 0\)"),
+        ({"branching": (2, 0)}, "branching=0 is out of range"),
         ({"branching": ()}, r"branching=\(\)"),
         ({"width": 0}, "width=0"),
         ({"depth": 0}, "depth=0"),
@@ -344,7 +344,7 @@ def test_impossible_shapes_are_refused(fields, message):
 
 @pytest.mark.parametrize("branching", [3, (2, 1.5), "4x2"])
 def test_a_branching_of_another_type_is_refused(branching):
-    with without_shape_checks(), pytest.raises(UserError, match=r"branching=.* is not several values or None"):
+    with without_shape_checks(), pytest.raises(UserError, match="branching=.* is not "):
         RSD(draft_model=None, branching=branching)
 
 

@@ -175,7 +175,7 @@ def test_draw_is_the_exact_inverse_cdf():
 
 @pytest.mark.parametrize("uniform", [0.0, 2.0**-53, 0.25, 0.5, 1 - 2.0**-53, 1.0])  # 1.0: as if rounded up
 @pytest.mark.parametrize(
-    "distribution",
+    "probs",
     [
         [0.0, 0.0, 0.5, 0.0, 0.5, 0.0],
         [0.0, 1.0, 0.0],

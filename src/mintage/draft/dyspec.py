@@ -2,8 +2,8 @@
 
 Xiong et al., "DySpec: Faster Speculative Decoding with Dynamic Token Tree Structure", World Wide Web journal 28:36,
 2025, arXiv 2410.11744. A token X drawn from the residual draft distribution R of its node is accepted, once it is
-tried, with probability about R[X]. Hence a node is worth the chance that its whole path is accepted, and a *slot* ("draw
-one more child here") the chance that it is ever tried::
+tried, with probability about R[X]. Hence a node is worth the chance that its whole path is accepted, and a *slot*
+("draw one more child here") the chance that it is ever tried::
 
     value(child)        = value(slot) * R[X]
     first slot of node  = value(node)
