@@ -344,7 +344,7 @@ def test_impossible_shapes_are_refused(fields, message):
 
 @pytest.mark.parametrize("branching", [3, (2, 1.5), "4x2"])
 def test_a_branching_of_another_type_is_refused(branching):
-    with without_shape_checks(), pytest.raises(UserError, match="branching=.* is not "):
+    with without_shape_checks(), pytest.raises(UserError, match=r"branching=.* is not "):
         RSD(draft_model=None, branching=branching)
 
 
