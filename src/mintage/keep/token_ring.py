@@ -45,6 +45,7 @@ from mintage.keep.core.ring import (
     zigzag_split,
 )
 from mintage.keep.core.storage import KeptCache, KeptLayer
+from mintage.models import with_cache
 from mintage.options import option
 
 __all__ = [
@@ -213,7 +214,7 @@ class TokenRing(Policy):
     ) -> Float[Tensor, "batch vocabulary"]:
         """Read further tokens, the first of them number `first` of the text; return the logits behind them."""
         positions = torch.arange(first, first + ids.shape[1], device=ids.device)[None].expand_as(ids)
-        return model(ids, position_ids=positions, past_key_values=cache, **kwargs).logits[:, -1]
+        return model(ids, position_ids=positions, **with_cache(model, cache), **kwargs).logits[:, -1]
 
     def store(
         self,

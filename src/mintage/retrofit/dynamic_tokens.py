@@ -28,6 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mintage.errors import UserError
+from mintage.models import cache_of, with_cache
 from mintage.options import check_fields, option
 from mintage.retrofit.core.dynamic_tokenizer import DynamicBatch, DynamicTokenizer, Token
 from mintage.retrofit.core.embedding_table import table_for
@@ -82,20 +83,20 @@ class DynamicTokens:
 
 
 class Prefilled(NamedTuple):
-    """A prompt that was read: go on with ``model(input_ids=next_id, past_key_values=..., attention_mask=...)``.
+    """A prompt that was read: go on with ``model(next_id, **with_cache(model, read.cache), attention_mask=...)``.
 
     Attributes
     ----------
     logits
         Of the next original token, [texts, vocabulary].
-    past_key_values, attention_mask
+    cache, attention_mask
         What the model keeps of it.
     batch
         How it was merged.
     """
 
     logits: Float[Tensor, "texts vocabulary"]
-    past_key_values: Any
+    cache: Any
     attention_mask: Int[Tensor, "texts tokens"]
     batch: DynamicBatch
 
@@ -207,7 +208,7 @@ class DynamicModel:
         batch = texts if isinstance(texts, DynamicBatch) else self._encode(texts, settings)
         inputs = self.embed(batch)
         out = self.model(**inputs, **_positions(inputs), use_cache=True, logits_to_keep=1)
-        return Prefilled(out.logits[:, -1], out.past_key_values, inputs["attention_mask"], batch)
+        return Prefilled(out.logits[:, -1], cache_of(out), inputs["attention_mask"], batch)
 
     @torch.no_grad()
     def generate(self, texts: Sequence[str] | DynamicBatch, **settings: Any) -> list[str]:
@@ -242,9 +243,9 @@ class DynamicModel:
                 raise UserError("an answer is empty; pass some text for each")
             total = first[ids[0, 0]]
             if ids.shape[1] > 1:
-                rest = self.model(ids[:, :-1], past_key_values=read.past_key_values, use_cache=True).logits[0]
+                rest = self.model(ids[:, :-1], **with_cache(self.model, read.cache), use_cache=True).logits[0]
                 total = total + rest.float().log_softmax(-1).gather(-1, ids[0, 1:, None]).sum()
-                read.past_key_values.crop(1 - ids.shape[1])  # what this answer added
+                read.cache.crop(1 - ids.shape[1])  # what this answer added
             found.append(float(total))
         return found
 

@@ -13,7 +13,7 @@ from mintage.errors import UserError
 from mintage.keep.contract import Policy
 from mintage.keep.core.evict import Budget
 from mintage.keep.core.storage import KeptCache
-from mintage.models import tiny_causal_lm
+from mintage.models import cache_of, tiny_causal_lm, with_cache
 from mintage.testing.settings import a_wrong_setting_is_refused
 
 __all__ = ["LAWS", "models"]
@@ -90,8 +90,8 @@ def _read(model: Any, ids: torch.Tensor, chunks: tuple[int, ...], past: Any = No
     """Logits of all tokens, read `chunks` at a time and the rest one by one, and the cache at the end."""
     logits, start = [], 0
     for size in [*chunks, *[1] * (ids.shape[1] - sum(chunks))]:
-        out = model(ids[:, start : start + size], past_key_values=past, use_cache=True)
-        past = out.past_key_values
+        out = model(ids[:, start : start + size], **with_cache(model, past), use_cache=True)
+        past = cache_of(out)
         logits.append(out.logits)
         start += size
     return torch.cat(logits, 1), past
@@ -173,7 +173,7 @@ def _check_budget(policy: Policy, model: Any, ids: torch.Tensor, chunks: tuple[i
     with policy(model) as session:
         start, past = 0, None
         for size in [*chunks, *[1] * (ids.shape[1] - sum(chunks))]:
-            past = model(ids[:, start : start + size], past_key_values=past, use_cache=True).past_key_values
+            past = cache_of(model(ids[:, start : start + size], **with_cache(model, past), use_cache=True))
             start += size
             assert isinstance(session.cache, KeptCache)
             assert past is session.cache
@@ -266,14 +266,14 @@ def what_cannot_be_served_is_refused(policy: Policy) -> None:
     from transformers import T5Config, T5ForConditionalGeneration
 
     model = next(model for _, model in _served(policy))
-    foreign = model(_ids(), use_cache=True).past_key_values
+    foreign = cache_of(model(_ids(), use_cache=True))
     small: dict[str, Any] = {"vocab_size": 20, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
     small["decoder_start_token_id"] = 0
     encoder = T5ForConditionalGeneration(T5Config(**small))
     with policy(model) as session:
         for wrong in (
             lambda: policy(model).__enter__(),
-            lambda: model(_ids(), past_key_values=foreign, use_cache=True),
+            lambda: model(_ids(), **with_cache(model, foreign), use_cache=True),
             lambda: policy(encoder),
             lambda: policy("not a model"),
         ):

@@ -15,7 +15,7 @@ from mintage.keep.contract import Policy, Step
 from mintage.keep.core.attach import Attachment
 from mintage.keep.core.storage import KeptCache, KeptLayer
 from mintage.measure import timed
-from mintage.models import CausalLM
+from mintage.models import CausalLM, with_cache
 
 __all__ = ["Prefix", "answer_to", "score_continuation", "seconds_per_token", "survivors"]
 
@@ -77,7 +77,9 @@ class Prefix:
         """Return the policy's cache after the text, the logits there, and seconds as a part of plain reading."""
         cache = session.new_cache()
         if not session.policy.reads_prompts_whole:
-            out, seconds = timed(lambda: self.model(self.ids, past_key_values=cache, use_cache=True, logits_to_keep=1))
+            out, seconds = timed(
+                lambda: self.model(self.ids, **with_cache(self.model, cache), use_cache=True, logits_to_keep=1)
+            )
             return cache, out.logits[0, -1], seconds / self.seconds
 
         def fill() -> None:
@@ -102,7 +104,7 @@ def score_continuation(
         stored = cache.nbytes()
         for token in rest:
             nll.append(-logits.float().log_softmax(-1)[token].item())
-            out, seconds = timed(lambda t=token: model(t[None, None], past_key_values=cache, use_cache=True))
+            out, seconds = timed(lambda t=token: model(t[None, None], **with_cache(model, cache), use_cache=True))
             logits = out.logits[0, -1]
             steps.append(seconds)
             reads += cache.reads()
@@ -126,7 +128,9 @@ def answer_to(lm: CausalLM, prefix: Prefix, policy: Policy, question: Tensor, wa
         chunk = question
         while True:
             if chunk.numel():
-                logits = prefix.model(chunk, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
+                logits = prefix.model(
+                    chunk, **with_cache(prefix.model, cache), use_cache=True, logits_to_keep=1
+                ).logits[0, -1]
             answer.append(int(logits.argmax()))
             text = str(lm.tokenizer.decode(answer))
             so_far = text.strip()
@@ -141,7 +145,7 @@ def seconds_per_token(prefix: Prefix, policy: Policy, length: int, rest: Tensor)
     with policy(prefix.model) as session:
         cache = prefix.fill(session, length)
         steps = [
-            timed(lambda t=token: prefix.model(t[None, None], past_key_values=cache, use_cache=True))[1]
+            timed(lambda t=token: prefix.model(t[None, None], **with_cache(prefix.model, cache), use_cache=True))[1]
             for token in rest
         ]
     return float(np.median(steps[len(steps) // 4 :]))  # the first ones grow buffers and warm up

@@ -27,6 +27,7 @@ from mintage.keep.contract import Policy
 from mintage.keep.core.prefetch import Ahead
 from mintage.keep.core.step import Geometry, Step
 from mintage.keep.core.storage import KeptCache, KeptLayer
+from mintage.models import cache_argument, cache_of
 
 __all__ = ["Attachment"]
 
@@ -63,7 +64,7 @@ class Attachment:
         self._position_ids: Tensor | None = None
 
     def new_cache(self) -> KeptCache:
-        """Make an empty cache, to be passed as ``past_key_values``; without it every request gets its own."""
+        """Make an empty cache, to be passed to the model (`mintage.models.with_cache`); without it every request gets its own."""
         return KeptCache([KeptLayer(index, self.policy) for index in range(self.geometry.layers)])
 
     def __enter__(self) -> Attachment:
@@ -100,7 +101,10 @@ class Attachment:
         given = inspect.signature(decoder.forward).bind_partial(*args, **kwargs).arguments
         extra = given.pop("kwargs", {})
         given = {**given, **extra}
-        cache = given.get("past_key_values")
+        cache, name = cache_of(given), cache_argument(decoder)
+        for either in ("cache", "past_key_values"):
+            given.pop(either, None)
+        given[name] = cache
         wanted = given.get("use_cache")
         if wanted is None:
             wanted = cache is not None or decoder.config.use_cache
@@ -111,13 +115,13 @@ class Attachment:
             if cache is not None and not isinstance(cache, DynamicCache):
                 raise UserError(
                     f"a {type(cache).__name__} does not go with a policy, which brings its own cache; "
-                    "pass no past_key_values and no cache_implementation"
+                    f"pass no {name} and no cache_implementation"
                 )
             if cache is not None and cache.get_seq_length() > 0:
                 raise UserError(
                     "the cache given was filled without the policy; start again from the prompt inside the 'with'"
                 )
-            cache = given["past_key_values"] = self.new_cache()
+            cache = given[name] = self.new_cache()
         elif cache.kept_layers[0].policy is not self.policy:
             raise UserError("the cache given belongs to another policy; start again from the prompt")
         self.cache = self._running = cache

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from mintage.data import count_words
 from mintage.errors import UserError, did_you_mean, missing_extra
-from mintage.models import CausalLM
+from mintage.models import CausalLM, cache_of, with_cache
 from mintage.retrofit.core.dynamic_tokenizer import DynamicTokenizer
 from mintage.retrofit.core.embedding_table import table_for
 from mintage.retrofit.core.embeddings import Parts
@@ -423,8 +423,8 @@ class LargeVocabulary:
         tokens = self.encode(prompt)
         rows, cache, written = self._embedded([*opening, *tokens]), None, []
         while len(written) < max_new_tokens:
-            out = model.base_model(inputs_embeds=rows, past_key_values=cache, use_cache=True)
-            cache, state = out.past_key_values, out.last_hidden_state[:, -1]
+            out = model.base_model(inputs_embeds=rows, **with_cache(model.base_model, cache), use_cache=True)
+            cache, state = cache_of(out), out.last_hidden_state[:, -1]
             ids, logits = self._candidates(state, eos_bias)
             if repetition_penalty != 1:
                 again = torch.isin(ids, torch.tensor(tokens + written, device=ids.device))

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from mintage.errors import UserError
+from mintage.models import with_cache
 
 __all__ = ["ModelDistribution", "TokenDistribution", "enumerated"]
 
@@ -55,7 +56,7 @@ class ModelDistribution:
             self._cache.crop(-(len(self._read) - same))
         ids = torch.tensor([tokens[same:]], device=self.model.device)
         kept = min(len(tokens) - same, _AT_ONCE)
-        logits = self.model(ids, past_key_values=self._cache, use_cache=True, logits_to_keep=kept).logits[0]
+        logits = self.model(ids, **with_cache(self.model, self._cache), use_cache=True, logits_to_keep=kept).logits[0]
         self._read = list(tokens)
         self.forwards += 1
         rows = logits.double().log_softmax(-1).cpu().numpy()
