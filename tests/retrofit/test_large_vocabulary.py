@@ -106,7 +106,10 @@ def test_byte_pair_encoding_goes_on_where_it_stopped(lm):
     assert extended_vocabulary(lm.tokenizer, texts, 3, how="bpe") == [b"ab", b"aab", b" aab"]
 
 
-@pytest.mark.parametrize(("settings", "told"), [({"size": 0}, "size=0"), ({"size": 2, "how": "words"}, "unknown how")])
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [({"size": 0}, "size=0"), ({"size": 2, "how": "words"}, "how='words' is not one of pretokens, bpe")],
+)
 def test_bad_requests_are_told_in_a_line(lm, settings, told):
     with pytest.raises(UserError, match=told):
         extended_vocabulary(lm.tokenizer, ["a"], **settings)

@@ -14,9 +14,9 @@ from mintage.progress import silent
 from mintage.retrofit.core.embeddings import Parts
 from mintage.retrofit.core.hypernetwork import Hypernetwork, HypernetworkShape, load_hypernetwork
 from mintage.retrofit.core.token_bytes import TokenBytes
-from mintage.retrofit.training.tokenizer_sampler import TokenizerSampler, read_in_both
+from mintage.retrofit.training.tokenizer_sampler import TokenizerSampler, ZettSettings, read_in_both
 from mintage.retrofit.training.zett import ZettTraining
-from mintage.retrofit.training.zett_recipe import ZettRecipe, ZettSettings
+from mintage.retrofit.training.zett_recipe import ZettRecipe
 from mintage.retrofit.zett import Zett
 from mintage.testing.settings import without_shape_checks
 from mintage.train.training import Work

@@ -136,6 +136,7 @@ __getattr__, __dir__ = lazy_attributes(
     extended_vocabulary="mintage.retrofit.core.large_vocabulary:extended_vocabulary",
     infill="mintage.retrofit.core.infill:infill",
     infilling="mintage.retrofit.core.infill:infilling",
+    make_provider="mintage.retrofit.core.providers:make_provider",
     load_hypernetwork="mintage.retrofit.core.hypernetwork:load_hypernetwork",
     surface_forms="mintage.retrofit.core.hypernetwork:surface_forms",
 )

@@ -34,7 +34,6 @@ from mintage.retrofit.core.dynamic_tokenizer import DynamicBatch, DynamicTokeniz
 from mintage.retrofit.core.embedding_table import table_for
 from mintage.retrofit.core.embeddings import Parts, Provider
 from mintage.retrofit.core.merging import Boundary
-from mintage.retrofit.core.providers import make_provider
 
 __all__ = ["DynamicModel", "DynamicTokens", "Prefilled"]
 
@@ -130,6 +129,8 @@ class DynamicModel:
         self.merger = DynamicTokenizer(tokenizer, method.boundary)
         self._embedding = model.get_input_embeddings()
         source = Parts(model, self.merger.vocabulary)
+        from mintage.retrofit import make_provider  # who makes embeddings is found by name, not read here
+
         self.provider = make_provider(method.provider, source)
         self.table = table_for(model, self.provider, source, method.cache)
 

@@ -20,7 +20,7 @@ whose place faiss takes; batches of prompts.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -31,6 +31,8 @@ from torch import Tensor
 from mintage.data import count_words
 from mintage.errors import UserError, did_you_mean, missing_extra
 from mintage.models import CausalLM, cache_of, with_cache
+from mintage.options import check_literals
+from mintage.progress import Progress, silent
 from mintage.retrofit.core.dynamic_tokenizer import DynamicTokenizer
 from mintage.retrofit.core.embedding_table import table_for
 from mintage.retrofit.core.embeddings import Parts
@@ -42,26 +44,22 @@ from mintage.tokenizer_files import PreTokens
 __all__ = ["Index", "LargeVocabHead", "LargeVocabulary", "Written", "extended_vocabulary"]
 
 Index = Literal["exact", "hnsw", "ivf"]
-Report = Callable[[int, int], None]
 
 _AT_ONCE = 4096  # tokens whose embeddings are made at once
 _SAMPLED = 40  # rows per cluster that its centre is learnt from
 _SEED = 0
 
 
-def _silent(done: int, of: int) -> None:
-    pass
-
-
 # -- which tokens ------------------------------------------------------------------------------------------------------
 
 
+@check_literals
 def extended_vocabulary(
     tokenizer: Any,
     texts: Iterable[str],
     size: int,
     *,
-    how: Literal["pretokens", "bpe"] | str = "pretokens",
+    how: Literal["pretokens", "bpe"] = "pretokens",
     processes: int = 1,
 ) -> list[bytes]:
     """Find new tokens for a tokenizer.
@@ -92,8 +90,6 @@ def extended_vocabulary(
     """
     if size < 1:
         raise UserError(f"size={size}; ask for at least one new token")
-    if how not in ("pretokens", "bpe"):
-        raise UserError(f"unknown how={how!r}; {did_you_mean(how, ('pretokens', 'bpe'))}")
     vocabulary = TokenBytes(tokenizer)
     counts = count_words(texts, PreTokens(vocabulary.backend), processes=processes)
     words = [(vocabulary.bytes_of(word), count) for word, count in counts.items()]
@@ -273,8 +269,8 @@ class LargeVocabulary:
         See `LargeVocabHead`.
     cache
         Input embeddings of new tokens that are kept; they are made when first used.
-    report
-        Told how many output embeddings are made, of how many.
+    progress
+        ``progress("embeddings", done, of)``.
 
     Raises
     ------
@@ -291,7 +287,7 @@ class LargeVocabulary:
         index: Index | str = "exact",
         k: int = 20,
         cache: int = 5000,
-        report: Report = _silent,
+        progress: Progress = silent,
         **search: Any,
     ) -> None:
         self.lm, self.vocabulary = lm, TokenBytes(lm.tokenizer)
@@ -317,7 +313,7 @@ class LargeVocabulary:
                 rows[where] = (made.input if made.output is None else made.output).to(own)
                 if made.bias is not None:
                     bias[where] = made.bias.to(bias)
-                report(min(first + _AT_ONCE, len(self.new)), len(self.new))
+                progress("embeddings", min(first + _AT_ONCE, len(self.new)), len(self.new))
         self.head = LargeVocabHead(rows, index, k, bias=bias if bool(bias.any()) else None, **search)
         self.table = table_for(model, maker, source, cache)
         self.ids = {**self.vocabulary.ids, **{token: self.own + place for place, token in enumerate(self.new)}}

@@ -98,6 +98,11 @@ class ComposerTraining(Training):
         found = _measure(lm, recipe, pieces[::HELD_OUT][:_MEASURED], work.progress)
         return net.bind(source, {"model": lm.name, "held_out": json.dumps(found)})
 
+    def summary(self, made: Composer) -> str:
+        """Return what held-out texts cost."""
+        found = json.loads(made.notes["held_out"])
+        return "nats per word on held-out texts: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+
     def _network(self, source: Parts) -> Composer:
         if self.start is not None:
             return Composer.load(self.start, source).train().requires_grad_(True)

@@ -1,10 +1,8 @@
-"""What a composer learns: to find a token's embedding from its pieces, and to read words in one token.
+"""What a composer learns: to find a token's embedding from its pieces (the warm-up of zett), and to read words whole.
 
-Two lessons. First the model's own vocabulary: tokens are cut at random places, and the embedding of the whole is to be
-found from those of the pieces (the warm-up of zett). Then texts: the model reads a text as it is and merged, and behind
-every merged token its states shall be those behind the last part. States are compared after the first few blocks,
-where a model puts words together; after the last one the predictions are, which costs five times as much and is what
-counts: for the end of a training.
+A model reads a text as it is and merged, and behind every merged token its states shall be those behind the last part:
+after the first few blocks, where a model puts words together, or after all of them its predictions, which costs five
+times as much and is what counts.
 """
 
 from __future__ import annotations
@@ -35,10 +33,8 @@ class ComposerRecipe:
 
     Parameters
     ----------
-    net
-        What is trained.
-    lm
-        The model, frozen.
+    net, lm
+        What is trained, and the model, frozen.
     pieces
         From `pieces_of_texts`.
     warmup
@@ -84,11 +80,7 @@ class ComposerRecipe:
         chosen = torch.from_numpy(draw.choice(len(self._whole), count))
         mask = self._cut_mask[chosen]
         longest = int(mask.sum(1).max())
-        return {
-            "whole": self._whole[chosen],
-            "cut": self._cut_ids[chosen, :longest],
-            "cut_mask": mask[:, :longest],
-        }
+        return {"whole": self._whole[chosen], "cut": self._cut_ids[chosen, :longest], "cut_mask": mask[:, :longest]}
 
     def _texts(self, draw: np.random.Generator) -> dict[str, Tensor]:
         some: list[Sequence[int]] = []

@@ -5,18 +5,33 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer, models
 
 from mintage.errors import UserError
+from mintage.options import Options, option
 from mintage.retrofit.core.token_bytes import TokenBytes
 
-__all__ = ["ReadTwice", "TokenizerSampler", "read_in_both"]
+__all__ = ["ReadTwice", "TokenizerSampler", "ZettSettings", "passage", "read_in_both"]
 
 _LONGEST = 16  # bytes of a sampled token
 _COUNTED = 2048  # texts that pieces are counted in (section 4.1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZettSettings(Options):
+    """What is drawn for a batch, and what its loss is made of."""
+
+    warmup: int = option(0, "Steps on the model's own vocabulary alone; --residual none needs some.", least=0)
+    rows: int = option(4, "Texts per step.", least=1)
+    tokens: int = option(64, "New tokens that are read of each.", least=2)
+    size: int = option(4096, "Tokens of a sampled vocabulary, as often half and twice as many.", least=1)
+    spread: float = option(2.0, "How much the noise on their scores varies (the paper: 4).", least=0)
+    lexical: float = option(0.1, "Weight of known tokens staying as they are (the paper: 0.5).", least=0)
+    distil: float = option(1.0, "Weight of the model's states being as in its own tokens (the paper: 0).", least=0)
 
 
 class TokenizerSampler:
@@ -107,3 +122,11 @@ def read_in_both(words: Sequence[str], tokenizer: Tokenizer, own_model: Any, mos
             bounds += (bounds[-1] + np.cumsum([len(piece.value) for piece in pieces])).tolist()
     _, one, other = np.intersect1d(ends[:-1], own_ends, return_indices=True)
     return ReadTwice(ids, original, list(zip(one.tolist(), other.tolist(), strict=True)), ends[-1])
+
+
+def passage(texts: Sequence[str], characters: int, draw: np.random.Generator) -> str:
+    """Draw a text, and more where it is short."""
+    found = texts[int(draw.integers(len(texts)))]
+    while len(found) < characters:
+        found += "\n" + texts[int(draw.integers(len(texts)))]
+    return found

@@ -25,7 +25,8 @@ from mintage.retrofit.core.hypernetwork import (
 )
 from mintage.retrofit.core.token_bytes import TokenBytes
 from mintage.retrofit.training.texts import texts_by_kind
-from mintage.retrofit.training.zett_recipe import ZettRecipe, ZettSettings
+from mintage.retrofit.training.tokenizer_sampler import ZettSettings
+from mintage.retrofit.training.zett_recipe import ZettRecipe
 from mintage.train import Settings
 from mintage.train.training import Training, Work
 

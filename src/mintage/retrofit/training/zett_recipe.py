@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,14 +18,13 @@ from torch.nn import functional
 
 from mintage.errors import UserError
 from mintage.models import CausalLM
-from mintage.options import Options, option
 from mintage.retrofit.core.embeddings import Composed, Parts
 from mintage.retrofit.core.hypernetwork import Hypernetwork, embeddings_of, surface_forms
 from mintage.retrofit.core.token_bytes import TokenBytes
 from mintage.retrofit.training.blocks import first_blocks
-from mintage.retrofit.training.tokenizer_sampler import TokenizerSampler, read_in_both
+from mintage.retrofit.training.tokenizer_sampler import TokenizerSampler, ZettSettings, passage, read_in_both
 
-__all__ = ["ZettRecipe", "ZettSettings"]
+__all__ = ["ZettRecipe"]
 
 _IGNORED = -100
 _CHARACTERS = 4  # per token, about
@@ -38,19 +36,6 @@ def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
     return torch.tensor([[*row, *[_IGNORED] * (width - len(row))] for row in rows])
 
 
-@dataclass(frozen=True, kw_only=True)
-class ZettSettings(Options):
-    """What is drawn for a batch, and what its loss is made of."""
-
-    warmup: int = option(0, "Steps on the model's own vocabulary alone; --residual none needs some.", least=0)
-    rows: int = option(4, "Texts per step.", least=1)
-    tokens: int = option(64, "New tokens that are read of each.", least=2)
-    size: int = option(4096, "Tokens of a sampled vocabulary, as often half and twice as many.", least=1)
-    spread: float = option(2.0, "How much the noise on their scores varies (the paper: 4).", least=0)
-    lexical: float = option(0.1, "Weight of known tokens staying as they are (the paper: 0.5).", least=0)
-    distil: float = option(1.0, "Weight of the model's states being as in its own tokens (the paper: 0).", least=0)
-
-
 class ZettRecipe:
     """What `mintage.train` needs to train a hypernetwork.
 
@@ -59,10 +44,8 @@ class ZettRecipe:
 
     Parameters
     ----------
-    net
-        What is trained.
-    lm
-        The model, frozen.
+    net, lm
+        What is trained, and the model, frozen.
     texts
         To read, and to sample tokenizers from, by kind; a tokenizer is made for one kind, and reads it.
     settings, seed
@@ -91,7 +74,6 @@ class ZettRecipe:
         self._own = [place for place, token in enumerate(self.vocabulary.tokens) if token]
         self._parts: dict[bytes, list[int]] = {}
         self._byte = {letter: byte for byte, letter in enumerate(self.samplers[0].letters)}
-        self.pad = net.pad
 
     def batch(self, index: int) -> dict[str, Tensor]:
         """Return own tokens, or a tokenizer's surface forms and texts in it."""
@@ -103,26 +85,21 @@ class ZettRecipe:
         sampler, texts = self.samplers[kind], self.texts[kind]
         names, tokenizer = sampler.draw(draw, int(self.settings.size * 2.0 ** draw.integers(-1, 2)))
         read, most = sampler.cut, self.settings.tokens
-        words = [read(self._passage(texts, draw)) for _ in range(self.settings.rows)]
+        words = [read(passage(texts, _CHARACTERS * most, draw)) for _ in range(self.settings.rows)]
         rows = [read_in_both(some, tokenizer, self._own_model, most) for some in words]
         tokens = [bytes(map(self._byte.__getitem__, name)) for name in names]
         parts = [self._cut(token) for token in tokens]
         aligned = [(row, *pair) for row, made in enumerate(rows) for pair in made.aligned]
         return {
-            "surface": surface_forms(parts, self.module.shape.length, pad=self.pad, empty=self.module.shape.vocabulary),
+            "surface": surface_forms(
+                parts, self.module.shape.length, pad=self.module.pad, empty=self.module.shape.vocabulary
+            ),
             "known": torch.tensor([self.vocabulary.ids.get(token, _IGNORED) for token in tokens]),
             "ids": _padded([made.ids for made in rows]),
             "original": _padded([made.original for made in rows]),
             "aligned": torch.tensor(aligned, dtype=torch.long).reshape(-1, 3),
             "bytes": torch.tensor(sum(made.bytes for made in rows)),
         }
-
-    def _passage(self, texts: Sequence[str], draw: np.random.Generator) -> str:
-        """Draw a text, and more where it is short."""
-        found = texts[int(draw.integers(len(texts)))]
-        while len(found) < _CHARACTERS * self.settings.tokens:
-            found += "\n" + texts[int(draw.integers(len(texts)))]
-        return found
 
     def _cut(self, token: bytes) -> list[int]:
         if token not in self._parts:
@@ -138,9 +115,8 @@ class ZettRecipe:
     def _loss(self, module: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         if "own" in batch:
             own = batch["own"]
-            surface = surface_forms([[i] for i in own.tolist()], 1, pad=self.pad, empty=0).to(own.device)
-            made = module(surface, self._read)
-            away = self._away(made, own)
+            surface = surface_forms([[i] for i in own.tolist()], 1, pad=self.module.pad, empty=0).to(own.device)
+            away = self._away(module(surface, self._read), own)
             return away, {"lexical": away.item()}
         made = module(batch["surface"], self._read)
         known = batch["known"] != _IGNORED
