@@ -108,7 +108,7 @@ def test_states_are_the_same_where_the_tokens_are(lm):
     assert same.aligned == [(i, i) for i in range(len(same.ids))]
     places = torch.tensor([[0, *pair] for pair in same.aligned])
     ids = torch.tensor([same.ids])
-    surface = torch.full((len(names), 7), recipe.pad)
+    surface = torch.full((len(names), 7), recipe.module.pad)
     surface[:, 0] = torch.arange(len(names))
     whole = {"surface": surface, "known": torch.arange(len(names)), "ids": ids, "original": ids, "aligned": places}
     _, told = recipe.loss(recipe.module, whole | {"bytes": batch["bytes"]})

@@ -133,7 +133,7 @@ class DynamicTokensStudy(Study):
         yield seconds_by_length(run, run.subject.whole, self.lengths)
 
 
-def _recovered(run: Run, name: str, share: float, **told: str) -> Finding:
+def _recovered(run: Run, name: str, share: float, **told: Any) -> Finding:
     mean, mine, plain = (run.column(arm, "nats") for arm in (f"mean, {share:g}", f"{name}, {share:g}", "original"))
     goal, where = GOALS[share]
     claim = f"a composer recovers at least {goal:.0%} of what the mean of the parts loses, {where}"

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mintage.bench.retrofit.measures import documents
 from mintage.data import Document, texts
@@ -139,7 +140,7 @@ def measured_words(kinds: Sequence[str], number: int, *, size: int, arms: Sequen
     return Measure(name="words", units=units, of=measure, arms=arms, prepare=read)
 
 
-def over_texts(number: int, statistic: Callable[[Column], Column]) -> Interval:
+def over_texts(number: int, statistic: Callable[[NDArray[np.intp]], Column]) -> Interval:
     """Bootstrap what is a function of which texts are drawn, [..., texts] positions to [...] values."""
     return bootstrap(np.arange(number), lambda positions, axis: statistic(positions.astype(int)))
 

@@ -49,7 +49,7 @@ class ZettRecipe:
     texts
         To read, and to sample tokenizers from, by kind; a tokenizer is made for one kind, and reads it.
     settings, seed
-        See `ZettSettings`; of the draws.
+        Of what is drawn.
     """
 
     def __init__(
@@ -58,15 +58,12 @@ class ZettRecipe:
         self.module, self.lm, self.settings, self.seed = net, lm, settings, seed
         self.vocabulary = TokenBytes(lm.tokenizer)
         self.source = Parts(lm.model, self.vocabulary)
-        largest, spread = 2 * settings.size, settings.spread
-        self.samplers = [
-            TokenizerSampler(self.vocabulary, some, largest=largest, spread=spread) for some in texts.values()
-        ]
+        drawn = {"largest": 2 * settings.size, "spread": settings.spread}
+        self.samplers = [TokenizerSampler(self.vocabulary, some, **drawn) for some in texts.values()]
         self.texts = [list(some) for some in texts.values()]
         amount = np.sqrt([sum(map(len, some)) for some in self.texts])  # so that small kinds are read, too
         self.share = amount / amount.sum()
-        head: Any = lm.model.get_output_embeddings()
-        self.biased = getattr(head, "bias", None) is not None  # else there is no place for one in the model
+        self.biased = getattr(lm.model.get_output_embeddings(), "bias", None) is not None  # else it has no place
         self._own_model: Any = self.vocabulary.backend.model
         self._base: Any = first_blocks(lm.model, lm.model.config.num_hidden_layers)
         self._read = embeddings_of(self.source)
@@ -115,8 +112,8 @@ class ZettRecipe:
     def _loss(self, module: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         if "own" in batch:
             own = batch["own"]
-            surface = surface_forms([[i] for i in own.tolist()], 1, pad=self.module.pad, empty=0).to(own.device)
-            away = self._away(module(surface, self._read), own)
+            surface = surface_forms([[i] for i in own.tolist()], 1, pad=self.module.pad, empty=0)
+            away = self._away(module(surface.to(own.device), self._read), own)
             return away, {"lexical": away.item()}
         made = module(batch["surface"], self._read)
         known = batch["known"] != _IGNORED
@@ -138,9 +135,7 @@ class ZettRecipe:
 
     def _away(self, made: Composed, own: Tensor) -> Tensor:
         """Distance of rows to the model's own, over the mean norm of a row."""
-        pairs = [(made.input, self.source.input)]
-        if not self.source.tied:
-            pairs.append((made.output, self.source.output))
+        pairs = [(made.input, self.source.input), (made.output, self.source.output)][: 1 if self.source.tied else 2]
         return torch.stack([(row - old[own].float()).norm(dim=1).mean() for row, old in pairs]).mean() / self._norm
 
     def _states(self, given: Tensor) -> Tensor:
