@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mintage.bench.reduce.quality import Subject, decision_seconds, evenly, plain_or
+from mintage.bench.reduce.quality import Subject, decision_seconds, evenly_spread, plain_or
 from mintage.errors import UserError
 from mintage.measure import count_flops
 from mintage.reduce import RandomDrop, ToMe
@@ -119,8 +119,8 @@ def test_no_images_are_refused(classifier):
 
 
 def test_spread_is_even_and_never_more_than_there_are():
-    assert evenly(4, 8) == [0, 2, 4, 6]
-    assert evenly(4, 2) == [0, 1]
+    assert evenly_spread(4, 8) == [0, 2, 4, 6]
+    assert evenly_spread(4, 2) == [0, 1]
 
 
 def test_a_map_is_as_good_as_its_patches():

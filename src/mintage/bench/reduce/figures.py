@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import UInt8
 
-from mintage.bench.reduce.quality import evenly
+from mintage.bench.reduce.quality import evenly_spread
 from mintage.measure.figure import Figure
 from mintage.measure.study import Run
 from mintage.reduce.contract import Reducer
@@ -73,7 +73,7 @@ def curve(run: Run, slug: str, label: str, number: Callable[[ReducerArm], float]
 def patch_maps(run: Run, macs: Number) -> Iterator[Figure]:
     """Show which patches became one token, on some of the images, at the setting next to half of the multiply-adds."""
     subject = run.subject
-    rows = evenly(4, len(subject))
+    rows = evenly_spread(4, len(subject))
     for name, arms in _by_name(run).items():
         arm = min(arms, key=lambda arm: abs(macs(run, arm) - 0.5))
         assert arm.reducer is not None

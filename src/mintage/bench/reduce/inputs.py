@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from mintage.bench.reduce.quality import Subject, evenly
+from mintage.bench.reduce.quality import Subject, evenly_spread
 from mintage.data.images import Images, OnError, read_cifar10, read_imagenet_sample, read_images
 from mintage.errors import UserError
 from mintage.saliency import load_saliency
@@ -87,7 +87,7 @@ def given_images(model: str, images: str | None, *, limit: int | None, on_error:
         found, data = read_images(images, on_error=on_error, limit=limit), Path(images).name
     elif model == SHIPPED:
         test = read_cifar10()[1]
-        found, data = test.take(evenly(limit or len(test), len(test))), "CIFAR-10, test images"
+        found, data = test.take(evenly_spread(limit or len(test), len(test))), "CIFAR-10, test images"
     elif model == VIT_S14:
         found, data = read_imagenet_sample(limit or 200), "ImageNet sample"
     else:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from mintage.bench.reduce.quality import Subject, evenly
+from mintage.bench.reduce.quality import Subject, evenly_spread
 from mintage.errors import UserError
 from mintage.measure.figure import Figure
 from mintage.measure.statistics import Interval, bootstrap, bootstrap_ratio
@@ -58,7 +58,7 @@ class TestedClassifier(Subject):
     def __init__(self, name: str, count: int | None) -> None:
         self.classifier = load_image_classifier(name)
         images = numbered(test_images(), self.classifier)
-        self.images = images.take(evenly(count or len(images), len(images)))
+        self.images = images.take(evenly_spread(count or len(images), len(images)))
         pixels = self.classifier.preprocess(self.images.pixels)
         super().__init__(self.classifier.model, pixels, self.images.labels)
 

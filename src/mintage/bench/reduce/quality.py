@@ -24,7 +24,7 @@ from mintage.reduce.contract import Reducer
 from mintage.reduce.core.attach import Attachment
 from mintage.reduce.core.schedule import Anatomy
 
-__all__ = ["Quality", "Subject", "decision_seconds", "evenly", "plain_or"]
+__all__ = ["Quality", "Subject", "decision_seconds", "evenly_spread", "plain_or"]
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def decision_seconds(reducer: Reducer, subject: Subject, *, repeats: int = 5) ->
     return float(np.median(found[1:]))
 
 
-def evenly(number: int, of: int) -> list[int]:
+def evenly_spread(number: int, of: int) -> list[int]:
     """Places of `number` of `of` things, evenly."""
     number = min(number, of)
     return [i * of // number for i in range(number)]
