@@ -281,7 +281,7 @@ def test_a_killed_search_goes_on(lessons, tmp_path, monkeypatch):
 
 def test_mistakes(lessons, tmp_path):
     for share in (0.0, 1.0, float("nan")):
-        with pytest.raises(UserError, match="shares=.* is (out of range|not a number)"):
+        with pytest.raises(UserError, match=r"shares=.* is (out of range|not a number)"):
             DiffRateTraining(shares=(0.7, share))
     with pytest.raises(UserError, match="granularity=0 is out of range"):
         DiffRateTraining(granularity=0)
