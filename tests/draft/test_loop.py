@@ -258,7 +258,7 @@ def test_a_filled_cache_is_refused_and_an_empty_one_is_not(model):
     filled = DynamicCache(config=model.config)
     model(IDS[:, :4], past_key_values=filled)
     line = refusal(lambda: greedy(model, IDS, 4, custom_generate=Plain(), past_key_values=filled))
-    assert "past_key_values holds tokens already" in line
+    assert " holds tokens already" in line
     empty = DynamicCache(config=model.config)
     got = greedy(model, IDS, 4, custom_generate=Plain(), past_key_values=empty)
     assert torch.equal(got, greedy(model, IDS, 4))

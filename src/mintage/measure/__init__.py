@@ -37,6 +37,5 @@ __getattr__, __dir__ = lazy_attributes(
     newest="mintage.measure.result:newest",
     read_results="mintage.measure.result:read_results",
     Figure="mintage.measure.figure:Figure",
-    Trial="mintage.measure.trial:Trial",
     write_report="mintage.measure.report:write_report",
 )

@@ -64,6 +64,7 @@ class TableLM(PreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        cache: Any = None,
         past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
         logits_to_keep: int = 0,
@@ -72,11 +73,12 @@ class TableLM(PreTrainedModel, GenerationMixin):
         """Look up the visible token at the position before each input."""
         ids = self._tokens_of(inputs_embeds) if input_ids is None else input_ids
         batch, new = ids.shape
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        cache = past_key_values if cache is None else cache  # transformers before 5.24 passes it by the older name
+        past = 0 if cache is None else cache.get_seq_length()
         places = torch.arange(past, past + new, device=ids.device)[None] if position_ids is None else position_ids
         state = torch.stack([ids.double(), places.expand(batch, -1).double()], -1)[:, None]
-        if past_key_values is not None:
-            state, _ = past_key_values.update(state, state, 0)
+        if cache is not None:
+            state, _ = cache.update(state, state, 0)
         tokens, positions = state[:, 0, :, 0].long(), state[:, 0, :, 1].long()
         visible = torch.ones(new, tokens.shape[1], dtype=torch.bool).tril(tokens.shape[1] - new)[None]
         if attention_mask is not None and attention_mask.ndim == 4:
@@ -88,7 +90,8 @@ class TableLM(PreTrainedModel, GenerationMixin):
         previous = torch.where(before.any(-1), tokens.gather(1, column), 0)
         known = (previous != _UNKNOWN) & (ids != _UNKNOWN)
         logits = self.table[previous, ids] * known[..., None]
-        return CausalLMOutputWithPast(logits=logits[:, -logits_to_keep:], past_key_values=past_key_values)
+        name = "cache" if hasattr(CausalLMOutputWithPast, "cache") else "past_key_values"
+        return CausalLMOutputWithPast(logits=logits[:, -logits_to_keep:], **{name: cache})
 
     def _tokens_of(self, embedded: Tensor | None) -> Tensor:
         """Recognise tokens by their embeddings."""

@@ -26,7 +26,7 @@ from mintage.draft.core.distilled import describe_shapes
 from mintage.draft.core.target import Target
 from mintage.errors import UserError
 from mintage.files import replace_file
-from mintage.models import CausalLM
+from mintage.models import CausalLM, with_cache
 from mintage.progress import Progress, silent
 
 __all__ = ["Answers", "answer", "write_answers"]
@@ -161,7 +161,7 @@ def answer(
     longest = int(given.max())
     ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in prompts], device=target.device)
     cache = target.new_cache(count, longest + new_tokens)
-    hidden = model.base_model(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+    hidden = model.base_model(input_ids=ids, **with_cache(model.base_model, cache), use_cache=True).last_hidden_state
     hidden = hidden[torch.arange(count, device=target.device), given - 1].repeat(2, 1)
     active = torch.arange(2 * count, device=target.device)  # rows in the batch; those that ended are dropped in bulk
     _take_rows(cache, active % count, [longest] * 2 * count)
@@ -198,7 +198,7 @@ def answer(
             input_ids=tokens[:, None],
             position_ids=(given[active % count] + step)[:, None],
             attention_mask=seen[:, None, None, : longest + step + 1],
-            past_key_values=cache,
+            **with_cache(model.base_model, cache),
             use_cache=True,
         ).last_hidden_state[:, 0]
     rows = [[*prompts[i % count], *new] for i, new in enumerate(answers)]

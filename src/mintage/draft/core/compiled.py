@@ -37,6 +37,7 @@ from mintage.draft.core.target import Target
 from mintage.draft.core.tree import TokenTree
 from mintage.errors import UserError
 from mintage.files import cache_dir, replace_file
+from mintage.models import cache_argument
 
 __all__ = ["NODES", "CompiledTarget", "step_path"]
 
@@ -137,7 +138,7 @@ class _Step(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.cache_argument = model, cache_argument(model)
 
     def forward(
         self,
@@ -153,7 +154,7 @@ class _Step(nn.Module):
             input_ids=tokens,
             position_ids=positions,
             attention_mask=seen,
-            past_key_values=Cache(layers=layers),
+            **{self.cache_argument: Cache(layers=layers)},
             use_cache=True,
         ).logits
 

@@ -23,6 +23,7 @@ from mintage.draft.core.tree import TokenTree, Topology
 from mintage.draft.core.verify import GreedyMatch, TargetProbs
 from mintage.draft.core.warp import Warp
 from mintage.errors import UserError
+from mintage.models import cache_of
 
 __all__ = ["Generation", "Stats", "generate"]
 
@@ -222,9 +223,10 @@ def generate_inside_transformers(
     wanted = [name for name in extras if getattr(generation_config, name)]
     if wanted:
         raise UserError(f"{wanted[0]}=True cannot be used with a drafter; generate without it")
-    past = model_kwargs.get("past_key_values")
+    past = cache_of(model_kwargs)
     if past is not None and past.get_seq_length():
-        raise UserError("past_key_values holds tokens already; a drafter starts from the whole prompt")
+        name = "cache" if "cache" in model_kwargs else "past_key_values"
+        raise UserError(f"{name} holds tokens already; a drafter starts from the whole prompt")
     ends: set[int] = set()
     others = []
     longest = generation_config.max_length

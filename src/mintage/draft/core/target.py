@@ -19,6 +19,7 @@ from torch import Tensor
 from mintage.draft.core.cache import TreeCache
 from mintage.draft.core.tree import TokenTree, Topology
 from mintage.errors import UserError
+from mintage.models import with_cache
 
 __all__ = ["TESTED", "Target"]
 
@@ -61,7 +62,10 @@ class Target:
             listed = ", ".join(sorted(odd)) or "recurrent"
             raise UserError(f"{name} cannot branch: it has {listed} layers; drafting needs full or sliding attention")
         accepted = inspect.signature(model.forward).parameters
-        if not {"position_ids", "past_key_values", "attention_mask"} <= accepted.keys():
+        if (
+            not {"position_ids", "attention_mask"} <= accepted.keys()
+            or not {"cache", "past_key_values"} & accepted.keys()
+        ):
             raise UserError(f"{name} takes no explicit positions (ALiBi?), so its sequences cannot branch")
         implementation = self.config._attn_implementation
         if implementation not in _ATTENTION:
@@ -116,7 +120,7 @@ class Target:
         """
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         keep = {"logits_to_keep": 0 if all_logits else 1} if self.keeps_logits else {}
-        out = self.model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, **keep)
+        out = self.model(input_ids=ids, position_ids=positions, **with_cache(self.model, cache), use_cache=True, **keep)
         cache.fill(lengths)
         return out.logits
 
@@ -166,7 +170,7 @@ class Target:
             **inputs,
             attention_mask=mask,
             position_ids=positions[:, pending - new :],
-            past_key_values=cache,
+            **with_cache(self.model, cache),
             use_cache=True,
         ).logits
 

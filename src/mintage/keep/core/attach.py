@@ -64,7 +64,7 @@ class Attachment:
         self._position_ids: Tensor | None = None
 
     def new_cache(self) -> KeptCache:
-        """Make an empty cache, to be passed to the model (`mintage.models.with_cache`); without it every request gets its own."""
+        """Make an empty cache to pass on (`mintage.models.with_cache`); without it every request gets its own."""
         return KeptCache([KeptLayer(index, self.policy) for index in range(self.geometry.layers)])
 
     def __enter__(self) -> Attachment:
