@@ -173,6 +173,9 @@ def light(monkeypatch, tiny_folder):
     short_keep = wraps(run_keep)(lambda self, specs, **told: run_keep(replace(self, **few), specs, **told))
     monkeypatch.setattr(keep_bench.KeepBench, "run", short_keep)
     monkeypatch.setattr(keep_bench, "load_causal_lm", lambda name, **settings: load(tiny_folder, **settings))
+    from mintage.keep.training import channels
+
+    monkeypatch.setattr(channels, "load_causal_lm", lambda name, **settings: load(tiny_folder, **settings))
     monkeypatch.setattr(models, "embedded_folder", lambda: Path(tiny_folder))
     from mintage.bench.reduce import joint as reduce_bench
 

@@ -185,7 +185,7 @@ def test_who_reads_both_splits_stands_in_the_table():
 
 def test_trainings_read_only_what_is_for_training():
     for module, source in modules():
-        if ".training" in module or module in ("mintage.cli.calibrate", "mintage.cli.train"):
+        if ".training" in module or module == "mintage.cli.train":
             assert {split for _, split in reads(module, source)} <= {"train"}, module
 
 

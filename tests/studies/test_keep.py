@@ -24,7 +24,7 @@ def draw(policy, *said):
         for f in dataclasses.fields(policy)
         if (v := getattr(policy, f.name)) is not None and not f.name.startswith("_") and v != f.default
     }
-    text = f"{type(policy).__name__} {sorted(own.items())} {said}"
+    text = f"{type(policy).__name__.removesuffix('Vote')} {sorted(own.items())} {said}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
 
 

@@ -32,6 +32,10 @@ _GO_ON = {"bench", "data", "train"}
 
 
 class _Verbs(TyperGroup):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.add_command(calibrate)
+
     def invoke(self, ctx: Any) -> Any:
         """Run a verb; when it is stopped (Ctrl-C), say what that means."""
         try:
@@ -56,7 +60,6 @@ app.command(rich_help_panel="Look")(show)
 app.add_typer(data, name="data", rich_help_panel="Look")
 app.command(rich_help_panel="Use")(generate)
 app.add_typer(train, name="train", rich_help_panel="Use")
-app.command(rich_help_panel="Use")(calibrate)
 app.add_typer(segment, name="segment", rich_help_panel="Use")
 app.add_typer(retrofit, name="retrofit", rich_help_panel="Use")
 app.add_typer(audit, name="audit", rich_help_panel="Use")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from mintage.bench.keep.measures import KeepStudy, continuations, needles
+from mintage.bench.keep.measures import KeepStudy, continuation_scores, needles
 from mintage.keep.baselines import H2O, FullCache, StreamingLLM
 from mintage.keep.contract import Policy
 from mintage.keep.double_sparsity import ChannelOrder, DoubleSparsity, prefetch_rate
@@ -72,11 +72,11 @@ class DoubleSparsityStudy(KeepStudy):
 
     def measures(self, run: Run) -> Iterator[Measure]:
         """Perplexity of all, needles of some, and how often a row had been fetched when it was read."""
-        yield continuations(
+        yield continuation_scores(
             self.length, self.texts, self.decoded, arms=[name for name in run.arms if name != "fetched ahead"]
         )
         yield needles(self.length, self.questions, arms=["full-cache", *(f"{name}, 1/16" for name in ASKED)])
-        yield continuations(
+        yield continuation_scores(
             self.length, self.texts, self.decoded, name="prefetch", arms=["fetched ahead"], rate=prefetch_rate
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from mintage.bench.keep.measures import KeepStudy, continuations, needles
+from mintage.bench.keep.measures import KeepStudy, continuation_scores, needles
 from mintage.keep.baselines import H2O, FullCache, RandomEviction, SnapKV, StreamingLLM
 from mintage.keep.contract import Policy
 from mintage.keep.ems import EMS
@@ -58,7 +58,7 @@ class EMSStudy(KeepStudy):
 
     def measures(self, run: Run) -> Iterator[Measure]:
         """Perplexity and needles."""
-        yield continuations(self.length, self.texts, self.decoded)
+        yield continuation_scores(self.length, self.texts, self.decoded)
         yield needles(self.length, self.questions)
 
     def rows(self, run: Run) -> Iterator[Comparison]:

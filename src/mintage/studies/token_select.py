@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mintage.bench.keep.measures import KeepStudy, continuations, needles
+from mintage.bench.keep.measures import KeepStudy, continuation_scores, needles
 from mintage.bench.keep.votes import PLACES, voting
 from mintage.keep.baselines import FullCache, StreamingLLM
 from mintage.keep.contract import Policy
@@ -53,9 +53,7 @@ class TokenSelectStudy(KeepStudy):
     texts: int = option(4, "Speeches.", least=1)
     questions: int = option(8, "Pass-keys asked for, and as many UUIDs.", least=1)
     part: int = option(8, "One token in so many is read in a step.", least=2)
-    lengths: tuple[int, int] = option(
-        (6144, 12288), "Tokens of a text within the trained length, and beyond.", least=64
-    )
+    lengths: tuple[int, int] = option((6144, 12288), "Tokens within the trained length, and beyond.", least=64)
 
     def arms(self, run: Run) -> dict[str, Policy]:
         """The votes at both places; choices used again; two lengths."""
@@ -76,12 +74,12 @@ class TokenSelectStudy(KeepStudy):
     def measures(self, run: Run) -> Iterator[Measure]:
         """Perplexity and needles of the votes, hits of choices, perplexity at both lengths."""
         scale = self.length, self.texts, self.decoded
-        yield continuations(*scale, arms=self._voting(run))
+        yield continuation_scores(*scale, arms=self._voting(run))
         yield needles(self.length, self.questions, arms=self._voting(run))
-        yield continuations(*scale, name="hits", arms=[f"theta {theta:g}" for theta in THETAS], hits=hit_rate)
+        yield continuation_scores(*scale, name="hits", arms=[f"theta {theta:g}" for theta in THETAS], hits=hit_rate)
         for n in self.lengths:
             arms = [f"{name}, {n} tokens" for name in LONG]
-            yield continuations(n, 2, self.decoded, name=f"perplexity at {n}", arms=arms, corpora=("genesis",))
+            yield continuation_scores(n, 2, self.decoded, name=f"perplexity at {n}", arms=arms, corpora=("genesis",))
 
     def rows(self, run: Run) -> Iterator[Comparison | Finding]:
         """Soft against every other vote; choices used again; growth with the length."""
@@ -114,7 +112,8 @@ class TokenSelectStudy(KeepStudy):
                 **shared,
             )
         for theta in THETAS[:-1]:
-            hits, dearer = bootstrap(run.column(f"theta {theta:g}", "hits")), _dearer(run, theta)
+            hits = bootstrap(run.column(f"theta {theta:g}", "hits"))
+            dearer = PERPLEXITY.of_two(run.column(f"theta {theta:g}", "nll"), run.column(NEVER, "nll")).value
             yield Finding(
                 metric=f"decoding steps that use a choice again, theta {theta:g}",
                 value=hits,
@@ -149,8 +148,3 @@ class TokenSelectStudy(KeepStudy):
             data="long_docs (genesis, English)",
             note="peers are perplexities; other text is scored at each length",
         )
-
-
-def _dearer(run: Run, theta: float) -> float:
-    """Perplexity over that of a choice in every step."""
-    return PERPLEXITY.of_two(run.column(f"theta {theta:g}", "nll"), run.column(NEVER, "nll")).value

@@ -23,7 +23,7 @@ from mintage import catalog
 from mintage.bench.contract import Bench
 from mintage.bench.keep.figures import Place, decode_times, quality_by_room, survivor_maps
 from mintage.bench.keep.inputs import NEEDLES
-from mintage.bench.keep.measures import continuations, needles
+from mintage.bench.keep.measures import continuation_scores, needles
 from mintage.errors import UserError
 from mintage.keep.contract import Policy
 from mintage.measure import Figure, Interval, Result, bootstrap, bootstrap_ratio
@@ -162,7 +162,7 @@ class KeepComparison(Study):
         """Continuations and both needles, asked after and inside, at every length."""
         for length in self.scale.contexts:
             arms = [name for name in run.arms if name.endswith(f"of {length} tokens")]
-            yield continuations(length, self.scale.texts, DECODED, name=f"decoding, {length} tokens", arms=arms)
+            yield continuation_scores(length, self.scale.texts, DECODED, name=f"decoding, {length} tokens", arms=arms)
             for metric, (needle, inside) in RETRIEVAL.items():
                 yield needles(length, 2 * self.scale.texts, kinds=(needle,), inside=inside, column=metric, arms=arms)
 

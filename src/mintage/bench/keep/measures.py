@@ -21,7 +21,7 @@ from mintage.measure.study import Measure, Run, Study
 from mintage.models import EMBEDDED, CausalLM, load_causal_lm
 from mintage.options import option
 
-__all__ = ["KeepStudy", "continuations", "needles"]
+__all__ = ["KeepStudy", "continuation_scores", "needles"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class _Read(NamedTuple):
     answer: str = ""
 
 
-def continuations(
+def continuation_scores(
     length: int,
     texts: int,
     tokens: int,

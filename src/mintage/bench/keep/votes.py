@@ -10,11 +10,11 @@ from torch import Tensor
 from mintage.keep.contract import Policy
 from mintage.keep.token_select import TokenSelect
 
-__all__ = ["PLACES", "Blocks", "Drawn", "voting"]
+__all__ = ["PLACES", "BlocksVote", "DrawnVote", "voting"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Blocks(TokenSelect):
+class BlocksVote(TokenSelect):
     """The same with whole blocks of tokens, voted on by their mean key."""
 
     block: int = 16
@@ -30,7 +30,7 @@ class Blocks(TokenSelect):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Drawn(TokenSelect):
+class DrawnVote(TokenSelect):
     """The same with tokens drawn at random."""
 
     def count(self, scores: Tensor) -> Tensor:
@@ -42,8 +42,8 @@ class Drawn(TokenSelect):
 _VOTES = {
     "soft vote": TokenSelect(),
     "hard vote": TokenSelect(vote="hard"),
-    "blocks of 16": Blocks(),
-    "random choice": Drawn(),
+    "blocks of 16": BlocksVote(),
+    "random choice": DrawnVote(),
 }
 
 PLACES = {"as published": True, "true distances": False}
