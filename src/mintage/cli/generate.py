@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -56,6 +56,9 @@ class Writing(Options):
     raw: bool = option(False, "Continue the text as it is, without the chat template.")
     system: str | None = option(None, "System message of the chat.")
     compile: bool = option(False, "Score with a compiled step (CPU; a minute the first time, then kept).")
+    engine: Literal["auto", "torch", "native"] = option(
+        "auto", "What runs the model: torch, a C++ step for the CPU (float32 sums), or the faster one, measured once."
+    )
     compare: bool = option(False, "Also decode plainly, and compare text and time.")
     stream: bool = option(True, "Show text as it comes; accepted drafts are green.")
     table: Path | None = option(None, "Keep what token-recycling learned in this file, from call to call.")
@@ -100,7 +103,8 @@ class Writing(Options):
     def settings(self) -> dict[str, Any]:
         """How tokens are chosen, for the loop."""
         names = ("temperature", "top_k", "top_p", "repetition_penalty", "seed", "compile", "max_new_tokens")
-        return {name: getattr(self, name) for name in names}
+        engine = "torch" if self.compile and self.engine == "auto" else self.engine
+        return {"engine": engine, **{name: getattr(self, name) for name in names}}
 
     def arguments(self) -> dict[str, Any]:
         """The same for transformers; given even where off, lest the model's generation config has others."""

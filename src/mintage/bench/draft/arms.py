@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from mintage import catalog
 from mintage.draft import CompiledTarget, Drafter, Stats, Target, Union, generate
+from mintage.draft.core.engine import Engine, target_for
 from mintage.errors import UserError
 from mintage.models import EMBEDDED, CausalLM, embedded_gguf, rounded_copy
 from mintage.progress import Note, unheard
@@ -178,11 +179,11 @@ def _transformers_arm(name: str, lm: CausalLM, **settings: Any) -> Arm:
 
 # -- drafters -----------------------------------------------------------------------------------------------------
 
-COLD_WORD, COMPILED = "cold", "compiled"
+COLD_WORD, COMPILED, NATIVE = "cold", "compiled", "native"
 
 
 def _words(spec: str) -> list[str]:
-    """What stands behind a spec: ``cold`` forgets between prompts, ``compiled`` scores with a compiled step."""
+    """What stands behind a spec: ``cold`` forgets between prompts, ``compiled`` and ``native`` are other engines."""
     return spec.split(" ")[1:]
 
 
@@ -192,11 +193,12 @@ def bare(spec: str) -> str:
     Raises
     ------
     UserError
-        A word is neither ``cold`` nor ``compiled``.
+        A word is none of ``cold``, ``compiled`` and ``native``.
     """
     for word in _words(spec):
-        if word not in (COLD_WORD, COMPILED):
-            raise UserError(f"{spec!r}: {word!r} is not known; write NAME, 'NAME cold' or 'NAME compiled'")
+        if word not in (COLD_WORD, COMPILED, NATIVE):
+            words = "'NAME cold', 'NAME compiled' or 'NAME native'"
+            raise UserError(f"{spec!r}: {word!r} is not known; write NAME, {words}")
     return spec.split(" ")[0]
 
 
@@ -228,14 +230,17 @@ def _drafter_arm(lm: CausalLM, spec: str, draft_model: Any, line: str = "", node
         def decode(ids: Tensor, temperature: float, new: int, seed: int) -> tuple[Tensor, Stats]:
             drafter = make() if kept is None else kept
             sampling = {"temperature": temperature, "seed": seed}
-            out = generate(lm.model, ids, drafter, max_new_tokens=new, compile=compiled, **sampling)
+            out = generate(lm.model, ids, drafter, max_new_tokens=new, compile=compiled, engine=engine, **sampling)
             return out.sequences[0, ids.shape[1] :], out.stats
 
         return decode
 
     made, compiled = make(), COMPILED in _words(spec)  # a bad spec is told here, before anything is measured
+    engine: Engine = "native" if NATIVE in _words(spec) else "torch"
     if compiled:
         CompiledTarget(lm.model)  # compiled here, not while the clock runs
+    elif engine == "native":
+        target_for(lm.model, engine)  # likewise
     kept = None if is_cold(spec) else made
     return Arm(
         name=spec,
