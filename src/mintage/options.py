@@ -48,12 +48,18 @@ class Range(NamedTuple):
         )
 
     def __str__(self) -> str:
-        low, high = self.above if self.least is None else self.least, self.below if self.most is None else self.most
-        if high is None:
-            return "above " + f"{low:g}" if self.least is None else f"at least {low:g}"
-        if low is None:
-            return "below " + f"{high:g}" if self.most is None else f"at most {high:g}"
-        return f"in {'(' if self.least is None else '['}{low:g}, {high:g}{')' if self.most is None else ']'}"
+        low = _number(self.above if self.least is None else self.least)
+        high = _number(self.below if self.most is None else self.most)
+        if not high:
+            return f"above {low}" if self.least is None else f"at least {low}"
+        if not low:
+            return f"below {high}" if self.most is None else f"at most {high}"
+        return f"in {'(' if self.least is None else '['}{low}, {high}{')' if self.most is None else ']'}"
+
+
+def _number(bound: float | int | None) -> str:
+    """Write a bound: whole numbers whole."""
+    return "" if bound is None else str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def option(
@@ -111,7 +117,7 @@ def check_fields(made: Any) -> None:
 
 
 def check_literals(function: Function) -> Function:
-    """Check the arguments of a function that are annotated as `Literal` whenever it is called.
+    """Check the arguments of a function that are annotated as `Literal`, or as several, whenever it is called.
 
     Raises
     ------
@@ -125,7 +131,7 @@ def check_literals(function: Function) -> Function:
     def call(*args: Any, **kwargs: Any) -> Any:
         if not hints:
             found = typing.get_type_hints(function)
-            hints.update({name: kind for name, kind in found.items() if name != "return" and _choices(kind)})
+            hints.update({name: kind for name, kind in found.items() if name != "return" and _holds_choices(kind)})
         given = signature.bind(*args, **kwargs).arguments
         for name, kind in hints.items():
             if name in given:
@@ -161,6 +167,10 @@ def alternatives(kind: Any) -> tuple[Any, ...]:
 
 def _choices(kind: Any) -> list[Any]:
     return [c for part in alternatives(kind) if typing.get_origin(part) is Literal for c in typing.get_args(part)]
+
+
+def _holds_choices(kind: Any) -> bool:
+    return bool(_choices(kind)) or any(map(_holds_choices, typing.get_args(kind)))
 
 
 def _check(name: str, value: Any, kind: Any, limits: Range | None, default: Any) -> None:
@@ -224,7 +234,8 @@ def _described(kind: Any, value: Any) -> str:
     choices = [str(choice) for choice in _choices(kind)]
     others = [part for part in alternatives(kind) if typing.get_origin(part) is not Literal]
     if choices and not [part for part in others if part is not type(None)]:
-        return f"one of {', '.join(choices)}; {did_you_mean(str(value), choices)}"
+        nearest = did_you_mean(str(value), choices)  # or it lists them again
+        return f"one of {', '.join(choices)}{f'; {nearest}' if nearest.startswith('did') else ''}"
     return " or ".join(
         [
             *choices,

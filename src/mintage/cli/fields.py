@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import shlex
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ __all__ = [
 
 def command_line() -> str:
     """Return the command as it was given: what repeats it."""
-    return "mintage " + " ".join(f'"{word}"' if " " in word else word for word in sys.argv[1:])
+    return shlex.join(["mintage", *sys.argv[1:]])
 
 
 def parameters_of(kind: type) -> list[inspect.Parameter]:
@@ -226,7 +227,8 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command of a line; an unknown one is told with the nearest name."""
-        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+        asked = bool(args) and not args[0].startswith("-") and not ctx.resilient_parsing
+        if asked and self.get_command(ctx, args[0]) is None:
             known = self.list_commands(ctx)
             raise UserError(f"{ctx.command_path} has no {args[0]!r}; {did_you_mean(args[0], known)}")
         return super().resolve_command(ctx, args)

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mintage.errors import UserError
+from mintage.errors import UserError, did_you_mean
 from mintage.measure.environment import environment
 from mintage.measure.figure import Figure
 from mintage.measure.memo import Memo
@@ -187,8 +187,13 @@ class Measure:
 
     def run(self, run: Run, stage: str) -> None:
         """Measure every arm on every unit, the arm that goes first rotating, and add the columns to the run."""
+        for name in self.arms or ():
+            if name not in run.arms:
+                raise UserError(f"{self.name}: unknown arm {name!r}; {did_you_mean(name, run.arms)}")
         arms = {name: arm for name, arm in run.arms.items() if self.arms is None or name in self.arms}
         units = self.units(run)
+        if not arms or not units:
+            raise UserError(f"{self.name}: there is nothing to measure, {len(arms)} arms on {len(units)} units")
         found: dict[str, list[Mapping[str, Any]]] = {name: [] for name in arms}
         total = len(arms) * len(units)
 
@@ -202,13 +207,22 @@ class Measure:
             found[name].append(run.memo(key, lambda a=arms[name], u=unit: _plain(self.of(run, a, prepared(u)))))
         run.progress(stage, total, total)
         for name, rows in found.items():
-            for column in rows[0] if rows else ():
+            for unit, row in zip(units, rows, strict=True):
+                if row.keys() != rows[0].keys():
+                    raise UserError(
+                        f"{self.name}: {name} has columns {[*row]} on {unit}, but {[*rows[0]]} on the first"
+                    )
+            for column in rows[0]:
                 parts = [np.atleast_1d(np.asarray(row[column], float)) for row in rows]
                 run.columns.setdefault(name, {})[column] = np.concatenate(parts)
 
 
 def _plain(columns: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in columns.items()}
+    return {name: _numbers(value) for name, value in columns.items()}
+
+
+def _numbers(value: Any) -> Any:
+    return np.asarray(value.tolist() if hasattr(value, "tolist") else value, float).tolist()
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
@@ -473,8 +487,19 @@ class Run:
         return {**own, "environment": self.environment, **self.study.common(self)}
 
     def column(self, arm: str, of: str | tuple[str, ...]) -> Column:
-        """Return a column of an arm, or several stacked."""
-        return self.columns[arm][of] if isinstance(of, str) else np.stack([self.columns[arm][name] for name in of])
+        """Return a column of an arm, or several stacked.
+
+        Raises
+        ------
+        UserError
+            It was not measured.
+        """
+        if not isinstance(of, str):
+            return np.stack([self.column(arm, name) for name in of])
+        if of not in self.columns.get(arm, {}):
+            known = [f"{of} of {arm}" for arm, columns in self.columns.items() for of in columns]
+            raise UserError(f"{of} of {arm} was not measured; {did_you_mean(f'{of} of {arm}', known)}")
+        return self.columns[arm][of]
 
     def figure(self, **fields: Any) -> Figure:
         """Make a figure of this run; `fields` may replace what all have in common."""
@@ -497,7 +522,11 @@ def run_study(
     parameters.
     """
     run = Run(study, command=command, progress=progress, note=note, work=work, sources=sources)
+    names: set[str] = set()
     for measure in study.measures(run):  # lazily: a later one may depend on what the first ones found
+        if measure.name in names:
+            raise UserError(f"two measures are called {measure.name!r}; what is kept of one would pass for the other's")
+        names.add(measure.name)
         measure.run(run, measure.name)
     rows = []
     for row in study.rows(run):

@@ -142,7 +142,7 @@ class Training(Options, ABC):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(folder / "run.lock", timeout=0):
-                _claim(folder / "settings.json", settings)
+                _claim(folder / "settings.json", {"training": self.name, **settings})
                 made = self.learn(Work(folder, self.device, progress))
                 made.save(path, {"command": command, "settings": json.dumps(settings)})
         except Timeout:
@@ -151,12 +151,14 @@ class Training(Options, ABC):
 
 
 def _claim(path: Path, settings: dict[str, Any]) -> None:
-    """Bind the folder to these settings; the device may change."""
+    """Bind the folder to this training and its settings; the device may change."""
     if path.exists():
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError:
-            raise UserError(f"{path} is damaged; delete its folder to start the run again") from None
+        except ValueError:
+            before = None
+        if not isinstance(before, dict):
+            raise UserError(f"{path} is damaged; delete its folder to start the run again")
         for name in settings:
             if name != "device" and before.get(name) != settings[name]:
                 raise UserError(
