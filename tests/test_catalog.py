@@ -54,12 +54,16 @@ def test_a_row_is_well_formed(row):
         assert 1 <= int(row.arxiv[2:4]) <= 12
 
 
+CALLED = {"lib": "less_is_better"}
+"""Files whose name says more than the method's short one; a file called lib reads as a library."""
+
+
 @pytest.mark.parametrize("row", READY, ids=READY_IDS)
 def test_a_ready_method_stands_where_its_row_says(row):
     module, _, name = row.entry.partition(":")
     assert module.startswith(f"mintage.{row.job}.")
     if row.role == "paper":
-        assert module.rpartition(".")[2] == row.name.replace("-", "_")
+        assert module.rpartition(".")[2] == CALLED.get(row.name, row.name.replace("-", "_"))
     cls = row.load()
     assert cls.__module__ == module, "the entry names where the class is defined"
     front = importlib.import_module(f"mintage.{row.job}")
