@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from mintage import catalog
 from mintage.cli import app
+from mintage.cli.fields import Lazy
 from mintage.measure import Result
 
 Done = namedtuple("Done", "status out err")
@@ -68,8 +69,9 @@ def tokens_per_forward(done):
 
 
 def _commands(group, path=()):
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
+    for name in group.list_commands(None):
+        command = group.get_command(None, name)
+        if hasattr(command, "list_commands"):
             yield from _commands(command, (*path, name))
         else:
             yield (*path, name)
@@ -95,7 +97,8 @@ EXAMPLES = [(verb, line) for verb in VERBS for line in _examples(verb)]
 
 
 def test_the_known_verbs_are_there():
-    assert {("methods",), ("show",), ("generate",), ("bench",), ("report",)} <= set(VERBS)
+    assert {("methods",), ("show",), ("generate",), ("report",)} <= set(VERBS)
+    assert {("bench", "draft"), ("bench", "token-recycling"), ("bench", "lib"), ("train", "vit")} <= set(VERBS)
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=VERB_IDS)
@@ -118,7 +121,9 @@ def test_every_option_is_explained():
     for verb in VERBS:
         command = typer.main.get_command(app)
         for name in verb:
-            command = command.commands[name]
+            command = command.get_command(None, name)
+        if isinstance(command, Lazy):
+            command = command.load()
         for parameter in command.params:
             assert parameter.help, f"mintage {' '.join(verb)}: {parameter.name} has no help"
 
@@ -142,7 +147,7 @@ def test_the_next_command_exists(verb):
     for line in re.findall(r"Next: (mintage .*)", _help(verb)):
         words = shlex.split(line)[1:]
         group = typer.main.get_command(app)
-        command = group.commands[words[0]]
+        command = group.get_command(None, words[0])
         command.make_context(words[0], words[1:], parent=group.make_context("mintage", words))
 
 
@@ -177,10 +182,12 @@ def light(monkeypatch, tiny_folder):
 
     monkeypatch.setattr(channels, "load_causal_lm", lambda name, **settings: load(tiny_folder, **settings))
     monkeypatch.setattr(models, "embedded_folder", lambda: Path(tiny_folder))
-    from mintage.bench.reduce import joint as reduce_bench
+    from mintage.bench.run import bench_of
 
     row = Result(method="tome", job="reduce", metric="speed", value=1.0, unit="x", higher_is_better=True)
-    monkeypatch.setattr(reduce_bench.ReduceBench, "run", lambda self, specs, **told: [row])
+    for job in ("reduce", "segment", "retrofit"):
+        monkeypatch.setattr(bench_of(job), "run", lambda self, specs, **told: [row])
+    monkeypatch.setattr("mintage.measure.study.run_study", lambda study, **told: [row])  # its options are read
     for training in catalog.trainings().values():  # options are read and checked; nothing is trained
         kind = catalog.resolve(training.entry)
         monkeypatch.setattr(kind, "run", lambda self, *paths, **told: None)
@@ -469,7 +476,7 @@ def test_compare_tells_where_texts_part(capfd, tiny_folder):
     from mintage.cli.generate import _sameness
     from mintage.models import load_causal_lm
 
-    lm = load_causal_lm(tiny_folder)
+    lm = load_causal_lm(tiny_folder, dtype="bfloat16")
     ids, a, b = torch.tensor([[1]]), torch.tensor([[1, 5, 6, 7]]), torch.tensor([[1, 5, 9, 7]])
     assert _sameness(lm, ids, a, a) == "identical"
     assert _sameness(lm, ids, a, b).startswith("identical for 1 tokens, then parts at a near-tie (in torch.bfloat16")
@@ -747,7 +754,10 @@ def test_a_table_of_another_kind(tiny, save_tiny_model, tmp_path):
         (["draft", "dyspec:budget=4", "--nodes", "8"], "has its shape already; with --nodes give bare names"),
         (["draft", "--link-bandwidth", "0"], "link_bandwidth=0.0 is out of range; pass a number above 0, e.g. 16.0"),
         (["draft", "-t", "-1"], "temperature=-1.0 is out of range; pass a number at least 0"),
-        (["draft", "--out", "odd.jsonl"], "odd.jsonl/draft.jsonl cannot be written: File exists; pass another path"),
+        (
+            ["draft", "--out", "odd.jsonl"],
+            "odd.jsonl/draft.jsonl cannot be written (odd.jsonl: File exists)",
+        ),
     ],
 )
 def test_mistakes_in_a_bench_are_told_before_the_model_loads(mintage, monkeypatch, tmp_path, arguments, line):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -83,7 +84,8 @@ def _job_command(job: str) -> Any:
     def run(made: Any, specs: list[str] | None, **writing: Any) -> None:
         _measure(job, writing, lambda **told: made.run(specs or [], **told))
 
-    return command_of(bench_of(job), run, name=job, arguments=[_SPECS], extra=_WRITING)
+    kind = bench_of(job)
+    return command_of(kind, run, name=job, arguments=[_SPECS], extra=_WRITING, help=_help(kind, job))
 
 
 def _first(spec: str) -> tuple[str, dict[str, str]]:
@@ -108,7 +110,16 @@ def _study_command(name: str) -> Any:
         sources = sources_of(kind)
         _measure(row.job, writing, lambda **told: run_study(made, sources=sources, **told))
 
-    return command_of(kind, run, name=method, extra=_WRITING, help=inspect.cleandoc(kind.__doc__ or row.title))
+    return command_of(kind, run, name=method, extra=_WRITING, help=_help(kind, method))
+
+
+def _help(kind: type, name: str) -> str:
+    """Return a docstring as help: an example on a line of its own, and what comes next."""
+    text = inspect.cleandoc(kind.__doc__ or "")
+    text = re.sub(r"^Example: (mintage .*)$", r"[dim]Example[/dim]\n\n  \1", text, flags=re.MULTILINE)
+    if "Example" not in text:
+        text += f"\n\n[dim]Example[/dim]\n\n  mintage bench {name}"
+    return text if "Next:" in text else f"{text}\n\nNext: [bold]mintage report[/bold]"
 
 
 def _measure(job: str, writing: dict[str, Any], run: Callable[..., list[Any]]) -> None:

@@ -199,11 +199,11 @@ class Lazy(TyperCommand):
 
     def __init__(self, name: str, summary: str, load: Callable[[], Any], panel: str | None = None) -> None:
         super().__init__(name, help=summary, callback=lambda: None, rich_help_panel=panel)
-        self._load = load
+        self.load = load
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         """Load the command and let it read `args`."""
-        return self._load().make_context(info_name, args, parent, **extra)
+        return self.load().make_context(info_name, args, parent, **extra)
 
 
 class LazyGroup(TyperGroup):
