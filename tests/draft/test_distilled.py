@@ -26,8 +26,9 @@ from mintage.draft.core.distilled import (
     load_drafter,
     shipped_drafter,
 )
+from mintage.draft.core.divergence import divergence
 from mintage.draft.core.target import Target
-from mintage.draft.training.distillation import DrafterRecipe, divergence
+from mintage.draft.training.distillation import DrafterRecipe
 from mintage.draft.training.distilled import DrafterTraining
 from mintage.errors import UserError
 from mintage.models import TINY_VOCABULARY, CausalLM, load_causal_lm, tiny_causal_lm

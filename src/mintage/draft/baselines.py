@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mintage.draft.contract import Context, Drafter, Scorer
-from mintage.draft.core.model_drafter import ModelDrafter
+from mintage.draft.core.model_drafter import ModelDrafter, tiny_draft_model
 from mintage.draft.core.tree import TokenTree, Topology, comb
 from mintage.draft.core.verify import RecursiveRejection, Verifier
 from mintage.draft.rsd import LevelGrowth, check_levels, gumbel_noise, gumbel_top_k
@@ -143,9 +143,7 @@ class Chain(ModelDrafter):
     @classmethod
     def tiny(cls) -> Chain:
         """Make an instance for the laws."""
-        from mintage.models import tiny_causal_lm
-
-        return cls(draft_model=tiny_causal_lm(seed=1, num_hidden_layers=1), length=2)
+        return cls(draft_model=tiny_draft_model(num_hidden_layers=1), length=2)
 
 
 def independent_draws(
@@ -236,6 +234,4 @@ class SpecInfer(ModelDrafter):
     @classmethod
     def tiny(cls) -> SpecInfer:
         """Make an instance for the laws."""
-        from mintage.models import tiny_causal_lm
-
-        return cls(draft_model=tiny_causal_lm(seed=1, num_hidden_layers=1), branching=(2, 2))
+        return cls(draft_model=tiny_draft_model(num_hidden_layers=1), branching=(2, 2))

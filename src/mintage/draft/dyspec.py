@@ -33,7 +33,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mintage.draft.contract import Context, Scorer
-from mintage.draft.core.model_drafter import DraftSession, ModelDrafter
+from mintage.draft.core.model_drafter import DraftSession, ModelDrafter, tiny_draft_model
 from mintage.draft.core.tree import TokenTree, Topology, depth_first
 from mintage.draft.core.verify import RecursiveRejection, Verifier
 from mintage.draft.core.warp import Warp
@@ -297,6 +297,4 @@ class DySpec(ModelDrafter):
     @classmethod
     def tiny(cls) -> DySpec:
         """Make an instance for the laws."""
-        from mintage.models import tiny_causal_lm
-
-        return cls(draft_model=tiny_causal_lm(seed=1), budget=3, max_depth=2)
+        return cls(draft_model=tiny_draft_model(), budget=3, max_depth=2)

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mintage.catalog import resolve
 from mintage.draft.contract import Context, Drafter, Scorer
 from mintage.draft.core.latency import latency_curve
 from mintage.draft.core.prompt_tokens import PromptTokens
@@ -147,7 +148,6 @@ class PPD(Drafter):
     @classmethod
     def tiny(cls) -> PPD:
         """Make an instance for the laws: random embeddings, which must do no harm."""
-        from mintage.models import TINY_VOCABULARY
-
         random = torch.randn(3, 1, 32, generator=torch.Generator().manual_seed(0))
-        return cls(prompt_tokens=PromptTokens(random, vocabulary=TINY_VOCABULARY, model="the laws' toys"), limit=24)
+        vocabulary = resolve("mintage.models:TINY_VOCABULARY")
+        return cls(prompt_tokens=PromptTokens(random, vocabulary=vocabulary, model="the laws' toys"), limit=24)

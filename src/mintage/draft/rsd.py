@@ -23,7 +23,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from mintage.draft.contract import Context
-from mintage.draft.core.model_drafter import DraftSession, ModelDrafter
+from mintage.draft.core.model_drafter import DraftSession, ModelDrafter, tiny_draft_model
 from mintage.draft.core.tree import TokenTree, Topology, comb, rectangle
 from mintage.draft.core.verify import RecursiveRejection, Verifier
 from mintage.errors import UserError
@@ -283,6 +283,4 @@ class RSD(ModelDrafter):
     @classmethod
     def tiny(cls) -> RSD:
         """Make an instance for the laws."""
-        from mintage.models import tiny_causal_lm
-
-        return cls(draft_model=tiny_causal_lm(seed=1, num_hidden_layers=1), width=3, depth=2)
+        return cls(draft_model=tiny_draft_model(num_hidden_layers=1), width=3, depth=2)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mintage.draft.contract import Context
 from mintage.draft.core.kseq import first_accepted, kseq_rho, normalised, residual
-from mintage.draft.core.model_drafter import ModelDrafter
+from mintage.draft.core.model_drafter import ModelDrafter, tiny_draft_model
 from mintage.draft.core.tree import TokenTree, Topology, rectangle
 from mintage.draft.core.verify import TargetProbs, Verdict, Verifier
 from mintage.draft.core.warp import draw
@@ -171,9 +171,7 @@ class SpecTr(ModelDrafter):
     @classmethod
     def tiny(cls) -> SpecTr:
         """Make an instance for the laws, with a draft model that disagrees with their targets."""
-        from mintage.models import tiny_causal_lm
-
-        return cls(draft_model=tiny_causal_lm(seed=1), num_drafts=3, draft_len=3, tolerance=1e-3)  # fewer sweeps
+        return cls(draft_model=tiny_draft_model(), num_drafts=3, draft_len=3, tolerance=1e-3)  # fewer sweeps
 
 
 def _draw_each(

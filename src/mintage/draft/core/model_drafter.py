@@ -14,11 +14,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mintage.catalog import resolve
 from mintage.draft.contract import Context, Drafter, Scorer
 from mintage.draft.core.tree import TokenTree
 from mintage.errors import UserError
 
-__all__ = ["DraftSession", "ModelDrafter", "open_session"]
+__all__ = ["DraftSession", "ModelDrafter", "open_session", "tiny_draft_model"]
 
 
 def open_session(model: Any, target: Scorer, context: Context) -> DraftSession:
@@ -176,3 +177,8 @@ class ModelDrafter(Drafter):
         """Keep the draft model's cache rows of what was accepted."""
         session = self.session(context)
         session.commit(session.follow(tree.tokens[list(path[1:])].tolist()))
+
+
+def tiny_draft_model(**settings: Any) -> Any:
+    """Make a random draft model of the vocabulary of the laws' targets."""
+    return resolve("mintage.models:tiny_causal_lm")(seed=1, **settings)
