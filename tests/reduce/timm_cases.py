@@ -24,7 +24,7 @@ MODELS = {name: subject for name, subject in suite.law_models().items() if name.
 
 @pytest.fixture(autouse=True)
 def only_timm(monkeypatch):
-    monkeypatch.setattr(suite, "models", lambda: MODELS)
+    monkeypatch.setattr(suite, "law_models", lambda: MODELS)
 
 
 @parametrize_with_laws("reduce")

@@ -483,16 +483,18 @@ def test_lexicons_that_are_none_are_refused(units):
 
 
 def test_the_claims_measures_are_what_they_say():
-    from mintage.studies.less_is_better import Arm, Cut, _ends, _f1
+    from mintage.bench.segment.lines import CutLines, TrainedUnits, _agreement, boundary_f1, word_ends
 
     segmenter = LiBSegmenter(["of the", "of ", "the"])
     tokens = segmenter.tokens()
-    cut = Cut(Arm(tokens, segmenter.encode_batch, segmenter), segmenter.encode_batch(["of the", "of  the"]))
+    units = TrainedUnits(tokens, segmenter.encode_batch, segmenter)
+    cut = CutLines(units, segmenter.encode_batch(["of the", "of  the"]))
     assert [[tokens[i] for i in line] for line in cut.ids] == [[b"of the"], [b"of ", b" ", b"the"]]
     assert cut.per_line == [1, 3]
     assert cut.used == 4 / 259
     assert cut.many_words == 1 / 4
     vocabulary = 256 * 2 + sum(len(unit) + 1 for unit in ("of the", "of ", "the"))
     assert cut.description == pytest.approx(vocabulary * np.log2(257) + 4 * 2)  # four tokens once each: two bits
-    assert _ends([b"ab", b"c", b"de"]) == {2, 3}
-    assert _f1([{2, 3}, {5}], [{2}, {4, 5}]).value == pytest.approx(2 * 2 / (3 + 3))
+    assert word_ends([b"ab", b"c", b"de"]) == {2, 3}
+    columns = {k: np.array(v) for k, v in _agreement("", [{2, 3}, {5}], [{2}, {4, 5}]).items()}
+    assert boundary_f1(columns, "").value == pytest.approx(2 * 2 / (3 + 3))

@@ -343,7 +343,7 @@ def test_greedy_answers_are_what_the_full_forward_says():
 def answering(monkeypatch):
     """A tiny model whose answers are scripted."""
     tiny = dataclasses.replace(NeedleThreading.tiny_subject(), name="tiny")
-    monkeypatch.setattr(needle_study, "load_causal_lm", lambda model: tiny)
+    monkeypatch.setattr(needle_study, "load_causal_lm", lambda model, **settings: tiny)
     monkeypatch.setattr(needle_threading, "_window", lambda lm: None)
     monkeypatch.setattr(needle_threading, "_new_tokens", lambda lm, example: 3)
     answer = lambda self, lm, ids, new: threads(lm.tokenizer.decode(ids[0]), self.policy)  # noqa: E731

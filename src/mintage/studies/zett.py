@@ -74,7 +74,7 @@ class ZettStudy(Study):
             name="tuning",
             units=lambda run: {self.targets[0]: self.targets[0]},
             of=lambda run, method, target: {"tuned": held.tuned(target, method, self.marks)},
-            arms=STARTS,
+            arms=[name for name in STARTS if name in run.arms],
         )
 
     def rows(self, run: Run) -> Iterator[Comparison | Finding]:

@@ -88,9 +88,9 @@ class Schedule:
     at: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        check_fields(self)
         if self.kind in ("ratio", "macs") and not 0 < self.value <= 1:
             raise UserError(f"{self.kind}={self.value:g} is outside (0, 1]; pass the share to keep, e.g. 0.9")
+        check_fields(self)
         if self.kind in ("constant", "falling") and (self.value < 0 or not float(self.value).is_integer()):
             raise UserError(f"r={self.value:g}: pass how many tokens each layer removes, e.g. 8")
         if self.at and min(self.at) < 0:
