@@ -47,14 +47,14 @@ def test_a_draft_model_on_another_device_is_refused(kind):
 @pytest.mark.parametrize(
     ("make", "line"),
     [
-        (lambda m: SpecTr(draft_model=m, num_drafts=0), "num_drafts=0; draft at least 1 sequence"),
-        (lambda m: SpecTr(draft_model=m, draft_len=0), "draft_len=0; draft at least 1 token"),
-        (lambda m: Chain(draft_model=m, length=0), "length=0; draft at least 1 token"),
-        (lambda m: RSD(draft_model=m, width=0), "width=0, depth=5; both must be at least 1"),
-        (lambda m: RSD(draft_model=m, branching=(2, 0)), "give every level's children per node, each at least 1"),
-        (lambda m: SpecInfer(draft_model=m, branching=(0,)), "give every level's children per node, each at least 1"),
-        (lambda m: DySpec(draft_model=m, budget=0), "budget=0; draft at least 1 node"),
-        (lambda m: DySpec(draft_model=m, draft_temperature=-1.0), "draft_temperature=-1.0 is not positive"),
+        (lambda m: SpecTr(draft_model=m, num_drafts=0), "num_drafts=0 is out of range; pass a number at least 1"),
+        (lambda m: SpecTr(draft_model=m, draft_len=0), "draft_len=0 is out of range; pass a number at least 1"),
+        (lambda m: Chain(draft_model=m, length=0), "length=0 is out of range; pass a number at least 1"),
+        (lambda m: RSD(draft_model=m, width=0), "width=0 is out of range; pass a number at least 1"),
+        (lambda m: RSD(draft_model=m, branching=(2, 0)), "branching=0 is out of range; pass a number at least 1"),
+        (lambda m: SpecInfer(draft_model=m, branching=(0,)), "branching=0 is out of range; pass a number at least 1"),
+        (lambda m: DySpec(draft_model=m, budget=0), "budget=0 is out of range; pass a number at least 1"),
+        (lambda m: DySpec(draft_model=m, draft_temperature=-1.0), "draft_temperature=-1.0 is out of range; pass a number above 0"),
     ],
 )
 def test_shapes_without_nodes_are_refused_in_one_line(make, line):
