@@ -54,7 +54,10 @@ def test_a_draft_model_on_another_device_is_refused(kind):
         (lambda m: RSD(draft_model=m, branching=(2, 0)), "branching=0 is out of range; pass a number at least 1"),
         (lambda m: SpecInfer(draft_model=m, branching=(0,)), "branching=0 is out of range; pass a number at least 1"),
         (lambda m: DySpec(draft_model=m, budget=0), "budget=0 is out of range; pass a number at least 1"),
-        (lambda m: DySpec(draft_model=m, draft_temperature=-1.0), "draft_temperature=-1.0 is out of range; pass a number above 0"),
+        (
+            lambda m: DySpec(draft_model=m, draft_temperature=-1.0),
+            "draft_temperature=-1.0 is out of range; pass a number above 0",
+        ),
     ],
 )
 def test_shapes_without_nodes_are_refused_in_one_line(make, line):
