@@ -1,6 +1,5 @@
 """The distilled drafter: head, file, answers, loss, training on a toy, and what drafters make of probability 0."""
 
-import copy
 import json
 import math
 import subprocess
@@ -404,14 +403,9 @@ def training(tiny, tmp_path, prompts=None, **settings):
 
 
 @pytest.fixture
-def without_template(tiny, tmp_path):
-    """The target without a chat template: its drafter is not measured on the bundled prompts, which takes long."""
-    folder = tmp_path / "plain"
-    tiny.model.save_pretrained(folder)
-    tokenizer = copy.deepcopy(tiny.tokenizer)
-    tokenizer.chat_template = None
-    tokenizer.save_pretrained(folder)
-    return load_causal_lm(str(folder), dtype="float32")
+def few_prompts(monkeypatch):
+    """Let drafters be measured on one of the bundled prompts."""
+    monkeypatch.setattr("mintage.draft.training.distilled.read_prompts", lambda: read_prompts()[:1])
 
 
 _KILLED = """
@@ -426,9 +420,9 @@ DrafterTraining(model=model, prompts=prompts, vocabulary=50, new_tokens=6, steps
 """
 
 
-def test_a_killed_run_ends_as_if_it_had_not_been(without_template, tmp_path):
+def test_a_killed_run_ends_as_if_it_had_not_been(tiny, few_prompts, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    once = training(without_template, tmp_path)
+    once = training(tiny, tmp_path)
     arguments = [once.model, once.prompts, str(killed), str(tmp_path / "b")]
     code = subprocess.run([sys.executable, "-c", _KILLED, *arguments], capture_output=True).returncode
     assert code == -9
@@ -440,11 +434,10 @@ def test_a_killed_run_ends_as_if_it_had_not_been(without_template, tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_the_whole_training_writes_a_drafter_that_says_what_it_is(tiny, tmp_path, monkeypatch):
+def test_the_whole_training_writes_a_drafter_that_says_what_it_is(tiny, few_prompts, tmp_path):
     from safetensors import safe_open
 
     out = tmp_path / "drafter.safetensors"
-    monkeypatch.setattr("mintage.draft.training.distilled.read_prompts", lambda: read_prompts()[:1])
     settings = {"layers": (0, -1), "vocabulary": 60, "new_tokens": 8}
     made = training(tiny, tmp_path, steps=30, **settings).run(out, tmp_path / "work", command="mintage train drafter")
     with safe_open(out, framework="pt") as file:
@@ -486,7 +479,7 @@ def test_what_cannot_be_trained_is_refused(tiny, tmp_path):
     with pytest.raises(UserError, match="5 prompts are too few"):
         training(tiny, tmp_path, prompts=5).run(tmp_path / "x", tmp_path / "work")
     with pytest.raises(UserError, match="4 blocks"):
-        training(tiny, tmp_path, layers=(9,)).run(tmp_path / "x", tmp_path / "work")
+        training(tiny, tmp_path, layers=(9,)).run(tmp_path / "x", tmp_path / "other")
     for name, value in {"vocabulary": 0, "overlap": 1.5, "steps": 0, "batch_rows": 0, "new_tokens": 0}.items():
         with pytest.raises(UserError, match=f"{name}={value} is out of range"):
             training(tiny, tmp_path, **{name: value})
