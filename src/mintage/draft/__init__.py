@@ -142,6 +142,7 @@ __getattr__, __dir__ = lazy_attributes(
     Context="mintage.draft.contract:Context",
     Continuation="mintage.draft.core.continuations:Continuation",
     Drafter="mintage.draft.contract:Drafter",
+    Engine="mintage.draft.core.engine:Engine",
     FrequentTokenHead="mintage.draft.core.distilled:FrequentTokenHead",
     Generation="mintage.draft.core.loop:Generation",
     LatencyCurve="mintage.draft.core.latency:LatencyCurve",
@@ -158,5 +159,6 @@ __getattr__, __dir__ = lazy_attributes(
     latency_curve="mintage.draft.core.latency:latency_curve",
     load_draft_model="mintage.draft.core.distilled:load_draft_model",
     step_cost="mintage.draft.core.agreement:step_cost",
+    target_for="mintage.draft.core.engine:target_for",
     text_initialised="mintage.draft.core.guessing:text_initialised",
 )

@@ -18,8 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mintage import catalog
-from mintage.draft import CompiledTarget, Drafter, Stats, Target, Union, generate
-from mintage.draft.core.engine import Engine, target_for
+from mintage.draft import CompiledTarget, Drafter, Engine, Stats, Target, Union, generate, target_for
 from mintage.errors import UserError
 from mintage.models import EMBEDDED, CausalLM, embedded_gguf, rounded_copy
 from mintage.progress import Note, unheard
