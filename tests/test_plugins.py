@@ -2,13 +2,15 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "my_drafter.py"
+PACKAGE = Path(__file__).parent.parent / "examples" / "my_tokens"
+EXAMPLE = PACKAGE / "my_tokens" / "drafter.py"
 
 ROW = """
 from mintage.catalog import Method
@@ -42,7 +44,8 @@ def run(tmp_path):
     """Run Python with the packages of `tmp_path`."""
 
     def start(*arguments, status=0):
-        environment = os.environ | {"PYTHONPATH": str(tmp_path), "COLUMNS": "200", "NO_COLOR": "1"}
+        path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+        environment = os.environ | {"PYTHONPATH": path, "COLUMNS": "200", "NO_COLOR": "1"}
         done = subprocess.run(
             [sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=300, check=False
         )
@@ -135,3 +138,123 @@ def test_two_plugins_stand_side_by_side(tmp_path, run):
     rows = listed(run)
     assert rows["last-successor"]["package"] == "tide-tokens 0.2"
     assert "low water" in rows["ebb"]["problem"]
+
+
+# -- the worked example: a method with its study and its training ------------------------------------------------------
+
+
+@pytest.fixture
+def example(tmp_path):
+    """Install the example of CONTRIBUTING.md as its readers do."""
+    shutil.copytree(PACKAGE, tmp_path / "source")  # building leaves files beside it
+    flags = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(tmp_path)]
+    command = [sys.executable, "-m", "pip", "install", *flags, str(tmp_path / "source")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(tmp_path / "source")
+
+
+@pytest.mark.usefixtures("example")
+def test_the_worked_example_is_listed_with_its_study_and_training(run):
+    row = listed(run)["last-successor"]
+    assert (row["status"], row["package"], row["role"]) == ("ready", "my-tokens 0.1", "baseline")
+    assert "last-successor" in run("-m", "mintage.cli", "bench", "--help").stdout
+    assert "successors" in run("-m", "mintage.cli", "train", "--help").stdout
+    text = run("-m", "mintage.cli", "bench", "last-successor", "--help").stdout
+    assert "Count the tokens that a forward of the model emits" in text
+    assert "Prompts, spread over the categories of those that ship. At least 2." in text
+    text = run("-m", "mintage.cli", "train", "successors", "--help").stdout
+    assert "Width of the table's factors. At least 1." in text
+    assert 'mintage generate "Hello" --draft last-successor:successors=successors.safetensors' in text
+
+
+@pytest.mark.usefixtures("example")
+def test_the_worked_example_is_trained_drafted_with_and_measured(run, tmp_path, tiny_folder):
+    (tmp_path / "text.txt").write_text("the tide is high, " * 200)
+    table, model = str(tmp_path / "t.safetensors"), ["--model", tiny_folder]
+    few = ["--text", str(tmp_path / "text.txt"), "--steps", "4", "--rank", "2", "--out", table]
+    done = run("-m", "mintage.cli", "train", "successors", *model, *few, "--work", str(tmp_path / "run"))
+    assert done.stdout == f"wrote {table}\n"
+    assert "bigrams: 4 of 4" in done.stderr
+    done = run("-m", "mintage.cli", "train", "successors", "--rank", "0", status=2)
+    assert done.stderr == "mintage: rank=0 is out of range; pass a number at least 1, e.g. 16\n"
+
+    spec = f"last-successor:successors={table}"
+    run("-m", "mintage.cli", "generate", "the tide", "--raw", "-n", "4", "--dtype", "float32", *model, "--draft", spec)
+
+    out = ["--out", str(tmp_path / "results"), "--json"]
+    small = ["--prompts", "2", "--new-tokens", "4", "--successors", table]
+    rows = run("-m", "mintage.cli", "bench", "last-successor", *model, *small, *out).stdout.splitlines()
+    assert [json.loads(row)["rule"] for row in rows] == ["interval above 0"] * 3 + ["at least 1"]
+    kept = (tmp_path / "results" / "draft.jsonl").read_text().splitlines()
+    assert [json.loads(row)["metric"] for row in kept] == [json.loads(row)["metric"] for row in rows]
+    done = run("-m", "mintage.cli", "bench", "last-successor", "--prompts", "1", "--no-save", status=2)
+    assert done.stderr == "mintage: prompts=1 is out of range; pass a number at least 2, e.g. 12\n"
+
+
+@pytest.mark.usefixtures("example")
+def test_other_code_of_a_plugin_is_never_mixed_with_what_was_measured(run, tmp_path):
+    code = """
+from mintage.bench.run import sources_of, study_of
+from mintage.measure.memo import fingerprint
+print(fingerprint(*sources_of(study_of("last-successor"))))
+"""
+    before = run("-c", code).stdout
+    assert run("-c", code).stdout == before
+    drafter = tmp_path / "my_tokens" / "drafter.py"  # which the study imports
+    drafter.write_text(drafter.read_text() + "\n# changed\n")
+    assert run("-c", code).stdout != before
+
+
+# -- rows without a study ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("job", ["draft", "keep", "reduce", "segment", "retrofit", "audit"])
+def test_a_row_of_the_default_role_without_a_study_is_refused_in_one_line(tmp_path, run, job):
+    row = ROW.replace('role="baseline",', "").replace('job="draft"', f'job="{job}"')
+    install(tmp_path, "tide-tokens", {"last-successor": "tide_tokens:ROW"}, __init__=row)
+    assert "last-successor" not in run("-m", "mintage.cli", "bench", "--help").stdout
+    done = run("-m", "mintage.cli", "bench", "last-successor", "--no-save", status=2)
+    assert done.stderr.startswith("mintage: last-successor has no claim check; beside others: mintage bench ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_job_s_bench_takes_a_row_of_any_role(tmp_path, run, tiny_folder):
+    row = ROW.replace('role="baseline",', "")
+    install(tmp_path, "tide-tokens", {"last-successor": "tide_tokens:ROW"}, __init__=row, draft=EXAMPLE.read_text())
+    small = ["--model", tiny_folder, "--limit", "1", "--max-new-tokens", "4", "--no-save", "--json"]
+    rows = run("-m", "mintage.cli", "bench", "draft", "last-successor", *small).stdout.splitlines()
+    assert "last-successor" in {json.loads(row)["method"] for row in rows}
+
+
+def test_an_audit_without_a_study_is_refused_by_its_job_s_bench(tmp_path, run):
+    row = ROW.replace('role="baseline",', "").replace('job="draft"', 'job="audit"')
+    install(tmp_path, "tide-tokens", {"last-successor": "tide_tokens:ROW"}, __init__=row)
+    done = run("-m", "mintage.cli", "bench", "audit", "last-successor", "--no-save", status=2)
+    assert done.stderr.startswith("mintage: last-successor has no claim check")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_study_or_training_that_is_not_there_is_told(tmp_path, run):
+    more = 'study="tide_tokens.study:S", trainings=(Trains("tide", "tide_tokens.draft:T", "Tides."),), role='
+    row = ROW.replace("role=", more).replace("import Method", "import Method, Trains")
+    install(tmp_path, "tide-tokens", {"last-successor": "tide_tokens:ROW"}, __init__=row, draft="1 / 0")
+    for words, name, line in (
+        (["bench", "last-successor"], "last-successor", "tide_tokens.study:S: No module named 'tide_tokens.study'"),
+        (["train", "tide"], "tide", "tide_tokens.draft:T: division by zero"),
+        (["generate", "hi", "--draft", "last-successor"], "", "tide_tokens.draft:LastSuccessor: division by zero"),
+    ):
+        assert name in run("-m", "mintage.cli", words[0], "--help").stdout  # without importing it
+        done = run("-m", "mintage.cli", *words, status=2)
+        said = f"mintage: last-successor (package tide-tokens 0.2) cannot load {line}; mend it\n"
+        assert done.stderr == said
+
+
+def test_a_training_with_a_taken_name_is_left_to_its_owner(tmp_path, run):
+    more = 'trainings=(Trains("vit", "tide_tokens.draft:T", "Tides."),), role='
+    row = ROW.replace("role=", more).replace("import Method", "import Method, Trains")
+    install(tmp_path, "tide-tokens", {"last-successor": "tide_tokens:ROW"}, __init__=row)
+    code = "from mintage import catalog; print(catalog.load_training('vit').__module__)"
+    done = run("-c", code)
+    assert done.stdout.startswith("mintage.reduce.")
+    assert "plug-in 'last-successor' (tide-tokens 0.2) has a training called 'vit', as a known one is" in done.stderr

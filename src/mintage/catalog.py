@@ -34,6 +34,7 @@ __all__ = [
     "hyperparameters",
     "job_summary",
     "lazy_attributes",
+    "load_training",
     "methods",
     "parse_spec",
     "resolve",
@@ -137,7 +138,7 @@ class Method:
             raise UserError(self.problem)
         if not self.entry:
             raise UserError(f"{self.name} is not built yet; ready in its job: {_ready(self.job)}")
-        return resolve(self.entry)
+        return self._import(self.entry)
 
     def load_study(self) -> type:
         """Import the class of the claim check.
@@ -152,7 +153,26 @@ class Method:
         if not self.study:
             beside = f"; beside others: mintage bench {self.job} {self.name}" if self.status == "ready" else ""
             raise UserError(f"{self.name} has no claim check{beside or ' yet: it is not built'}")
-        return resolve(self.study)
+        return self._import(self.study)
+
+    def load_training(self, name: str) -> type:
+        """Import the class of one of its trainings.
+
+        Raises
+        ------
+        UserError
+            The row's plug-in is broken.
+        """
+        return self._import(next(part.entry for part in self.trainings if part.name == name))
+
+    def _import(self, target: str) -> Any:
+        try:
+            return resolve(target)
+        except Exception as error:
+            if self.package == "mintage" or isinstance(error, UserError):
+                raise
+            told = str(error).partition("\n")[0] or type(error).__name__
+            raise UserError(f"{self.name} (package {self.package}) cannot load {target}: {told}; mend it") from error
 
 
 def _ready(job: str) -> str:
@@ -256,14 +276,41 @@ def find(name: str, job: str | None = None) -> Method:
 
 
 def trainings() -> dict[str, Trains]:
-    """Return all that can be trained, by name: what rows bring, and what front doors list as ``TRAININGS``."""
-    doors = [part for job in JOBS for part in getattr(importlib.import_module(f"mintage.{job}"), "TRAININGS", ())]
-    return {part.name: part for part in [*doors, *(part for row in methods() for part in row.trainings)]}
+    """Return all that can be trained, by name: what front doors list as ``TRAININGS``, and what rows bring."""
+    doors = [part for job in JOBS for part in _door(job, "TRAININGS", ())]
+    found = {part.name: part for part in doors}
+    for row in methods():
+        for part in row.trainings:
+            if found.setdefault(part.name, part) != part:
+                told = f"plug-in {row.name!r} ({row.package}) has a training called {part.name!r}, as a known one is"
+                warnings.warn(f"{told}; skipped", Notice, stacklevel=2)
+    return found
+
+
+def load_training(name: str) -> type:
+    """Import a training.
+
+    Raises
+    ------
+    UserError
+        There is none of this name, or its plug-in is broken.
+    """
+    known = trainings()
+    if name not in known:
+        raise UserError(f"unknown training {name!r}; {did_you_mean(name, known)}")
+    for row in methods():
+        if known[name] in row.trainings:
+            return row.load_training(name)
+    return resolve(known[name].entry)
+
+
+def _door(job: str, name: str, default: Any) -> Any:
+    return getattr(importlib.import_module(f"mintage.{job}"), name, default)
 
 
 def benches() -> dict[str, str]:
     """Return the jobs that have a joint comparison, in order: job to ``"module:Class"``, a `mintage.bench.Bench`."""
-    doors = {job: getattr(importlib.import_module(f"mintage.{job}"), "BENCH", "") for job in JOBS}
+    doors = {job: _door(job, "BENCH", "") for job in JOBS}
     return {job: entry for job, entry in doors.items() if entry}
 
 

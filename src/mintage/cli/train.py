@@ -33,7 +33,7 @@ app = typer.Typer(
 
 
 def _command(training: catalog.Trains) -> Any:
-    kind = catalog.resolve(training.entry)
+    kind: Any = catalog.load_training(training.name)
     file = f"{kind.name}{kind.suffix}"
     extra = [
         _option("out", Path(file), typer.Option("--out", "-o", help="File to write.")),
