@@ -3,7 +3,8 @@
 A haystack of random key-value pairs is read, five kinds of questions are asked (`mintage.data.haystack`), and accuracy
 by length gives an effective context limit for each, in characters, so that models with different tokenizers compare.
 
-Not here: branched threads; models behind a web service; the report (`mintage.audit.core.needle_report`).
+Not here: branched threads; models behind a web service; the report (`mintage.audit.core.needle_report`). Longer than
+200 lines: five tasks share one grid.
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 
+from mintage.bench.audit.mixtures import trained
 from mintage.bench.audit.published import published
 from mintage.data import texts
 from mintage.data.haystack import make_haystack
@@ -35,12 +36,7 @@ def prose_and_keys(folder: Path | None = None, characters: int = 200_000) -> Per
             break
         prose += line
     prose = prose[:characters]
-    own = Tokenizer(models.BPE())
-    own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=8000, initial_alphabet=alphabet, show_progress=False)
-    own.train_from_iterator([prose], trainer)
-    found = {"smollm2": load_tokenizer("smollm2"), "byte-level BPE 8k": own}
+    found = {"smollm2": load_tokenizer("smollm2"), "byte-level BPE 8k": trained([prose], 8000 - 256)}
     found |= {name: load_tokenizer(file) for name, file in published(folder).items()}
     counters = {name: _counter(tokenizer) for name, tokenizer in found.items()}
     counters["bytes"] = lambda text: len(text.encode())
