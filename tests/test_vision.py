@@ -211,7 +211,7 @@ def test_preprocessing_that_cannot_be_understood_is_told(hub_folder):
     with pytest.raises(UserError, match="expected height and width"):
         load_image_classifier(str(hub_folder))
     (hub_folder / "preprocessor_config.json").write_text("{")
-    with pytest.raises(UserError, match="is not JSON"):
+    with pytest.raises(UserError, match="not JSON"):
         load_image_classifier(str(hub_folder))
 
 
