@@ -756,5 +756,6 @@ def test_a_broken_study_of_a_plug_in_is_named_and_the_others_are_tested(measure,
     monkeypatch.setattr(catalog, "methods", lambda job: [*known, broken])
     rows = measure([RECYCLING], assisted=False, max_new_tokens=3, note=told.append)
     assert claimed(rows) >= HOT
-    assert len(told) == 1 and told[0].startswith("the claims of mine (mine 1.0) are not tested: ")
+    assert len(told) == 1
+    assert told[0].startswith("the claims of mine (mine 1.0) are not tested: ")
     assert "No module named 'no_such_module'" in told[0]
