@@ -3,9 +3,9 @@ configuration alone, without a network, in milliseconds (its module's first impo
 
 Use::
 
-    from mintage.testing.causal_lms import build, names
+    from mintage.testing.causal_lms import build_tiny, names
     for name in names():                # "llama", "gpt2", "deepseek_v3", ...: values of `config.model_type`
-        model = build(name)             # seeded, float32, evaluation mode, VOCABULARY tokens, no end token
+        model = build_tiny(name)             # seeded, float32, evaluation mode, VOCABULARY tokens, no end token
 
 Sizes come from one table of what configurations call them; what a kind needs beyond that stands in `_SPECIAL`. Every
 weight and bias is drawn anew, so that nothing starts at zero or one and hides a fault. Not here: what `UNBUILT` lists.
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["UNBUILT", "VOCABULARY", "WINDOW", "build", "class_of", "names"]
+__all__ = ["UNBUILT", "VOCABULARY", "WINDOW", "build_tiny", "class_of", "names"]
 
 VOCABULARY = 24
 WINDOW = 6
@@ -130,16 +130,16 @@ UNBUILT: dict[str, str] = {
 
 
 def names() -> list[str]:
-    """Return the kinds (``config.model_type``) of the installed transformers that `build` makes, sorted."""
+    """Return the kinds (``config.model_type``) of the installed transformers that `build_tiny` makes, sorted."""
     return sorted(set(_mapping()) - UNBUILT.keys())
 
 
 def class_of(name: str) -> str:
-    """Return the name of the class that `build` makes for a kind."""
+    """Return the name of the class that `build_tiny` makes for a kind."""
     return _mapping()[name]
 
 
-def build(name: str, *, seed: int = 0, attention: str | None = None, **settings: Any) -> Any:
+def build_tiny(name: str, *, seed: int = 0, attention: str | None = None, **settings: Any) -> Any:
     """Make a tiny model of a kind.
 
     Parameters
