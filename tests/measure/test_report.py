@@ -602,13 +602,13 @@ def drive(path, script, *, width=1400):
         const frame = document.querySelector("iframe"), began = performance.now();
         const unfolded = (fold) => new Promise((done) => {{
           fold.addEventListener("unfolded", () => done(fold), {{ once: true }}); fold.open = true; }});
-        frame.onload = () => frame.contentWindow.requestAnimationFrame(async () => {{
+        frame.onload = () => setTimeout(async () => {{
           const page = frame.contentDocument;
           const board = page.querySelector("#scoreboard tbody tr").getBoundingClientRect();
           const seconds = (performance.now() - began) / 1000;
           try {{ var out = await (async () => {{ {script} }})(); }} catch (error) {{ out = String(error); }}
           document.querySelector("pre").textContent = JSON.stringify(out) + "\u2029";
-        }});
+        }}, 0);
         frame.src = "{path.name}";
         </script>""",
         encoding="utf-8",

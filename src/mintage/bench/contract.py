@@ -9,14 +9,29 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import ClassVar, NamedTuple
 
 from mintage.measure.figure import Figure
 from mintage.measure.result import Result
+from mintage.measure.study import Study, run_study
 from mintage.options import Options, option
 from mintage.progress import Note, Progress, silent, unheard
 
-__all__ = ["Bench"]
+__all__ = ["Asked", "Bench"]
+
+
+class Asked(NamedTuple):
+    """How a comparison was called for; see `Bench.run`."""
+
+    command: str
+    progress: Progress
+    note: Note
+    work: Path
+
+    def study(self, study: Study) -> list[Result | Figure]:
+        """Run a comparison that is written as a study."""
+        return run_study(study, **self._asdict())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +42,6 @@ class Bench(Options, ABC):
 
     seed: int = option(0, "Of everything random.", least=0, below=2**63)
 
-    @abstractmethod
     def run(
         self,
         specs: Sequence[str] = (),
@@ -35,6 +49,7 @@ class Bench(Options, ABC):
         command: str = "",
         progress: Progress = silent,
         note: Note = unheard,
+        work: Path | None = None,
     ) -> list[Result | Figure]:
         """Measure the methods.
 
@@ -48,9 +63,17 @@ class Bench(Options, ABC):
             ``progress(stage, done, of)``.
         note
             Told what a user should know while it runs.
+        work
+            Folder of unfinished runs; default ``.mintage/bench/<job>``.
 
         Raises
         ------
         UserError
             A spec is unknown or cannot be measured here.
         """
+        folder = Path(".mintage") / "bench" / self.job if work is None else Path(work)
+        return self._measure(list(specs), Asked(command, progress, note, folder))
+
+    @abstractmethod
+    def _measure(self, specs: list[str], asked: Asked) -> list[Result | Figure]:
+        """Do what `run` says."""

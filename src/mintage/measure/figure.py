@@ -26,13 +26,14 @@ Intervals (``low``, ``high``) come in pairs and are as long as ``y``. All texts 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from mintage.errors import UserError, did_you_mean
+from mintage.measure.statistics import Interval
 
-__all__ = ["Figure", "FigureKind"]
+__all__ = ["Figure", "FigureKind", "bars", "curve"]
 
 FigureKind = Literal["curve", "bars", "tree", "heatmap", "token-map", "patch-map"]
 
@@ -108,6 +109,36 @@ class Figure:
     def key(self) -> str:
         """The identity as text."""
         return f"{self.job}/{self.name}"
+
+
+def bars(y_label: str, categories: Sequence[str], series: Mapping[str, Iterable[Any]]) -> dict[str, Any]:
+    """Return `kind` and `data` of bars: ``Figure(..., **bars(...))``.
+
+    Parameters
+    ----------
+    y_label, categories
+        What is counted, and of what; a bar of every series for each category.
+    series
+        Name to numbers, `mintage.measure.Interval` or None (not measured).
+    """
+    drawn = [{"name": name, **_bounded(values)} for name, values in series.items()]
+    return {"kind": "bars", "data": {"y_label": y_label, "categories": list(categories), "series": drawn}}
+
+
+def curve(x_label: str, y_label: str, series: Mapping[str, Iterable[tuple[float, Any]]]) -> dict[str, Any]:
+    """Return `kind` and `data` of lines; `series` is name to pairs of x and what `bars` takes, see there."""
+    drawn = []
+    for name, points in series.items():
+        pairs = list(points)
+        drawn.append({"name": name, "x": [x for x, _ in pairs], **_bounded(y for _, y in pairs)})
+    return {"kind": "curve", "data": {"x_label": x_label, "y_label": y_label, "series": drawn}}
+
+
+def _bounded(values: Iterable[Any]) -> dict[str, list[Any]]:
+    some = list(values)
+    if some and all(isinstance(value, Interval) for value in some):
+        return {"y": [i.value for i in some], "low": [i.low for i in some], "high": [i.high for i in some]}
+    return {"y": some}
 
 
 def _check(kind: str, data: Any) -> None:

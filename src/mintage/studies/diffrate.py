@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from mintage.bench.reduce.measures import PLAIN, ReducerStudy, gap, note_of, quality
-from mintage.measure.figure import Figure
+from mintage.measure.figure import Figure, curve
 from mintage.measure.study import POINTS, Comparison, Finding, Measure, Run, above, below
 from mintage.options import option
 from mintage.reduce.baselines import ClassAttention, RandomDrop, ToMe
@@ -126,12 +126,9 @@ class DiffRateStudy(ReducerStudy):
             pruned, merged = zip(*schedule.patches_kept(anatomy.layers, anatomy.patches), strict=True)
             ours = {"left by pruning": list(pruned), "left by merging": list(merged)}
             series |= ours if name == OURS else {name: list(merged)}
-        blocks = list(range(anatomy.layers))
-        lines = [{"name": name, "x": blocks, "y": values} for name, values in series.items()]
         yield run.figure(
             name="diffrate-schedule",
             title=f"Patches that a search for {self.share:g} of the multiply-adds keeps, by block",
             caption=f"{self.model}, {anatomy.patches} patches; the first block keeps all by definition.",
-            kind="curve",
-            data={"x_label": "block", "y_label": "patches", "series": lines},
+            **curve("block", "patches", {name: enumerate(values) for name, values in series.items()}),
         )

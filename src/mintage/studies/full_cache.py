@@ -13,6 +13,7 @@ from mintage.keep.contract import Policy
 from mintage.keep.double_sparsity import DoubleSparsity
 from mintage.keep.token_select import TokenSelect
 from mintage.measure import Figure, Interval
+from mintage.measure.figure import curve
 from mintage.measure.study import Comparison, Finding, Measure, Run
 from mintage.options import option
 
@@ -113,19 +114,14 @@ class FullCacheStudy(KeepStudy):
     def figures(self, run: Run) -> Iterator[Figure]:
         """Milliseconds per token by length."""
         faster = {arm: breakeven(self._ratios(run, arm)) for arm in [*run.arms][1:]}
-        series = [
-            {
-                "name": arm,
-                "x": list(self.lengths),
-                "y": [MEDIAN_RATIO.of_one(run.column(arm, column_at(n))).value for n in self.lengths],
-            }
+        series = {
+            arm: [(n, MEDIAN_RATIO.of_one(run.column(arm, column_at(n))).value) for n in self.lengths]
             for arm in run.arms
-        ]
+        }
         yield run.figure(
             name="decode-time-by-length",
             title=f"Milliseconds per decoded token, 1/{self.part} of the context read or kept",
             caption="Median over turns; one text, all policies in one process, in rotating order. "
             + "; ".join(f"{arm}: {f'faster from {n}' if n else 'not faster'}" for arm, n in faster.items()),
-            kind="curve",
-            data={"x_label": "tokens of context", "y_label": "ms per token", "series": series},
+            **curve("tokens of context", "ms per token", series),
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 from mintage.bench.keep.ranks import ATTENTIONS, Case, count_ranks
 from mintage.measure import Figure
+from mintage.measure.figure import bars
 from mintage.measure.study import Finding, Measure, Run, Study, all_of, at_least, at_most, below
 from mintage.options import option
 
@@ -132,11 +133,10 @@ class TokenRingStudy(Study):
         """Modelled milliseconds of every step."""
         steps = {name: 1000 * run.column("ranks", f"steps of {name} of 4") for name in reversed(ATTENTIONS)}
         most = max(map(len, steps.values()))
-        series = [{"name": name, "y": [*ms.tolist(), *[None] * (most - len(ms))]} for name, ms in steps.items()]
+        series = {name: [*ms.tolist(), *[None] * (most - len(ms))] for name, ms in steps.items()}
         yield run.figure(
             name="ring-steps",
             title="Modelled milliseconds per step, four ranks",
             caption="Counted messages at the paper's sizes on links whose bandwidth its ring step implies.",
-            kind="bars",
-            data={"y_label": "ms", "categories": [f"step {i}" for i in range(most)], "series": series},
+            **bars("ms", [f"step {i}" for i in range(most)], series),
         )

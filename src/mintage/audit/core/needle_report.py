@@ -10,6 +10,7 @@ import numpy as np
 
 from mintage.audit.contract import Cell, Report
 from mintage.measure import Figure, bootstrap
+from mintage.measure.figure import bars, curve
 from mintage.measure.retrieval import Found, effective_context_limit
 
 __all__ = ["Needle", "Scored", "needle_figures", "needle_report"]
@@ -118,18 +119,20 @@ def needle_figures(asked: Sequence[Scored], threshold: float, **common: Any) -> 
     common = {"job": "audit", "method": "needle-threading", **common}
     characters = [some[0].characters for some in _by_length(asked).values()]
     tasks = {task: [one for one in asked if one.task == task] for task in dict.fromkeys(one.task for one in asked)}
-    series = []
-    for task, mine in tasks.items():
-        scores = [bootstrap([one.score for one in some]) for some in _by_length(mine).values()]
-        low, y, high = (list(part) for part in zip(*scores, strict=True))
-        series.append({"name": task, "x": characters, "y": y, "low": low, "high": high})
+    scores = {
+        task: [bootstrap([one.score for one in some]) for some in _by_length(mine).values()]
+        for task, mine in tasks.items()
+    }
     yield Figure(
         **common,
         name="needles-by-length",
         title="What is found, by length of the haystack",
         caption="Mean score with its 95% interval over haystacks and variants.",
-        kind="curve",
-        data={"x_label": "characters of haystack", "y_label": "score", "series": series},
+        **curve(
+            "characters of haystack",
+            "score",
+            {task: zip(characters, some, strict=True) for task, some in scores.items()},
+        ),
     )
     for task, mine in tasks.items():
         variants = {v: [one for one in mine if one.variant == v] for v in dict.fromkeys(one.variant for one in mine)}
@@ -155,10 +158,5 @@ def needle_figures(asked: Sequence[Scored], threshold: float, **common: Any) -> 
             name=f"contour-{task}",
             title=f"{task.capitalize()}: effective context limit",
             caption=f"The length up to which the score stays at {threshold:g}, for every variant.",
-            kind="bars",
-            data={
-                "y_label": "characters",
-                "categories": list(variants),
-                "series": [{"name": f"limit at {threshold:g}", "y": list(limits.values())}],
-            },
+            **bars("characters", list(variants), {f"limit at {threshold:g}": limits.values()}),
         )

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from mintage import catalog
-from mintage.bench.contract import Bench
+from mintage.bench.contract import Asked, Bench
 from mintage.bench.run import run_claims
 from mintage.errors import UserError
 from mintage.measure import Figure, Result
 from mintage.measure.memo import Memo
 from mintage.measure.result import from_line, to_line
 from mintage.options import settings_of
-from mintage.progress import Note, Progress, silent, unheard
 
 __all__ = ["AuditBench"]
 
@@ -37,25 +34,19 @@ class AuditBench(Bench):
 
     job = "audit"
 
-    def run(
-        self,
-        specs: Sequence[str] = (),
-        *,
-        command: str = "",
-        progress: Progress = silent,
-        note: Note = unheard,
-    ) -> list[Result | Figure]:
-        """Run claim checks one after the other; see `Bench.run`."""
+    def _measure(self, specs: list[str], asked: Asked) -> list[Result | Figure]:
+        """Run claim checks one after the other."""
         names = list(specs) or [row.name for row in catalog.methods(self.job) if row.study]
         for name in names:
             method, settings = catalog.parse_spec(name)
             if settings:
                 raise UserError(f"{name}: a claim check has options of its own; run: mintage bench {method} --help")
             catalog.find(method, self.job).load_study()
-        memo = Memo(Path(".mintage") / "bench" / self.job, settings_of(self))  # keeps what a check found in whole
+        memo = Memo(asked.work, settings_of(self))  # keeps what a check found in whole
 
         def lines(name: str) -> list[Any]:
-            rows = run_claims(name, {"seed": self.seed}, command=command, progress=progress, note=note)
+            seed, (command, progress, note, _) = {"seed": self.seed}, asked
+            rows = run_claims(name, seed, command=command, progress=progress, note=note)
             return [json.loads(to_line(row)) for row in rows]
 
         found = [from_line(line) for name in names for line in memo(name, partial(lines, name))]

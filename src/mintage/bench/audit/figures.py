@@ -6,16 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mintage.measure import Figure, Interval, bootstrap
+from mintage.measure import Figure, bootstrap
+from mintage.measure.figure import bars, curve
 from mintage.measure.study import Run
 
 __all__ = ["additions_right", "error_by_categories", "error_by_sample", "wrong_digits"]
-
-
-def _bounded(intervals: Sequence[Interval]) -> dict[str, list[float]]:
-    return {
-        name: [getattr(i, part) for i in intervals] for name, part in (("y", "value"), ("low", "low"), ("high", "high"))
-    }
 
 
 def error_by_categories(run: Run, categories: np.ndarray, arms: Sequence[str]) -> Figure:
@@ -26,33 +21,24 @@ def error_by_categories(run: Run, categories: np.ndarray, arms: Sequence[str]) -
         name="data-mixture-controls",
         title="Error of the inferred mixture",
         caption="Mean log10 MSE of the shares over controls with known mixtures; lower is better.",
-        kind="bars",
-        data={
-            "y_label": "log10 MSE",
-            "categories": [f"{n} categories" for n in groups],
-            "series": [{"name": arm, **_bounded(intervals)} for arm, intervals in found.items()],
-        },
+        **bars("log10 MSE", [f"{n} categories" for n in groups], found),
     )
 
 
 def error_by_sample(run: Run, arms: Mapping[float, str], beside: str) -> Figure:
     """Draw the mean error by the part of the sample that the audit sees; `beside` needs no sample."""
-    curve = [bootstrap(run.column(arm, "log error")) for arm in arms.values()]
+    found = {part: bootstrap(run.column(arm, "log error")) for part, arm in arms.items()}
     constant = float(run.column(beside, "log error").mean())
     return run.figure(
         name="data-mixture-sample-size",
         title="Error against the size of the sample",
         caption=f"Mean log10 MSE over {len(run.column(beside, 'log error'))} controls; the sample as a part of what "
         "there is (95 to 300 kB per category).",
-        kind="curve",
-        data={
-            "x_label": "part of the sample",
-            "y_label": "log10 MSE",
-            "series": [
-                {"name": run.study.method, "x": list(arms), **_bounded(curve)},
-                {"name": beside, "x": list(arms), "y": [constant] * len(arms)},
-            ],
-        },
+        **curve(
+            "part of the sample",
+            "log10 MSE",
+            {run.study.method: found.items(), beside: [(part, constant) for part in arms]},
+        ),
     )
 
 
@@ -63,12 +49,7 @@ def wrong_digits(run: Run, shares: Mapping[str, Sequence[float]]) -> Figure:
         name="number-tokens-errors",
         title="Wrong digits of sums that are longer than the addends",
         caption="Share of answers wrong at each digit, from the left. A cut from the left puts token 2 at digit 4.",
-        kind="bars",
-        data={
-            "y_label": "% wrong",
-            "categories": [f"digit {n}" for n in digits],
-            "series": [{"name": arm, "y": list(values)} for arm, values in shares.items()],
-        },
+        **bars("% wrong", [f"digit {n}" for n in digits], shares),
     )
 
 
@@ -79,10 +60,5 @@ def additions_right(run: Run, percentages: Mapping[str, Mapping[str, np.ndarray]
         name="number-tokens-accuracy",
         title="Additions right, by how numbers are cut",
         caption="Same model, problems and steps. Mismatch: the answer has one digit more than the longer addend.",
-        kind="bars",
-        data={
-            "y_label": "% right",
-            "categories": list(next(iter(percentages.values()))),
-            "series": [{"name": arm, **_bounded(intervals)} for arm, intervals in found.items()],
-        },
+        **bars("% right", list(next(iter(percentages.values()))), found),
     )

@@ -12,6 +12,7 @@ from mintage.bench.audit.controls import measure
 from mintage.bench.audit.mixtures import CODE, ENGLISH, Documents, more_english
 from mintage.bench.audit.published import published
 from mintage.measure import Figure
+from mintage.measure.figure import bars
 from mintage.measure.study import Finding, Measure, Run
 from mintage.tokenizer_files import load_tokenizer
 
@@ -84,10 +85,5 @@ def list_figure(run: Run) -> Figure:
         name="data-mixture-real",
         title="What real tokenizers were trained on",
         caption=f"Inferred shares of bytes from the first {MERGES} merges, the same samples for all lists.",
-        kind="bars",
-        data={
-            "y_label": "share of bytes",
-            "categories": lists,
-            "series": [{"name": kind, "y": [float(run.column(name, kind)[0]) for name in lists]} for kind in kinds],
-        },
+        **bars("share of bytes", lists, {k: [float(run.column(name, k)[0]) for name in lists] for k in kinds}),
     )

@@ -15,6 +15,7 @@ from mintage.data import texts
 from mintage.data.haystack import make_haystack
 from mintage.errors import UserError
 from mintage.measure import Figure
+from mintage.measure.figure import bars
 from mintage.measure.study import Finding, Run, at_least
 from mintage.tokenizer_files import load_tokenizer
 
@@ -105,10 +106,5 @@ def count_figure(run: Run, per: PerToken) -> Figure:
         name="characters-per-token",
         title="Characters per token, by tokenizer",
         caption="A context of so many tokens holds far fewer characters of UUIDs than of prose, unequally fewer.",
-        kind="bars",
-        data={
-            "y_label": "characters per token",
-            "categories": list(per["UUIDs"]),
-            "series": [{"name": text, "y": list(some.values())} for text, some in per.items()],
-        },
+        **bars("characters per token", list(per["UUIDs"]), {text: some.values() for text, some in per.items()}),
     )

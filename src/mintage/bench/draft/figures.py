@@ -14,6 +14,7 @@ from mintage.data import Prompt
 from mintage.draft import Context, Drafter, TokenTree, Union, generate
 from mintage.measure import Figure
 from mintage.measure.environment import environment
+from mintage.measure.figure import bars, curve
 from mintage.models import CausalLM
 
 __all__ = ["Watched", "run_figures", "tree_figure"]
@@ -31,26 +32,14 @@ def run_figures(run: DraftRun) -> list[Figure]:
 
 
 def _speeds(run: DraftRun, where: str, described: dict[str, Any]) -> Figure:
-    speeds = {n: run.speed_up(n) for n in run.measurements}
+    speeds = {name: run.speed_up(name) for name in run.measurements}
     return Figure(
         job="draft",
         name=f"speed-{where}",
         title=f"Speed over plain generate, temperature {run.temperature:g}",
         caption=f"Median over {len(run.prompts)} prompts of seconds per token, {run.lm.name}; "
         "bars end at the 95% interval.",
-        kind="bars",
-        data={
-            "y_label": "times as fast as generate",
-            "categories": list(speeds),
-            "series": [
-                {
-                    "name": "speed",
-                    "y": [s.value for s in speeds.values()],
-                    "low": [s.low for s in speeds.values()],
-                    "high": [s.high for s in speeds.values()],
-                }
-            ],
-        },
+        **bars("times as fast as generate", list(speeds), {"speed": speeds.values()}),
         environment=described,
     )
 
@@ -62,16 +51,15 @@ def _categories(run: DraftRun, where: str, described: dict[str, Any]) -> Figure:
         name=f"categories-{where}",
         title=f"Tokens per target forward by kind of prompt, temperature {run.temperature:g}",
         caption="Copying tasks (summaries, extraction, code) suit look-up; recycling helps the rest.",
-        kind="bars",
-        data={
-            "y_label": "tokens per target forward",
-            "categories": categories,
-            "series": [
-                {"name": n, "y": [_category(run, run.measurements[n], c) for c in categories]}
-                for n in run.same_arithmetic
-                if n != GENERATE
-            ],
-        },
+        **bars(
+            "tokens per target forward",
+            categories,
+            {
+                name: [_category(run, run.measurements[name], category) for category in categories]
+                for name in run.same_arithmetic
+                if name != GENERATE
+            },
+        ),
         environment=described,
     )
 
@@ -82,11 +70,7 @@ def _category(run: DraftRun, measurement: Measurement, category: str) -> float:
 
 
 def _depths(run: DraftRun, where: str, described: dict[str, Any]) -> Figure | None:
-    series = [
-        {"name": n, "x": list(range(1, len(m.acceptance_by_depth) + 1)), "y": m.acceptance_by_depth}
-        for n, m in run.measurements.items()
-        if m.acceptance_by_depth
-    ]
+    series = {n: enumerate(m.acceptance_by_depth, 1) for n, m in run.measurements.items() if m.acceptance_by_depth}
     if not series:
         return None
     return Figure(
@@ -94,8 +78,7 @@ def _depths(run: DraftRun, where: str, described: dict[str, Any]) -> Figure | No
         name=f"depth-{where}",
         title=f"Acceptance by depth, temperature {run.temperature:g}",
         caption="Share of the rounds offering a depth in which the target accepted it.",
-        kind="curve",
-        data={"x_label": "depth in the tree", "y_label": "accepted", "series": series},
+        **curve("depth in the tree", "accepted", series),
         environment=described,
     )
 
@@ -109,19 +92,10 @@ def _curve(run: DraftRun, where: str, described: dict[str, Any]) -> Figure | Non
             lines.setdefault(arm.line, []).append((nodes.value, run.measurements[name]))
     if not lines:
         return None
-    series = []
-    for name, points in lines.items():
-        points.sort(key=lambda point: point[0])
-        tokens = [measurement.tokens_per_forward for _, measurement in points]
-        series.append(
-            {
-                "name": name,
-                "x": [nodes for nodes, _ in points],
-                "y": [t.value for t in tokens],
-                "low": [t.low for t in tokens],
-                "high": [t.high for t in tokens],
-            }
-        )
+    series = {
+        name: [(nodes, measurement.tokens_per_forward) for nodes, measurement in sorted(points, key=lambda one: one[0])]
+        for name, points in lines.items()
+    }
     sizes = sorted({arm.nodes for arm in run.arms.values() if arm.nodes is not None})
     return Figure(
         job="draft",
@@ -129,8 +103,7 @@ def _curve(run: DraftRun, where: str, described: dict[str, Any]) -> Figure | Non
         title=f"Tokens per target forward by size of the tree, temperature {run.temperature:g}",
         caption=f"Every method at {', '.join(map(str, sizes))} nodes, placed at the nodes that its "
         f"forwards did read (root included); {len(run.prompts)} prompts, {run.lm.name}, 95% intervals.",
-        kind="curve",
-        data={"x_label": "nodes per target forward", "y_label": "tokens per target forward", "series": series},
+        **curve("nodes per target forward", "tokens per target forward", series),
         environment=described,
     )
 

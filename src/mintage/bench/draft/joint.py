@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from mintage.bench.contract import Bench
+from mintage.bench.contract import Asked, Bench
 from mintage.bench.draft.drafting import Drafting, claim_rows
 from mintage.measure import Figure, Result
 from mintage.options import option
-from mintage.progress import Note, Progress, silent, unheard
 
 __all__ = ["DraftBench"]
-
-_WORK = Path(".mintage") / "bench" / "draft"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,21 +34,14 @@ class DraftBench(Drafting, Bench):
 
     nodes: tuple[int, ...] = option((), "Every method at each of these numbers of nodes per tree.", least=1)
 
-    def run(
-        self,
-        specs: Sequence[str] = (),
-        *,
-        command: str = "",
-        progress: Progress = silent,
-        note: Note = unheard,
-    ) -> list[Result | Figure]:
-        """Measure the drafters, see `Bench.run`; none are `mintage.bench.draft.arms.default_specs`."""
+    def _measure(self, specs: list[str], asked: Asked) -> list[Result | Figure]:
+        """Measure the drafters; none are `mintage.bench.draft.arms.default_specs`."""
         plan = {float(temperature): list(specs) for temperature in self.temperature or (0.0,)}
-        runs = self.prepare(plan, work=_WORK, nodes=self.nodes, command=command, note=note)
+        runs = self.prepare(plan, work=asked.work, nodes=self.nodes, command=asked.command, note=asked.note)
         rows: list[Result | Figure] = []
         for run, journal in runs:
-            run.measure(progress, journal)
-            rows += claim_rows(run, note=note)
+            run.measure(asked.progress, journal)
+            rows += claim_rows(run, note=asked.note)
             rows += self.rows_of(run)
             rows += self.figures_of(run)
         for _, journal in runs:

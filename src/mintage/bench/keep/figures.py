@@ -11,6 +11,7 @@ from mintage.bench.keep.inputs import long_texts
 from mintage.bench.keep.prefix import Prefix, survivors
 from mintage.keep.contract import Policy
 from mintage.measure import Figure
+from mintage.measure.figure import curve
 from mintage.measure.study import Run
 
 __all__ = ["Place", "decode_times", "quality_by_room", "survivor_maps"]
@@ -37,15 +38,13 @@ def quality_by_room(
             ("pass-key", "pass-keys found, asked for after compression", "pass-key retrieval, question after"),
             ("uuid", "UUIDs found, asked for after compression", "UUID retrieval, question after"),
         ):
-            shares = [1 / place.part for place in here]
-            series = [{"name": s, "x": shares, "y": [value(s, place, metric) for place in here]} for s in specs]
+            series = {s: [(1 / place.part, value(s, place, metric)) for place in here] for s in specs}
             yield run.figure(
                 method="",
                 name=f"{slug}-{length}",
                 title=f"{label[0].upper()}{label[1:]}, {length} tokens of context",
                 caption="Room for entries as a share of the context; the full cache has all of it.",
-                kind="curve",
-                data={"x_label": "share of the context", "y_label": label, "series": series},
+                **curve("share of the context", label, series),
             )
 
 
@@ -55,17 +54,13 @@ def decode_times(
     """Return the curves of milliseconds per token at the smallest room."""
     part = max(place.part for place in places)
     lengths = sorted({place.length for place in places})
-    series = [
-        {"name": s, "x": lengths, "y": [float(np.median(seconds(s, Place(n, part))) * 1000) for n in lengths]}
-        for s in specs
-    ]
+    series = {s: [(n, float(np.median(seconds(s, Place(n, part))) * 1000)) for n in lengths] for s in specs}
     return run.figure(
         method="",
         name="decode-time",
         title=f"Milliseconds per decoded token, room for 1/{part} of the context",
         caption="Median over tokens and texts; all arms in one process, in rotating order.",
-        kind="curve",
-        data={"x_label": "tokens of context", "y_label": "ms per token", "series": series},
+        **curve("tokens of context", "ms per token", series),
     )
 
 

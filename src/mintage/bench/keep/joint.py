@@ -14,23 +14,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mintage import catalog
-from mintage.bench.contract import Bench
+from mintage.bench.contract import Asked, Bench
 from mintage.bench.keep.figures import Place, decode_times, quality_by_room, survivor_maps
 from mintage.bench.keep.inputs import NEEDLES
 from mintage.bench.keep.measures import continuation_scores, needles
 from mintage.errors import UserError
 from mintage.keep.contract import Policy
 from mintage.measure import Figure, Interval, Result, bootstrap, bootstrap_ratio
-from mintage.measure.study import PERPLEXITY, Finding, Measure, Run, Study, below, run_study
+from mintage.measure.study import PERPLEXITY, Finding, Measure, Run, Study, below
 from mintage.models import EMBEDDED, CausalLM, load_causal_lm
 from mintage.options import option
-from mintage.progress import Note, Progress, silent, unheard
 
 __all__ = ["KeepBench", "KeepComparison", "fastest", "ready_policies"]
 
@@ -79,20 +77,11 @@ class KeepBench(Bench):
     dtype: str = option("bfloat16", "bfloat16, float32 or float16.")
     device: str = option("cpu", "cpu, cuda, ...")
 
-    def run(
-        self,
-        specs: Sequence[str] = (),
-        *,
-        command: str = "",
-        progress: Progress = silent,
-        note: Note = unheard,
-    ) -> list[Result | Figure]:
-        """See `Bench.run`; what is not asked for by name and does not serve the model is left out, with the reason."""
+    def _measure(self, specs: list[str], asked: Asked) -> list[Result | Figure]:
+        """What is not asked for by name and does not serve the model is left out, with the reason."""
         for spec in specs:
             catalog.build(spec, self.job)  # mistakes are told before a model loads
-        study = KeepComparison(seed=self.seed, scale=self, specs=tuple(specs))
-        work = Path(".mintage") / "bench" / self.job
-        return run_study(study, command=command, progress=progress, note=note, work=work)
+        return asked.study(KeepComparison(seed=self.seed, scale=self, specs=tuple(specs)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mintage.measure.figure import Figure
+from mintage.measure.figure import Figure, curve
 from mintage.measure.statistics import Interval, bootstrap_ratio
 from mintage.measure.study import Finding, Run
 from mintage.measure.timing import paired_time
@@ -94,17 +94,16 @@ class AttentionSpeed:
 
     def figure(self, run: Run) -> Figure:
         """Make the figure of speed against length."""
-        series = [
-            {"name": f"{backend}, {kind}", "x": list(ratios), "y": [ratio.value for ratio in ratios.values()]}
+        series = {
+            f"{backend}, {kind}": [(tokens, ratio.value) for tokens, ratio in ratios.items()]
             for kind in self.kinds
             for backend, ratios in self.speeds(run, kind).items()
-        ]
+        }
         return run.figure(
             name="sparse-attention-speed",
             title="Sparse attention against dense attention, as images grow",
             caption="Above 1 is faster than torch's fused attention; medians of paired rounds on one image.",
-            kind="curve",
-            data={"x_label": "tokens", "y_label": "dense attention's seconds over its own", "series": series},
+            **curve("tokens", "dense attention's seconds over its own", series),
         )
 
 

@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from mintage.bench.reduce.quality import evenly_spread
-from mintage.measure.figure import Figure
+from mintage.measure.figure import Figure, curve
 from mintage.measure.study import Run
 from mintage.reduce.contract import Reducer
 
-__all__ = ["ReducerArm", "curve", "patch_maps"]
+__all__ = ["ReducerArm", "curve_of", "patch_maps"]
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,17 @@ class ReducerArm:
 Number = Callable[[Run, ReducerArm], float]
 
 
-def curve(run: Run, slug: str, label: str, number: Callable[[ReducerArm], float], macs: Number) -> Figure:
+def curve_of(run: Run, slug: str, label: str, number: Callable[[ReducerArm], float], macs: Number) -> Figure:
     """Make a figure of one number against the share of the multiply-adds, a line per method."""
-    series = []
-    for name, arms in _by_name(run).items():
-        ordered = sorted(arms, key=lambda arm: macs(run, arm))
-        series.append({"name": name, "x": [macs(run, a) for a in ordered], "y": [number(a) for a in ordered]})
+    series = {
+        name: [(macs(run, arm), number(arm)) for arm in sorted(arms, key=lambda arm: macs(run, arm))]
+        for name, arms in _by_name(run).items()
+    }
     return run.figure(
         name=f"{slug}-{_slug(run.common['model'])}",
         title=f"{label[0].upper()}{label[1:]}, against the multiply-adds",
         caption=f"{run.common['model']}, {run.common['data']}; what the decisions cost is counted.",
-        kind="curve",
-        data={"x_label": "share of the multiply-adds", "y_label": label, "series": series},
+        **curve("share of the multiply-adds", label, series),
     )
 
 

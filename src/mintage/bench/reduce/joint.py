@@ -10,24 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from mintage import catalog
-from mintage.bench.contract import Bench
-from mintage.bench.reduce.figures import ReducerArm, curve, patch_maps
+from mintage.bench.contract import Asked, Bench
+from mintage.bench.reduce.figures import ReducerArm, curve_of, patch_maps
 from mintage.bench.reduce.inputs import GivenImages, given_images
 from mintage.bench.reduce.quality import decision_seconds
 from mintage.errors import UserError
-from mintage.measure.figure import Figure
+from mintage.measure.figure import Figure, curve
 from mintage.measure.result import Result
 from mintage.measure.statistics import Interval, bootstrap, bootstrap_ratio
-from mintage.measure.study import Finding, Measure, Run, Study, at_least, run_study
+from mintage.measure.study import Finding, Measure, Run, Study, at_least
 from mintage.options import option
-from mintage.progress import Note, Progress, silent, unheard
 from mintage.vision import SHIPPED
 
 __all__ = ["ReduceBench", "ReduceComparison"]
@@ -71,22 +69,13 @@ class ReduceBench(Bench):
     limit: int | None = option(None, "Images; default all, of the ImageNet sample 200.", least=1)
     device: str = option("cpu", "cpu, cuda, ...")
 
-    def run(
-        self,
-        specs: Sequence[str] = (),
-        *,
-        command: str = "",
-        progress: Progress = silent,
-        note: Note = unheard,
-    ) -> list[Result | Figure]:
-        """See `Bench.run`; what is not asked for by name and does not serve the model is left out, with the reason."""
+    def _measure(self, specs: list[str], asked: Asked) -> list[Result | Figure]:
+        """What is not asked for by name and does not serve the model is left out, with the reason."""
         if not self.macs:
             raise UserError("no --macs; pass percents of the multiply-adds, e.g. 80,65,50")
         for spec in specs:
             catalog.find(catalog.parse_spec(spec)[0], self.job).load()  # mistakes are told before a model loads
-        study = ReduceComparison(seed=self.seed, bench=self, specs=tuple(specs))
-        work = Path(".mintage") / "bench" / self.job
-        return run_study(study, command=command, progress=progress, note=note, work=work)
+        return asked.study(ReduceComparison(seed=self.seed, bench=self, specs=tuple(specs)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,19 +167,18 @@ class ReduceComparison(Study):
     def figures(self, run: Run) -> Iterator[Figure]:
         """Quality and speed against the multiply-adds, what becomes of the patches, and speed against the size."""
         drawn = [m for m in _metrics(run) if m.label]
-        yield from (curve(run, m.slug, m.label, lambda arm, m=m: _plain(m.of(run, arm)), _macs) for m in drawn)
+        yield from (curve_of(run, m.slug, m.label, lambda arm, m=m: _plain(m.of(run, arm)), _macs) for m in drawn)
         yield from patch_maps(run, _macs)
         if run.subject.any_size and (arms := _in_the_middle(run)):
             yield run.figure(
                 name="image-size",
                 title=f"From which image size on it pays, at {arms[0].percent}% of the multiply-adds",
                 caption="Batches of 4, paired rounds, median.",
-                kind="curve",
-                data={
-                    "x_label": "pixels of the image's side",
-                    "y_label": "images per second, unmodified = 1",
-                    "series": [{"name": arm.name, "x": list(SIZES), "y": _by_size(run, arm)} for arm in arms],
-                },
+                **curve(
+                    "pixels of the image's side",
+                    "images per second, unmodified = 1",
+                    {arm.name: zip(SIZES, _by_size(run, arm), strict=True) for arm in arms},
+                ),
             )
 
 

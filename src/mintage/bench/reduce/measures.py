@@ -15,7 +15,7 @@ import torch
 
 from mintage.bench.reduce.quality import Subject, evenly_spread
 from mintage.errors import UserError
-from mintage.measure.figure import Figure
+from mintage.measure.figure import Figure, curve
 from mintage.measure.statistics import Interval, bootstrap, bootstrap_ratio
 from mintage.measure.study import POINTS, Comparison, Finding, Measure, Run, Study, above
 from mintage.options import option
@@ -269,7 +269,6 @@ def speed_row(metric: str, ours: str, peers: Mapping[str, str], note: str | Call
 
 def curves(run: Run, name: str, title: str, label: str, series: Mapping[str, Mapping[float, float]]) -> Figure:
     """Make a figure of one number against the share of the multiply-adds."""
-    lines = [{"name": n, "x": sorted(held), "y": [held[x] for x in sorted(held)]} for n, held in series.items()]
-    data = {"x_label": "share of the multiply-adds", "y_label": label, "series": lines}
+    lines = curve("share of the multiply-adds", label, {name: sorted(held.items()) for name, held in series.items()})
     caption = f"{run.common['model']}, {run.common['data']}; nothing was trained with fewer tokens."
-    return run.figure(name=name, title=title, caption=caption, kind="curve", data=data)
+    return run.figure(name=name, title=title, caption=caption, **lines)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from mintage.measure.figure import Figure
+from mintage.measure.figure import Figure, bars, curve
 from mintage.measure.study import Run
 
 __all__ = ["bits_by_tokenizer", "bits_while_tuned", "nats_by_tokens_gone", "seconds_by_length"]
@@ -19,8 +18,7 @@ def bits_by_tokenizer(run: Run, targets: Sequence[str], bits: Mapping[str, Seque
         name="zett-tokenizers",
         title="What a new tokenizer costs, by who makes the embeddings",
         caption="Bits per byte of held-out texts in tokenizers that the model has never seen; nothing is tuned.",
-        kind="bars",
-        data={"categories": list(targets), "y_label": "bits per byte", "series": _series(bits)},
+        **bars("bits per byte", targets, bits),
     )
 
 
@@ -31,8 +29,7 @@ def bits_while_tuned(run: Run, target: str, tokens: Sequence[int], bits: Mapping
         title="How fast training on the embeddings closes the gap",
         caption=f"{target}: bits per byte of held-out texts against tokens of training, nothing but embeddings "
         "trained.",
-        kind="curve",
-        data={"x_label": "tokens of training", "y_label": "bits per byte", "series": _series(bits, tokens)},
+        **curve("tokens of training", "bits per byte", _against(tokens, bits)),
     )
 
 
@@ -42,18 +39,16 @@ def nats_by_tokens_gone(run: Run, readers: Sequence[str], shares: Sequence[float
     def per(arm: str, top: str, bottom: str) -> float:
         return float(run.column(arm, top).sum() / run.column(arm, bottom).sum())
 
-    points = []
+    points = {}
     for name in readers:
         arms = ["original", *(arm for share in shares if (arm := f"{name}, {share:g}") in run.arms)]
-        x = [100 * (1 - per(arm, "length", "base")) for arm in arms]
-        points.append({"name": name, "x": x, "y": [per(arm, "nats", "words") for arm in arms]})
+        points[name] = [(100 * (1 - per(arm, "length", "base")), per(arm, "nats", "words")) for arm in arms]
     return run.figure(
         name="dynamic-tokens-quality",
         title="What merged tokens cost, by who makes their embeddings",
         caption="Nats per word, scored on the first part of each in the original vocabulary, against the share of "
         "tokens gone. All series start at the unmerged text.",
-        kind="curve",
-        data={"x_label": "tokens gone (%)", "y_label": "nats per word", "series": points},
+        **curve("tokens gone (%)", "nats per word", points),
     )
 
 
@@ -65,10 +60,9 @@ def seconds_by_length(run: Run, arm: str, lengths: Sequence[int]) -> Figure:
         name="dynamic-tokens-prefill",
         title="Seconds to read German, merged and not",
         caption="Every word in one token; with the time to merge and to make embeddings, and without.",
-        kind="curve",
-        data={"x_label": "original tokens", "y_label": "seconds", "series": _series(seconds, lengths)},
+        **curve("original tokens", "seconds", _against(lengths, seconds)),
     )
 
 
-def _series(named: Mapping[str, Sequence[float]], x: Sequence[int] | None = None) -> list[dict[str, Any]]:
-    return [{"name": name, **({} if x is None else {"x": list(x)}), "y": list(y)} for name, y in named.items()]
+def _against(x: Sequence[int], named: Mapping[str, Sequence[float]]) -> dict[str, Iterable[tuple[int, float]]]:
+    return {name: zip(x, y, strict=True) for name, y in named.items()}

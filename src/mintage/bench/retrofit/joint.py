@@ -10,14 +10,13 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from mintage import catalog
-from mintage.bench.contract import Bench
+from mintage.bench.contract import Asked, Bench
 from mintage.bench.retrofit.measures import Bits, bits_of, documents
 from mintage.bench.retrofit.transfers import moved, train_bpe
 from mintage.bench.run import sources_of
@@ -28,7 +27,7 @@ from mintage.measure.memo import Memo
 from mintage.measure.timing import interleaved
 from mintage.models import EMBEDDED, CausalLM, load_causal_lm
 from mintage.options import option, settings_of
-from mintage.progress import Note, Progress, silent, unheard
+from mintage.progress import Note
 from mintage.retrofit.contract import ByteSampler
 from mintage.retrofit.core.embeddings import EmbeddingTransfer
 from mintage.retrofit.training.texts import texts_cut_small
@@ -69,18 +68,10 @@ class RetrofitBench(Bench):
     size: int = option(512, "Bytes of a text, at most.", least=4)
     vocabulary: int = option(16_000, "Tokens of the one tokenizer that embeddings are made for.", least=257)
 
-    def run(
-        self,
-        specs: Sequence[str] = (),
-        *,
-        command: str = "",
-        progress: Progress = silent,
-        note: Note = unheard,
-        work: Path = Path(".mintage") / "bench" / "retrofit",
-    ) -> list[Result | Figure]:
-        """See `Bench.run`; `work` is the folder of unfinished runs."""
+    def _measure(self, specs: list[str], asked: Asked) -> list[Result | Figure]:
+        """Measure all arms text by text, in turn."""
         usual = not specs
-        rows = {spec: catalog.find(catalog.parse_spec(spec)[0], "retrofit") for spec in specs or _usual(note)}
+        rows = {spec: catalog.find(catalog.parse_spec(spec)[0], "retrofit") for spec in specs or _usual(asked.note)}
         classes = {spec: _measurable(row) for spec, row in rows.items()}
         some = {kind: documents(kind, self.texts, size=self.size, seed=self.seed) for kind in self.kinds}
         lm = load_causal_lm(self.model, dtype="float32")
@@ -91,21 +82,21 @@ class RetrofitBench(Bench):
             except UserError as error:
                 if not usual:
                     raise
-                note(f"{spec} is left out: {error}")
+                asked.note(f"{spec} is left out: {error}")
         sources = [file for kind in classes.values() for file in sources_of(kind)]
-        memo = Memo(work, {**settings_of(self), "arms": list(arms)}, sources)
-        common = {"job": "retrofit", "model": self.model, "seed": self.seed, "command": command}
+        memo = Memo(asked.work, {**settings_of(self), "arms": list(arms)}, sources)
+        common = {"job": "retrofit", "model": self.model, "seed": self.seed, "command": asked.command}
         common |= {"environment": environment()}
         results: list[Result | Figure] = []
         for kind in self.kinds:
             stage, found = f"texts, {kind}", {spec: [] for spec in arms}
             total = len(some[kind]) * len(arms)
             for done, (number, spec) in enumerate(interleaved(range(len(some[kind])), arms)):
-                progress(stage, done, total)
+                asked.progress(stage, done, total)
                 text = some[kind][number]
                 measure = partial(_measure, arms[spec], text.text)
                 found[spec].append(memo(f"{kind} | {spec} | {text.name}", measure))
-            progress(stage, total, total)
+            asked.progress(stage, total, total)
             results += _rows(found, kind, self.size, common)
         memo.delete()
         return results

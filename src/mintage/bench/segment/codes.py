@@ -13,6 +13,7 @@ import numpy as np
 from mintage.data import texts
 from mintage.errors import UserError
 from mintage.measure import Figure, Interval, bootstrap_ratio, timed
+from mintage.measure.figure import curve
 from mintage.measure.study import Finding, Run
 from mintage.segment.baselines import BPE
 from mintage.segment.codecs import ArithmeticCodec, GzipCodec
@@ -28,7 +29,6 @@ __all__ = [
     "WINDOWS",
     "Code",
     "CodeCorpus",
-    "bars",
     "compressed",
     "ladder_figure",
     "measured_compression",
@@ -241,20 +241,12 @@ def ladder_figure(run: Run, key: str, name: str) -> Figure:
         name=f"equal-info-ladder-{key}",
         title=f"Compression by window size, {name}",
         caption="Longer windows waste fewer bits and give the byte model more to look at.",
-        kind="curve",
-        data={
-            "x_label": "bits per window",
-            "y_label": "bytes of text per byte of code",
-            "series": [
-                {"x": list(SIZES), **bars("Equal-Info windows", [found[window] for window in WINDOWS])},
-                {"x": ends, **bars(ARITHMETIC, [found[ARITHMETIC]] * 2)},
-                {"x": ends, **bars(GZIP, [found[GZIP]] * 2)},
-            ],
-        },
+        **curve(
+            "bits per window",
+            "bytes of text per byte of code",
+            {
+                "Equal-Info windows": [(size, found[window]) for size, window in zip(SIZES, WINDOWS, strict=True)],
+                **{level: [(end, found[level]) for end in ends] for level in (ARITHMETIC, GZIP)},
+            },
+        ),
     )
-
-
-def bars(name: str, intervals: Sequence[Interval]) -> dict[str, Any]:
-    """Write intervals as a series of a figure."""
-    low, y, high = (list(part) for part in zip(*intervals, strict=True))
-    return {"name": name, "y": y, "low": low, "high": high}

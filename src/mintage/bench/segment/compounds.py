@@ -24,6 +24,7 @@ from mintage.data.corpora import is_held_out_word
 from mintage.data.debian import debian_texts, german_words
 from mintage.errors import missing_extra
 from mintage.measure import Figure, Interval
+from mintage.measure.figure import bars
 from mintage.measure.study import Run
 from mintage.segment import CompoundPiece, Segmenter
 from mintage.segment.hard_compounds import hard_compounds
@@ -399,14 +400,13 @@ def right_of(run: Run, arm: str, language: str, compound: bool | None = None) ->
 def accuracy_figure(run: Run, arms: Sequence[str]) -> Figure:
     """Draw the accuracy of splitting by language and kind of word."""
     kinds = [(language, compound) for language in LANGUAGES for compound in (True, False)]
-    series = [{"name": arm, "y": [100 * float(right_of(run, arm, *kind).mean()) for kind in kinds]} for arm in arms]
+    series = {arm: [100 * float(right_of(run, arm, *kind).mean()) for kind in kinds] for arm in arms}
     categories = [f"{language}, {'compounds' if compound else 'others'}" for language, compound in kinds]
     return run.figure(
         name="compoundpiece-accuracy",
         title="Who splits compounds right, and leaves other words alone",
         caption="Exact-match accuracy on held-out gold words. Only hyphens teach the tagger; the rivals see words.",
-        kind="bars",
-        data={"y_label": "words cut exactly right (%)", "categories": categories, "series": series},
+        **bars("words cut exactly right (%)", categories, series),
     )
 
 
@@ -417,10 +417,5 @@ def hard_figure(run: Run, arms: Sequence[str], sizes: Sequence[int]) -> Figure:
         name="compoundpiece-hard",
         title="Compounds whose constituents a tokenizer hides",
         caption="German gold compounds with a constituent boundary inside a token.",
-        kind="bars",
-        data={
-            "y_label": "hard compounds (%)",
-            "categories": [f"{size:,} entries" for size in sizes],
-            "series": [{"name": arm, "y": y} for arm, y in shares.items()],
-        },
+        **bars("hard compounds (%)", [f"{size:,} entries" for size in sizes], shares),
     )

@@ -7,14 +7,14 @@ claims (`mintage.studies`).
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from mintage import catalog
-from mintage.bench.contract import Bench, Note
+from mintage.bench.contract import Asked, Bench
 from mintage.bench.run import sources_of
 from mintage.bench.segment.mix import Mix, open_mix
 from mintage.bench.segment.table import TokenizerTable
@@ -60,24 +60,17 @@ class SegmentBench(Bench):
     )
     baseline: str = option("bpe", "What the others stand beside.")
 
-    def run(
-        self,
-        specs: Sequence[str] = (),
-        *,
-        command: str = "mintage bench segment",
-        progress: Progress = silent,
-        note: Note = lambda line: None,
-    ) -> list[Result | Figure]:
-        """Train and compare; see `Bench.run`."""
+    def _measure(self, specs: list[str], asked: Asked) -> list[Result | Figure]:
+        """Train and compare."""
         names = list(specs) or [m.name for m in catalog.methods(self.job) if m.status == "ready"]
         trainers = {spec: self.trainer(spec) for spec in dict.fromkeys([self.baseline, *names])}  # told before reading
         mix = open_mix(self.lines)
         sources = [file for trainer in trainers.values() for file in sources_of(type(trainer))]
         definition = {"specs": list(trainers), "vocab_size": self.vocab_size, "lines": self.lines, "seed": self.seed}
-        memo = Memo(Path(".mintage") / "bench-segment", definition, sources)
-        segmenters, seconds = train_arms(trainers, mix, memo, progress)
+        memo = Memo(asked.work, definition, sources)
+        segmenters, seconds = train_arms(trainers, mix, memo, asked.progress)
         if not specs:
-            given, spent = given_rivals(segmenters[self.baseline], mix, self.vocab_size, progress)
+            given, spent = given_rivals(segmenters[self.baseline], mix, self.vocab_size, asked.progress)
             segmenters, seconds = segmenters | given, seconds | spent
         settings = {"vocab_size": self.vocab_size, **({"lines": self.lines} if self.lines else {})}
         table = TokenizerTable(
@@ -88,9 +81,9 @@ class SegmentBench(Bench):
             baseline=self.baseline,
             training_seconds=seconds,
             notes={spec: f"min_count={n}" for spec, t in trainers.items() if (n := getattr(t, "min_count", None))},
-            said={"data": mix.name, "seed": self.seed, "settings": settings, "command": command},
+            said={"data": mix.name, "seed": self.seed, "settings": settings, "command": asked.command},
         )
-        rows = table.rows(progress)
+        rows = table.rows(asked.progress)
         memo.delete()
         return rows
 

@@ -14,6 +14,7 @@ from jaxtyping import Int
 from mintage.data import texts
 from mintage.errors import missing_extra
 from mintage.measure import Figure, Interval, bootstrap_ratio, paired_time
+from mintage.measure.figure import curve
 from mintage.measure.study import Run
 from mintage.segment import LiBSegmenter, Segmenter, Trainer
 from mintage.segment.core.adapters import GPT2_PATTERN
@@ -296,16 +297,15 @@ def columns_of(run: Run, arm: str, prefix: str) -> dict[str, Any]:
 
 def sizes_figure(run: Run, lines: TextLines) -> Figure:
     """Draw characters per token of every arm against its vocabulary."""
-    series = [
-        {"name": arm, "x": run.column(arm, "entries").astype(int).tolist(), "y": run.column(arm, LENGTH).tolist()}
+    series = {
+        arm: zip(run.column(arm, "entries").astype(int).tolist(), run.column(arm, LENGTH).tolist(), strict=True)
         for arm in run.arms
-    ]
+    }
     return run.figure(
         name="lib-characters-per-token",
         title="Characters per token against vocabulary size",
         caption=f"Held-out lines of {lines.name}; every arm learned from the same lines.",
-        kind="curve",
-        data={"x_label": "vocabulary", "y_label": LENGTH, "series": series},
+        **curve("vocabulary", LENGTH, series),
     )
 
 

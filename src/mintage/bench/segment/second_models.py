@@ -13,9 +13,10 @@ from jaxtyping import Float, Int, Num, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mintage.bench.segment.codes import ARITHMETIC, GZIP, Code, CodeCorpus, bars, ngram
+from mintage.bench.segment.codes import ARITHMETIC, GZIP, Code, CodeCorpus, ngram
 from mintage.errors import UserError
 from mintage.measure import Figure, Interval, bootstrap, bootstrap_ratio
+from mintage.measure.figure import bars
 from mintage.measure.study import Finding, Run
 from mintage.models import tiny_causal_lm
 from mintage.options import Options, option
@@ -269,26 +270,20 @@ def learning_figures(run: Run, corpus: CodeCorpus, document: bytes, *, order: in
         name="equal-info-learning",
         title="Bits per byte by kind of token",
         caption=f"Held-out text, after {steps} steps of the same small decoder.",
-        kind="bars",
-        data={
-            "y_label": "bits per byte",
-            "categories": names,
-            "series": [
-                bars("second model", [found[name].rate for name in names]),
-                {"name": "unigram", "y": [found[name].unigram_rate for name in names]},
-            ],
-        },
+        **bars(
+            "bits per byte",
+            names,
+            {
+                "second model": [found[name].rate for name in names],
+                "unigram": [found[name].unigram_rate for name in names],
+            },
+        ),
     )
     yield run.figure(
         name="equal-info-learned",
         title="What a model can learn from each kind of token",
         caption="Share by which the loss is below that of the tokens' frequencies alone.",
-        kind="bars",
-        data={
-            "y_label": "below the unigram loss",
-            "categories": names,
-            "series": [bars("learned", [found[name].gain for name in names])],
-        },
+        **bars("below the unigram loss", names, {"learned": [found[name].gain for name in names]}),
     )
     spans = EqualInfoSegmenter(ngram(corpus, order, 16), 16, 8).window_spans(document[:1200])
     longest = max(b - a for a, b in spans)

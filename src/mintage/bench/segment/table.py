@@ -10,6 +10,7 @@ from mintage import catalog
 from mintage.errors import UserError
 from mintage.measure import Figure, Interval, Result
 from mintage.measure.environment import environment
+from mintage.measure.figure import bars, curve
 from mintage.progress import Progress, silent
 from mintage.segment.contract import Segmenter
 from mintage.segment.core.adapters import Foreign
@@ -248,15 +249,11 @@ def _figures(
             name="length-and-spread",
             title="Bytes per token against Renyi efficiency",
             caption=f"Longer tokens shorten text, an even spread uses the vocabulary; up and right is better. {data}",
-            kind="curve",
-            data={
-                "x_label": "bytes per token",
-                "y_label": "Renyi efficiency (a=2.5)",
-                "series": [
-                    {"name": n, "x": [m.value("bytes per token")], "y": [m.value("Renyi efficiency (a=2.5)")]}
-                    for n, m in measured.items()
-                ],
-            },
+            **curve(
+                "bytes per token",
+                "Renyi efficiency (a=2.5)",
+                {n: [(m.value("bytes per token"), m.value("Renyi efficiency (a=2.5)"))] for n, m in measured.items()},
+            ),
             environment=described,
         )
     ]
@@ -268,15 +265,11 @@ def _figures(
                 name=f"premium-{_slug(name)}",
                 title=f"Token premium per language{', ' + name if name else ''}",
                 caption="Tokens over those of the reference language for the same content; 1 is parity.",
-                kind="bars",
-                data={
-                    "y_label": "tokens, reference = 1",
-                    "categories": languages,
-                    "series": [
-                        {"name": n, "y": [m.parities[name].premium[language] for language in languages]}
-                        for n, m in measured.items()
-                    ],
-                },
+                **bars(
+                    "tokens, reference = 1",
+                    languages,
+                    {n: [m.parities[name].premium[one] for one in languages] for n, m in measured.items()},
+                ),
                 environment=described,
             )
         )
