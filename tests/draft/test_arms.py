@@ -9,20 +9,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mintage.bench.draft import arms as room
+from mintage.bench.draft import engines
+from mintage.bench.draft.arm import Arm
 from mintage.bench.draft.arms import (
     ASSISTED,
     ASSISTED_SAME,
     DEFAULT,
     GENERATE,
-    LLAMA_CPP,
     LOOKUP,
     WITH_DRAFT_MODEL,
-    Arm,
     at_nodes,
     default_arms,
     default_specs,
 )
+from mintage.bench.draft.engines import LLAMA_CPP, OPENVINO, OPENVINO_LOOKUP
 from mintage.draft.union import Union
 from mintage.errors import UserError
 from mintage.models import EMBEDDED, CausalLM, load_causal_lm, tiny_causal_lm
@@ -155,7 +155,7 @@ def test_nodes_that_cannot_be_had(names, line):
     assert line in str(error.value)
 
 
-# -- llama.cpp -----------------------------------------------------------------------------------------------------
+# -- other engines -------------------------------------------------------------------------------------------------
 
 
 class FakeLlama:
@@ -172,41 +172,65 @@ class FakeLlama:
         yield from range(len(tokens), 10**6)
 
 
+class FakePipeline:
+    """Counts up from the prompt's length, for as many tokens as were asked for."""
+
+    def __init__(self, path, device, **settings):
+        assert (path, device, settings.pop("INFERENCE_NUM_THREADS")) == ("model.gguf", "CPU", torch.get_num_threads())
+        self.settings = settings
+
+    def generate(self, ids, settings):
+        assert (settings.do_sample, settings.apply_chat_template) == (False, False)
+        assert hasattr(settings, "max_ngram_size") == bool(self.settings)
+        return SimpleNamespace(tokens=[list(range(ids.shape[1], ids.shape[1] + settings.max_new_tokens))])
+
+
 @pytest.fixture
 def embedded(lm, monkeypatch):
-    """The tiny model under the embedded one's name."""
-    monkeypatch.setattr(room, "embedded_gguf", lambda: "model.gguf")
+    """The tiny model under the embedded one's name, both engines installed."""
+    monkeypatch.setattr(engines, "embedded_gguf", lambda: "model.gguf")
+    monkeypatch.setattr(engines, "version", lambda name: "0")
+    fakes = {
+        "llama_cpp": SimpleNamespace(Llama=FakeLlama, __version__="0", __spec__=1),
+        "openvino_genai": SimpleNamespace(LLMPipeline=FakePipeline, GenerationConfig=SimpleNamespace, __spec__=1),
+        "openvino": SimpleNamespace(Tensor=lambda array: array, __spec__=1),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setitem(sys.modules, name, fake)
     return CausalLM(lm.model, lm.tokenizer, EMBEDDED)
 
 
-def test_llama_cpp_decodes_the_same_prompts(embedded, monkeypatch):
-    monkeypatch.setitem(sys.modules, "llama_cpp", SimpleNamespace(Llama=FakeLlama, __version__="0", __spec__=1))
-    (arm,) = [a for a in default_arms(embedded, [], assisted=False, llama_cpp=True) if a.name == LLAMA_CPP]
-    tokens, stats = arm.decode(torch.tensor([[5, 6, 7]]), 0.0, 4, 0)
+@pytest.mark.parametrize("name", [LLAMA_CPP, OPENVINO, OPENVINO_LOOKUP])
+def test_other_engines_decode_the_same_prompts(embedded, name):
+    def made():
+        (arm,) = [a for a in default_arms(embedded, [], assisted=False, engines=True) if a.name == name]
+        return arm
+
+    tokens, stats = made().decode(torch.tensor([[5, 6, 7]]), 0.0, 4, 0)
     assert tokens.tolist() == [3, 4, 5, 6]
     assert (stats.new_tokens, stats.rounds, stats.tree_nodes) == (4, 4, 0)
-    assert "another quantisation and other arithmetic" in arm.note
+    assert "Q4_1" in made().note
     embedded.model.generation_config.eos_token_id = 4
     try:
-        ended = next(a for a in default_arms(embedded, [], assisted=False, llama_cpp=True) if a.name == LLAMA_CPP)
-        assert ended.decode(torch.tensor([[5, 6, 7]]), 0.0, 4, 0)[0].tolist() == [3, 4]
+        assert made().decode(torch.tensor([[5, 6, 7]]), 0.0, 4, 0)[0].tolist() == [3, 4]
     finally:
         embedded.model.generation_config.eos_token_id = None
 
 
-def test_without_llama_cpp_one_line_tells_how(embedded, monkeypatch):
+@pytest.mark.parametrize(("module", "extra"), [("llama_cpp", "llamacpp"), ("openvino_genai", "openvino")])
+def test_without_an_engine_one_line_tells_how(embedded, monkeypatch, module, extra):
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "llama_cpp" else find(name))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == module else find(name))
     told = []
-    made = default_arms(embedded, [], assisted=False, llama_cpp=True, note=told.append)
-    assert LLAMA_CPP not in [arm.name for arm in made]
+    made = default_arms(embedded, [], assisted=False, engines=True, note=told.append)
+    assert len(made) == (4 if module == "llama_cpp" else 3)
     assert len(told) == 1
-    assert "mintage[llamacpp]" in told[0]
+    assert f"mintage[{extra}]" in told[0]
 
 
-def test_llama_cpp_is_for_the_embedded_model_alone(lm):
+def test_other_engines_are_for_the_embedded_model_alone(lm):
     told = []
-    made = default_arms(lm, [], assisted=False, llama_cpp=True, note=told.append)
+    made = default_arms(lm, [], assisted=False, engines=True, note=told.append)
     assert [arm.name for arm in made] == [GENERATE, LOOKUP]
     assert not told
 

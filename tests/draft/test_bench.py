@@ -14,6 +14,7 @@ import torch
 from mintage import catalog
 from mintage.bench.draft import drafting
 from mintage.bench.draft import rows as row_room
+from mintage.bench.draft.arm import Arm
 from mintage.bench.draft.arms import (
     ASSISTED,
     ASSISTED_SAME,
@@ -26,7 +27,6 @@ from mintage.bench.draft.arms import (
     RECYCLING,
     UNION,
     WITH_DRAFT_MODEL,
-    Arm,
     default_arms,
     default_specs,
 )
@@ -91,7 +91,7 @@ def given(tiny_folder, prompt_file, tmp_path_factory):
         return {**files, "limit": 0, "dtype": "float32", "max_new_tokens": NEW} | settings
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mintage.bench.draft.joint._WORK", tmp_path_factory.mktemp("work"))
+        patch.chdir(tmp_path_factory.mktemp("work"))
         yield make
 
 

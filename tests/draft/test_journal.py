@@ -132,7 +132,7 @@ def test_an_answer_torn_by_a_kill_is_asked_again(tmp_path):
 
 @pytest.fixture
 def bench(tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("mintage.bench.draft.joint._WORK", tmp_path / "work")
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "mine.jsonl"
     path.write_text("".join(json.dumps({"id": p.id, "prompt": p.turns[0]}) + "\n" for p in PROMPTS[:2]))
 
@@ -165,16 +165,16 @@ def test_each_temperature_goes_on_by_itself(bench, tmp_path):
         "2 of 2 prompts answered before, temperature 0",
         "1 of 2 prompts answered before, temperature 1",
     ]
-    assert not list((tmp_path / "work").iterdir())  # a run that is over leaves nothing
+    assert not list((tmp_path / ".mintage" / "bench" / "draft").iterdir())  # a run that is over leaves nothing
 
 
 def test_another_run_has_another_journal(bench, tmp_path):
-    (tmp_path / "work").mkdir()
+    (tmp_path / ".mintage" / "bench" / "draft").mkdir(parents=True)
 
     def folders(*specs, **changes):
-        before = set((tmp_path / "work").iterdir())
+        before = set((tmp_path / ".mintage" / "bench" / "draft").iterdir())
         bench(*specs, die_after=1, **changes)
-        return len(set((tmp_path / "work").iterdir()) - before)
+        return len(set((tmp_path / ".mintage" / "bench" / "draft").iterdir()) - before)
 
     assert folders() == 1
     assert folders() == 0

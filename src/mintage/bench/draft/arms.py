@@ -1,12 +1,12 @@
-"""The decoders that a bench of drafters runs beside each other: transformers' own, drafters, and llama.cpp.
+"""The decoders that a bench of drafters runs beside each other: transformers' own, drafters, other engines.
 
 Which ones run by default, and what they are called in rows and claims. Not here: running them
-(`mintage.bench.draft.run`), and the shape of a drafter at a number of nodes (`mintage.draft.Drafter.at_nodes`).
+(`mintage.bench.draft.run`), other engines (`mintage.bench.draft.engines`), and the shape of a drafter at a number of
+nodes (`mintage.draft.Drafter.at_nodes`).
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,13 +18,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mintage import catalog
+from mintage.bench.draft.arm import Arm, Decode
+from mintage.bench.draft.engines import engine_arms
 from mintage.draft import CompiledTarget, Drafter, Engine, Stats, Target, Union, generate, target_for
 from mintage.errors import UserError
-from mintage.models import EMBEDDED, CausalLM, embedded_gguf, rounded_copy
+from mintage.models import CausalLM, rounded_copy
 from mintage.progress import Note, unheard
 
 __all__ = [
-    "Arm",
     "at_nodes",
     "bare",
     "default_arms",
@@ -37,7 +38,6 @@ GENERATE = "generate (transformers)"
 LOOKUP = "prompt lookup (transformers)"
 ASSISTED = "assisted (transformers, 4-bit copy)"
 ASSISTED_SAME = "assisted (transformers, same draft)"
-LLAMA_CPP = "llama.cpp (Q4_1)"
 
 RECYCLING = "token-recycling"
 COLD = "token-recycling cold"
@@ -68,47 +68,6 @@ TRAINED = (PPD,)
 CURVES = ("token-recycling", "token-recycling+prompt-lookup")
 MODEL_CURVES = ("speculative", "specinfer", "rsd", "spectr", "dyspec", "dyspec+token-recycling+prompt-lookup")
 """The usual drafters where every one runs at several numbers of nodes."""
-
-Decode = Callable[[Tensor, float, int, int], tuple[Tensor, Stats]]
-"""``(ids, temperature, max_new_tokens, seed) -> (emitted tokens, what they cost)``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arm:
-    """A decoder under test.
-
-    Parameters
-    ----------
-    name
-        What rows call it.
-    decode
-        Answers a prompt; a hot drafter keeps what it learns.
-    fresh
-        Makes a decoder of the same kind that has learned nothing, for what is measured aside.
-    drafter
-        What a hot arm keeps from prompt to prompt; None for cold arms and other people's decoders.
-    draft_model
-        The model that it drafts with, if any.
-    line, nodes
-        Line and point of the curve over numbers of nodes that it belongs to.
-    note
-        What a reader of its rows must know; empty for arms that run the same model in the same arithmetic.
-    """
-
-    name: str
-    decode: Decode
-    fresh: Callable[[], Decode]
-    drafter: Drafter | None = None
-    draft_model: Any = None
-    line: str = ""
-    nodes: int | None = None
-    note: str = ""
-
-    @property
-    def learners(self) -> list[Any]:
-        """What the drafter and its parts keep across requests: those that can save and load it."""
-        parts = (self.drafter, *getattr(self.drafter, "drafters", ()))
-        return [part for part in parts if hasattr(part, "save") and hasattr(part, "load")]
 
 
 # -- transformers -------------------------------------------------------------------------------------------------
@@ -252,42 +211,6 @@ def _drafter_arm(lm: CausalLM, spec: str, draft_model: Any, line: str = "", node
     )
 
 
-# -- llama.cpp ----------------------------------------------------------------------------------------------------
-
-
-def _llama_cpp_arm(lm: CausalLM) -> Arm:
-    """Decode the embedded model's own file greedily with llama.cpp, on as many threads as torch uses."""
-    import llama_cpp
-
-    threads = torch.get_num_threads()
-    model = llama_cpp.Llama(
-        str(embedded_gguf()),
-        n_ctx=Target(lm.model).positions,
-        n_threads=threads,
-        n_threads_batch=threads,
-        verbose=False,
-    )
-    ends = lm.model.generation_config.eos_token_id  # type: ignore[union-attr]
-    ends = {ends} if isinstance(ends, int) else set(ends or ())
-
-    def decode(ids: Tensor, temperature: float, new: int, seed: int) -> tuple[Tensor, Stats]:
-        model.reset()  # else it keeps the rows of the last prompt's beginning
-        emitted: list[int] = []
-        for token in model.generate(ids[0].tolist(), temp=0.0, repeat_penalty=1.0):
-            emitted.append(token)
-            if token in ends or len(emitted) == new:
-                break
-        count = len(emitted)
-        stats = Stats(prompt_tokens=ids.shape[1], new_tokens=count, rounds=count, target_forwards=count)
-        return torch.tensor(emitted, dtype=torch.long), stats
-
-    note = (
-        f"llama.cpp {llama_cpp.__version__} on {threads} threads: the same weights as shipped (Q4_1), "
-        "activations in 8 bits; another quantisation and other arithmetic than the other arms"
-    )
-    return Arm(name=LLAMA_CPP, decode=decode, fresh=lambda: decode, note=note)
-
-
 # -- which arms ---------------------------------------------------------------------------------------------------
 
 
@@ -318,7 +241,7 @@ def default_arms(
     stand_in: Callable[[], PreTrainedModel] | None = None,
     assisted: bool = True,
     nodes: Sequence[int] = (),
-    llama_cpp: bool = False,
+    engines: bool = False,
     note: Note = unheard,
 ) -> list[Arm]:
     """Make transformers' arms and one arm per drafter spec.
@@ -337,8 +260,8 @@ def default_arms(
         Whether to run transformers' assisted generation too (it costs a draft forward per drafted token).
     nodes
         Make every named drafter once per number of nodes, see `at_nodes`.
-    llama_cpp
-        Whether to run llama.cpp too, where it is installed and the target is the embedded model on the CPU.
+    engines
+        Whether to run llama.cpp and OpenVINO GenAI too, see `mintage.bench.draft.engines`.
     note
         Told, in one line, what was left out.
     """
@@ -353,13 +276,8 @@ def default_arms(
     if assisted:
         label, assistant = (ASSISTED, other()) if draft_model is None else (ASSISTED_SAME, draft_model)
         arms.append(_transformers_arm(label, lm, assistant_model=assistant))
-    if llama_cpp and lm.name == EMBEDDED and lm.model.device.type == "cpu":
-        if importlib.util.find_spec("llama_cpp") is None:
-            note(
-                "llama.cpp is not measured beside: pip install 'mintage[llamacpp]' (docs/draft.md says how to build it)"
-            )
-        else:
-            arms.append(_llama_cpp_arm(lm))
+    if engines:
+        arms += engine_arms(lm, note)
     shapes = at_nodes(specs, nodes) if nodes else [(spec, "", None) for spec in dict.fromkeys(specs)]
     return arms + [_drafter_arm(lm, spec, draft(spec), line, count) for spec, line, count in shapes]
 

@@ -117,7 +117,7 @@ class Drafting(Options):
                 stand_in=stand_in,
                 assisted=self.assisted,
                 nodes=nodes,
-                llama_cpp=not temperature,
+                engines=not temperature,
                 note=note,
             )
             drafting = any(arm.draft_model is not None for arm in arms)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mintage.bench.draft.arms import Arm
+from mintage.bench.draft.arm import Arm
 from mintage.draft import Stats
 from mintage.files import append_line
 from mintage.measure.memo import fingerprint

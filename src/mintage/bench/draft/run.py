@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mintage.bench.draft.arms import GENERATE, Arm, is_cold
+from mintage.bench.draft.arm import Arm
+from mintage.bench.draft.arms import GENERATE, is_cold
 from mintage.bench.draft.journal import Journal
 from mintage.data import Prompt
 from mintage.draft import FrequentTokenHead, Stats, Target
