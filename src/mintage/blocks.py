@@ -6,8 +6,11 @@ with the very same numbers. Not here: the kernel (`mintage.draft.core.native`); 
 
 from __future__ import annotations
 
+import json
 import re
+from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,11 +19,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mintage.errors import UserError
+from mintage.files import cache_dir
 from mintage.models import embedded_gguf
+from mintage.weights import read_weights, write_weights
 
 __all__ = ["Blocks", "embedded_blocks"]
 
 _BLOCK = 32
+_FORM = "mintage-blocks-1"
 _NAMES = {
     r"token_embd\.weight": "lm_head.weight",
     r"blk\.(\d+)\.attn_(q|k|v)\.weight": r"model.layers.\1.self_attn.\2_proj.weight",
@@ -58,10 +64,28 @@ class Blocks(NamedTuple):
 
 @cache
 def _read(heads: int, groups: int) -> dict[str, Blocks]:
+    """Return the file's blocks, from mintage's cache after the first time: its reader takes seconds for the words."""
+    gguf = embedded_gguf()
+    path = cache_dir() / "blocks" / f"{gguf.stem}-{gguf.stat().st_size}-{heads}-{groups}.safetensors"
+    if path.exists():
+        with suppress(UserError):  # damaged: read the file again
+            kept = read_weights(path, _FORM, "")
+            parts = {
+                (name, part): tensor for key, tensor in kept.tensors.items() for name, _, part in [key.rpartition(":")]
+            }
+            kinds = json.loads(kept.notes["kinds"])
+            return {name: Blocks(kind, parts[name, "data"], parts[name, "scales"]) for name, kind in kinds.items()}
+    found = _read_gguf(gguf, heads, groups)
+    tensors = {f"{name}:{part}": getattr(b, part) for name, b in found.items() for part in ("data", "scales")}
+    write_weights(path, _FORM, tensors, {"kinds": json.dumps({name: b.kind for name, b in found.items()})})
+    return found
+
+
+def _read_gguf(gguf: Path, heads: int, groups: int) -> dict[str, Blocks]:
     from gguf import GGUFReader
 
     found: dict[str, Blocks] = {}
-    for tensor in GGUFReader(str(embedded_gguf())).tensors:
+    for tensor in GGUFReader(str(gguf)).tensors:
         kind = tensor.tensor_type.name
         name = next(
             (re.sub(f"^{a}$", b, tensor.name) for a, b in _NAMES.items() if re.match(f"^{a}$", tensor.name)), ""

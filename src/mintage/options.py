@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from mintage.errors import UserError, did_you_mean
 
-__all__ = ["Options", "Range", "alternatives", "check_fields", "check_literals", "option", "settings_of"]
+__all__ = ["DTYPES", "Options", "Range", "alternatives", "check_fields", "check_literals", "option", "settings_of"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -90,6 +90,10 @@ def option(
     if limits != Range():
         metadata["range"] = limits
     return dataclasses.field(default=default, metadata=metadata)
+
+
+DTYPES = "auto (the faster on this machine, measured once), bfloat16, float32 or float16."
+"""Help of every option that says what a model computes in."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -97,3 +97,17 @@ def test_a_terminal_gets_a_bar_that_goes():
     assert re.search(r"7/\?", drawn)
     assert "\x1b[2K" in drawn  # cleared at the end
     assert "3 of 4" not in drawn
+
+
+def test_work_of_more_than_ten_minutes_is_told_once_with_what_makes_it_less(clock):
+    console = Console(file=io.StringIO(), width=200)
+    with shown_progress(console, shorter="--limit 4") as show:
+        for done in range(4):
+            show("prompts", done, 100)
+            show("few", done, 3)
+            clock(15)
+    told = [line for line in console.file.getvalue().splitlines() if "will take" in line]
+    assert told == [
+        "prompts will take about 24 min 30 s more; for less, Ctrl-C and add --limit 4 (a run that is stopped goes on "
+        "by the same command)"
+    ]

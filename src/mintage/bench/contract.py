@@ -39,6 +39,8 @@ class Bench(Options, ABC):
     """A job's joint comparison. The docstring of a subclass is its command's help."""
 
     job: ClassVar[str]
+    shorter: ClassVar[str] = ""
+    """Options of a smaller run, for whoever has no hour."""
 
     seed: int = option(0, "Of everything random.", least=0, below=2**63)
 

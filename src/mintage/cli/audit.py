@@ -16,8 +16,9 @@ from rich.table import Table
 
 from mintage import catalog
 from mintage.cli.fields import Lazy, LazyGroup, command_of, parameters_of
-from mintage.cli.progress import shown_progress
+from mintage.cli.progress import shown_progress, told
 from mintage.errors import UserError
+from mintage.options import DTYPES
 
 
 class _Audits(LazyGroup):
@@ -49,7 +50,7 @@ _SUBJECTS = {
         [],
         [
             _parameter("model", str, typer.Option(help="smollm2 (embedded), a folder, or a hub id."), "smollm2"),
-            _parameter("dtype", str, typer.Option(help="bfloat16, float32 or float16."), "bfloat16"),
+            _parameter("dtype", str, typer.Option(help=DTYPES), "auto"),
             _parameter("device", str, typer.Option(help="cpu, cuda, ..."), "cpu"),
         ],
     ),
@@ -102,7 +103,7 @@ def _subject(kind: str, **said: Any) -> tuple[Any, str]:
     if kind == "model":
         from mintage.models import load_causal_lm
 
-        lm = load_causal_lm(said["model"], dtype=said["dtype"], device=said["device"])
+        lm = load_causal_lm(said["model"], dtype=said["dtype"], device=said["device"], note=told)
         return lm, lm.name
     from mintage.tokenizer_files import load_tokenizer
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from mintage import catalog
 from mintage.cli.fields import Lazy, LazyGroup, command_line, command_of
-from mintage.cli.progress import shown_progress
+from mintage.cli.progress import shown_progress, told
 from mintage.errors import UserError
 
 _JOBS, _PAPERS = "Compare the methods of a job, on your model and data", "Test a paper's claims again"
@@ -81,10 +81,11 @@ app = typer.Typer(
 def _job_command(job: str) -> Any:
     from mintage.bench.run import bench_of
 
-    def run(made: Any, specs: list[str] | None, **writing: Any) -> None:
-        _measure(job, writing, lambda **told: made.run(specs or [], **told))
-
     kind = bench_of(job)
+
+    def run(made: Any, specs: list[str] | None, **writing: Any) -> None:
+        _measure(job, writing, lambda **asked: made.run(specs or [], **asked), kind.shorter)
+
     return command_of(kind, run, name=job, arguments=[_SPECS], extra=_WRITING, help=_help(kind, job))
 
 
@@ -108,7 +109,7 @@ def _study_command(name: str) -> Any:
 
     def run(made: Any, **writing: Any) -> None:
         sources = sources_of(kind)
-        _measure(row.job, writing, lambda **told: run_study(made, sources=sources, **told))
+        _measure(row.job, writing, lambda **asked: run_study(made, sources=sources, **asked))
 
     return command_of(kind, run, name=method, extra=_WRITING, help=_help(kind, method))
 
@@ -122,7 +123,7 @@ def _help(kind: type, name: str) -> str:
     return text if "Next:" in text else f"{text}\n\nNext: [bold]mintage report[/bold]"
 
 
-def _measure(job: str, writing: dict[str, Any], run: Callable[..., list[Any]]) -> None:
+def _measure(job: str, writing: dict[str, Any], run: Callable[..., list[Any]], shorter: str = "") -> None:
     """Run, append, print."""
     from mintage.cli.tables import print_rows
     from mintage.files import check_writable
@@ -132,12 +133,8 @@ def _measure(job: str, writing: dict[str, Any], run: Callable[..., list[Any]]) -
         check_writable(file)  # told before anything is measured
     console = Console(stderr=True)
     _hush_transformers()
-    with shown_progress(console) as progress:
-        rows = run(
-            command=command_line(),
-            progress=progress,
-            note=lambda line: console.print(line, style="dim", highlight=False, markup=False),
-        )
+    with shown_progress(console, shorter=shorter) as progress:
+        rows = run(command=command_line(), progress=progress, note=told)
     if writing["save"]:
         from mintage.measure import append_results
 

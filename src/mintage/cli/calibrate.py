@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from mintage.cli.fields import Lazy, command_line, command_of, help_of
-from mintage.cli.progress import shown_progress
+from mintage.cli.progress import shown_progress, told
 from mintage.files import check_writable
 
 __all__ = ["calibrate"]
@@ -28,11 +27,8 @@ def _command() -> Any:
 
     def run(made: ChannelCalibration, out: Path) -> None:
         check_writable(out)
-        console = Console(stderr=True)
-        with shown_progress(console) as progress:
-            order = made.run(
-                progress=progress, note=lambda line: console.print(line, style="dim", markup=False, soft_wrap=True)
-            )
+        with shown_progress() as progress:
+            order = made.run(progress=progress, note=told)
         order.save(out, {"command": command_line()})
         layers, rows, dim = order.score.shape
         typer.echo(f"{out}: {dim} channels of {rows} heads in {layers} layers, scored on {order.tokens} tokens")

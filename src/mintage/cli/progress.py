@@ -12,17 +12,33 @@ from rich.progress import Progress as Bars
 
 from mintage.progress import Progress
 
-__all__ = ["shown_progress"]
+__all__ = ["shown_progress", "told"]
 
 _EVERY = 30.0  # seconds between two lines of one stage
+_WATCHED, _LONG = 20.0, 600.0  # seconds of a stage before its length is guessed, and from which length on it is told
+
+
+def told(line: str) -> None:
+    """Tell what a user should know, in one line on standard error; a `mintage.progress.Note`."""
+    Console(stderr=True).print(line, style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
-def shown_progress(console: Console | None = None) -> Iterator[Progress]:
-    """Yield a `Progress` that is drawn on standard error; bars go when the work is over."""
+def shown_progress(console: Console | None = None, *, shorter: str = "") -> Iterator[Progress]:
+    """Yield a `Progress` that is drawn on standard error; bars go when the work is over.
+
+    Of a stage that will take more than ten minutes it is told how long, and that the options `shorter` make it less.
+    """
     console = console or Console(stderr=True)
+    warned = Estimate(console, shorter)
     if not console.is_terminal:
-        yield Lines(console)
+        lines = Lines(console)
+
+        def write(stage: str, done: int, of: int) -> None:
+            lines(stage, done, of)
+            warned(stage, done, of)
+
+        yield write
         return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     with Bars(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True) as bars:
@@ -32,8 +48,32 @@ def shown_progress(console: Console | None = None) -> Iterator[Progress]:
             if stage not in tasks:
                 tasks[stage] = bars.add_task(stage, total=of or None)
             bars.update(tasks[stage], completed=done, total=of or None)
+            warned(stage, done, of)
 
         yield show
+
+
+class Estimate:
+    """Says once of every stage, when its pace is known, if it will take more than ten minutes."""
+
+    def __init__(self, console: Console, shorter: str) -> None:
+        self._console, self._shorter = console, shorter
+        self._began: dict[str, tuple[float, int]] = {}
+        self._judged: set[str] = set()
+
+    def __call__(self, stage: str, done: int, of: int) -> None:
+        """See `mintage.progress.Progress`."""
+        now = time.monotonic()
+        began, before = self._began.setdefault(stage, (now, done))
+        if stage in self._judged or not before < done < of or now - began < _WATCHED:
+            return
+        self._judged.add(stage)
+        left = (now - began) * (of - done) / (done - before)
+        if left < _LONG:
+            return
+        less = f"; for less, Ctrl-C and add {self._shorter}" if self._shorter else ""
+        line = f"{stage} will take about {_clock(left)} more{less} (a run that is stopped goes on by the same command)"
+        self._console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 class Lines:

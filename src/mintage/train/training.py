@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,10 +19,10 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from filelock import FileLock, Timeout
 
-from mintage.errors import UserError
+from mintage.errors import Notice, UserError
 from mintage.files import check_writable, replace_file
 from mintage.models import CausalLM, load_causal_lm
-from mintage.options import Options, option, settings_of
+from mintage.options import DTYPES, Options, option, settings_of
 from mintage.progress import Progress, silent
 from mintage.train.loop import Trained, train
 from mintage.train.recipe import Recipe, Settings
@@ -175,8 +176,13 @@ class LanguageModelTraining(Training, ABC):
     """A training for one causal language model."""
 
     model: str = option("smollm2", "smollm2 (embedded), a folder, or a hub id.")
-    dtype: str = option("float32", "bfloat16, float32 or float16.")
+    dtype: str = option("float32", DTYPES)
 
     def load(self) -> CausalLM:
         """Load the model."""
-        return load_causal_lm(self.model, dtype=self.dtype, device=self.device)
+        return load_causal_lm(
+            self.model,
+            dtype=self.dtype,
+            device=self.device,
+            note=lambda line: warnings.warn(line, Notice, stacklevel=2),
+        )

@@ -28,7 +28,7 @@ from mintage.draft import Warp, load_draft_model
 from mintage.measure import Figure, Interval, Result, bootstrap_ratio
 from mintage.measure.study import Column, Comparison, Finding, Measure, Rule, Run, Statistic, Study
 from mintage.models import EMBEDDED, load_causal_lm, rounded_copy
-from mintage.options import Options, option
+from mintage.options import DTYPES, Options, option
 from mintage.progress import Note, Progress, unheard
 
 __all__ = ["DraftStudy", "Drafting", "Prepared", "claim_rows", "emitted", "emitted_over", "speeds"]
@@ -65,7 +65,7 @@ class Drafting(Options):
     link_bandwidth: float = option(
         16.0, "GB/s at which modelled offloaded weights come; PCIe 4.0 x16 gives about 16 to 25.", above=0
     )
-    dtype: str = option("bfloat16", "bfloat16, float32 or float16.")
+    dtype: str = option("auto", DTYPES)
     device: str = option("cpu", "cpu, cuda, ...")
     seed: int = option(0, "Of everything random.", least=0, below=2**63)
 
@@ -104,7 +104,7 @@ class Drafting(Options):
                 needs_draft_model(spec)  # unknown names are told before the model loads
             at_nodes(specs if nodes else [], nodes)
         chosen = spread(read_prompts(self.prompts), self.limit or None)
-        lm = load_causal_lm(self.model, dtype=self.dtype, device=self.device)
+        lm = load_causal_lm(self.model, dtype=self.dtype, device=self.device, note=note)
         # by default only a shipped drafter counts as at hand: what needs another gets a rounded copy
         draft = load_draft_model(self.draft_model, lm) if self.draft_model or lm.name == EMBEDDED else None
         stand_in = cache(lambda: rounded_copy(lm.model))  # one for all temperatures

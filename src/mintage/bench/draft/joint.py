@@ -31,6 +31,7 @@ class DraftBench(Drafting, Bench):
     """
 
     job = "draft"
+    shorter = "--limit 4 -n 48"
 
     nodes: tuple[int, ...] = option((), "Every method at each of these numbers of nodes per tree.", least=1)
 

@@ -28,7 +28,7 @@ from mintage.keep.contract import Policy
 from mintage.measure import Figure, Interval, Result, bootstrap, bootstrap_ratio
 from mintage.measure.study import PERPLEXITY, Finding, Measure, Run, Study, below
 from mintage.models import EMBEDDED, CausalLM, load_causal_lm
-from mintage.options import option
+from mintage.options import DTYPES, option
 
 __all__ = ["KeepBench", "KeepComparison", "fastest", "ready_policies"]
 
@@ -69,12 +69,13 @@ class KeepBench(Bench):
     """
 
     job = "keep"
+    shorter = "--texts 1 --room 4"
 
     model: str = option(EMBEDDED, "smollm2 (embedded), a folder, or a hub id.")
     contexts: tuple[int, ...] = option((1024,), "Tokens read before compression.", least=64)
     room: tuple[int, ...] = option((4, 16), "Room as a part of the context: 16 keeps, or reads, one in 16.", least=2)
     texts: int = option(4, "Texts, and twice as many questions of each kind, per context.", least=1)
-    dtype: str = option("bfloat16", "bfloat16, float32 or float16.")
+    dtype: str = option("auto", DTYPES)
     device: str = option("cpu", "cpu, cuda, ...")
 
     def _measure(self, specs: list[str], asked: Asked) -> list[Result | Figure]:
@@ -99,7 +100,7 @@ class KeepComparison(Study):
 
     def subject(self, run: Run) -> CausalLM:
         """Load the model."""
-        return load_causal_lm(self.scale.model, dtype=self.scale.dtype, device=self.scale.device)
+        return load_causal_lm(self.scale.model, dtype=self.scale.dtype, device=self.scale.device, note=run.note)
 
     def _policies(self, run: Run) -> tuple[dict[str, Policy], dict[str, str]]:
         """Return the policies by spec, and why others are left out: only what nobody asked for by name may be."""
@@ -134,7 +135,7 @@ class KeepComparison(Study):
         settings: dict[str, Any] = {
             "contexts": list(self.scale.contexts),
             "budgets": list(self.scale.room),
-            "dtype": self.scale.dtype,
+            "dtype": str(run.subject.model.dtype).removeprefix("torch."),
             "decoded": DECODED,
         }
         left_out = self._policies(run)[1]

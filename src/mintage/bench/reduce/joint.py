@@ -59,6 +59,7 @@ class ReduceBench(Bench):
     """
 
     job: ClassVar[str] = "reduce"
+    shorter = "--limit 100 --macs 65"
 
     model: str = option(SHIPPED, "The shipped classifier, a file, a folder, a hub id, timm:name, or vit-s14.")
     images: str | None = option(None, "Folder (sub-folders are classes) or .npz; default: what belongs to the model.")

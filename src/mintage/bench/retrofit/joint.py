@@ -61,6 +61,7 @@ class RetrofitBench(Bench):
     """
 
     job: ClassVar[str] = "retrofit"
+    shorter = "--texts 1"
 
     model: str = option(EMBEDDED, "smollm2 (embedded), a folder, or a hub id; float32.")
     kinds: tuple[str, ...] = option(("code", "prose", "de", "ru", "tr", "zh"), "Kinds of text.")

@@ -53,6 +53,7 @@ class SegmentBench(Bench):
     """
 
     job: ClassVar[str] = "segment"
+    shorter = "--lines 1000"
 
     vocab_size: int = option(8000, "Entries of every trained tokenizer.", least=1)
     lines: int | None = option(

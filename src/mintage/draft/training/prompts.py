@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mintage.data import read_prompts
 from mintage.data.instructions import instructions
 from mintage.errors import UserError
-from mintage.options import option
+from mintage.options import DTYPES, option
 from mintage.train.training import LanguageModelTraining
 
 __all__ = ["PromptedTraining"]
@@ -20,7 +20,7 @@ class PromptedTraining(LanguageModelTraining, ABC):
 
     prompts: str | None = option(None, "JSON lines with turns or prompt; default: made from the data in $MINTAGE_DATA.")
     count: int = option(2048, "How many prompts to make where no file is given.", least=1)
-    dtype: str = option("bfloat16", "bfloat16, float32 or float16.")
+    dtype: str = option("auto", DTYPES)
 
     def turns(self, least: int) -> list[str]:
         """Return the users' turns.

@@ -15,7 +15,7 @@ from mintage.data import Corpus, texts
 from mintage.errors import UserError
 from mintage.keep.core.channels import ChannelOrder, ChannelRule, calibrate_channels
 from mintage.models import EMBEDDED, CausalLM, load_causal_lm
-from mintage.options import Options, option
+from mintage.options import DTYPES, Options, option
 from mintage.progress import Note, Progress, silent, unheard
 
 __all__ = ["ChannelCalibration"]
@@ -44,7 +44,7 @@ class ChannelCalibration(Options):
     rule: ChannelRule = option("qk", "Score of a channel: qk (after rotation), q or k (before it).")
     blocks: int = option(256, "Blocks of text, fewer where the text ends.", least=1)
     block_tokens: int = option(512, "Tokens per block.", least=2)
-    dtype: str = option("auto", "auto (the faster here, measured once), bfloat16, float32 or float16.")
+    dtype: str = option("auto", DTYPES)
     device: str = option("cpu", "cpu, cuda, ...")
 
     def run(self, *, progress: Progress = silent, note: Note = unheard) -> ChannelOrder:
