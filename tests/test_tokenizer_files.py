@@ -2,19 +2,34 @@
 
 import base64
 import builtins
+import hashlib
 import io
 import json
 import os
 import random
+import time
+import warnings
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
-from mintage.errors import UserError
-from mintage.tokenizer_files import PATTERNS, PreTokens, clean_merges, load_tokenizer, merges, recover_merges
+from mintage.audit.contract import tokenizer_of
+from mintage.errors import Notice, UserError
+from mintage.segment.core.adapters import open_segmenter
+from mintage.tokenizer_files import (
+    PATTERNS,
+    PreTokens,
+    clean_merges,
+    load_tokenizer,
+    merges,
+    read_tokenizer,
+    recover_merges,
+)
+from mintage.tokenizer_files import ranks as rank_files
+from mintage.tokenizer_files.ranks import for_tokenizers
 
 REAL = Path(os.environ.get("MINTAGE_TOKENIZERS", "absent"))
 
@@ -72,7 +87,7 @@ def rank_file(path, ranks):
 
 def test_a_rank_file_gives_the_merges_back(tmp_path, byte_level, ranks):
     opened = load_tokenizer(rank_file(tmp_path / "gpt2.tiktoken", ranks))
-    assert merges(opened) == merges(byte_level)
+    assert clean_merges(merges(opened)) == merges(byte_level)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "cl100k_base", "o200k_base", "qwen"])
@@ -94,6 +109,7 @@ def test_patterns_are_those_of_tiktoken():
     public = pytest.importorskip("tiktoken_ext.openai_public")
     regex = pytest.importorskip("regex")
     text = "".join(TEXTS[:4]) + " it's WE'VE  x\r\n\r\n  y12345678 ...!? /// \t z "
+    assert PATTERNS["gpt2"] == public.r50k_pat_str
     assert regex.findall(PATTERNS["gpt2"], text) == regex.findall(public.r50k_pat_str, text)
 
 
@@ -108,14 +124,144 @@ def test_a_model_file_with_ranks_needs_a_pattern(tmp_path, ranks):
         load_tokenizer(path, pattern="(")
 
 
-@pytest.mark.parametrize("content", [b"", b"not base64!\n", b"YQ== 0\nYg==\n", b"YQ== x\n", b"YQ== 0\nYg== 0\n"])
-def test_damaged_rank_files(tmp_path, content):
+BYTES = [base64.b64encode(bytes([b])) + b" %d" % b for b in range(256)]
+
+
+@pytest.mark.parametrize("opener", [load_tokenizer, open_segmenter])
+@pytest.mark.parametrize("name", ["gpt2.tiktoken", "tokenizer.model"])
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"YQ== 0\nYg==\n", "line 2: not a base64 token and its rank"),
+        (b"YQ== 0\nYg== x\n", "line 2: not a base64 token and its rank"),
+        (b"YQ== 0\nYg== -1\n", "line 2: not a base64 token and its rank"),
+        (b"YQ== 0\nYg== 99999999999999999999\n", "line 2: not a base64 token and its rank"),
+        (b"YQ== 0\nYg== 0\n", "gives a rank to two tokens"),
+        (b"YQ== 0\nYQ== 1\n", "line 2: gives a token a second rank"),
+        (b"YQ== 0\n", "lacks byte 0x00"),
+        (b"\n".join([*BYTES, b"YWE= 999999999"]), "holds rank 999999999, which is no id"),
+    ],
+)
+def test_a_damaged_rank_file_is_one_line_to_everyone(tmp_path, opener, name, content, told):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=told) as caught:
+        opener(path, pattern="gpt2")
+    assert "\n" not in str(caught.value)
+    assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"not base64!\n", b"YQ== x\n"])
+def test_what_is_called_a_rank_file_and_is_none(tmp_path, content):
     path = tmp_path / "gpt2.tiktoken"
     path.write_bytes(content)
-    with pytest.raises(UserError) as told:
-        load_tokenizer(path)
-    assert "\n" not in str(told.value)
-    assert "gpt2.tiktoken" in str(told.value)
+    for opener in (load_tokenizer, open_segmenter):
+        with pytest.raises(UserError, match=r"gpt2\.tiktoken"):
+            opener(path)
+
+
+@pytest.mark.parametrize("name", ["gpt2.tiktoken", "cl100k_base.tiktoken", "o200k_base.tiktoken", "qwen.tiktoken"])
+def test_both_openers_cut_a_rank_file_alike(tmp_path, ranks, name):
+    path = rank_file(tmp_path / name, ranks)
+    ours, theirs = load_tokenizer(path), open_segmenter(path)
+    assert theirs.note == f"cut as {path.stem}, after its name"
+    for text in [*TEXTS[:4], "DON'T 12345 e\u0301 \r\n\n x", "HelloWorld's /// 3.14"]:
+        assert ours.encode(text, add_special_tokens=False).ids == theirs.encode(text)
+
+
+def test_a_published_file_is_known_by_its_content_whatever_it_is_called(tmp_path, ranks, monkeypatch):
+    tokens = sorted(ranks, key=ranks.__getitem__)
+    digest = hashlib.sha256(b"\n".join(map(base64.b64encode, tokens))).hexdigest()[:12]
+    monkeypatch.setitem(rank_files._PUBLISHED, (len(ranks), digest), "llama3")
+    for name in ("tokenizer.model", "cl100k_base.tiktoken", "noname"):
+        path = rank_file(tmp_path / name, ranks)
+        assert load_tokenizer(path).encode("12345678").ids == open_segmenter(path).encode("12345678")
+        assert read_tokenizer(path).held.pattern == PATTERNS["llama3"]
+        assert not open_segmenter(path).note
+
+
+def test_a_pattern_is_for_rank_files_that_do_not_tell(tmp_path, ranks, byte_level):
+    path = rank_file(tmp_path / "mine.tiktoken", ranks)
+    for opener in (load_tokenizer, open_segmenter):
+        with pytest.raises(
+            UserError, match=r"does not say how it cuts text; pass the pattern, --pattern \(one of gpt2, "
+        ):
+            opener(path)
+    assert (
+        open_segmenter(path, pattern="qwen").encode("a 12345")
+        == load_tokenizer(path, pattern="qwen").encode("a 12345").ids
+    )
+    byte_level.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match="says itself how it cuts text; leave out the pattern"):
+        load_tokenizer(tmp_path / "tokenizer.json", pattern="gpt2")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"\p{N}{1,3}+|[^\p{N}]+",
+        r"(?:\p{N}|[.,]){2,5}+\w?|\s+|.",
+        r"[0-9a-f[x]]{1,4}+|\s++$|\s+(?!\S)|\s|.",
+        r"\d{3}?|\w{1,2}?|^\s|.|\s",
+        *PATTERNS.values(),
+    ],
+)
+def test_regular_expressions_of_tiktoken_mean_the_same_to_tokenizers(pattern):
+    regex = pytest.importorskip("regex")
+    cut = pre_tokenizers.Split(Regex(for_tokenizers(pattern)), "isolated")
+    for text in ["1234567 12.345,6 x", "a1b22c333  \n\n 4444 \n", "ffx0 \r\n Don't DON'T", " \n \n", "1234567890123"]:
+        theirs = [text[m.start() : m.end()] for m in regex.compile(pattern, regex.V1).finditer(text) if m[0]]
+        assert "".join(theirs) == text
+        assert [piece for piece, _ in cut.pre_tokenize_str(text)] == theirs
+
+
+def test_flags_that_the_two_read_differently_are_refused(tmp_path, ranks):
+    with pytest.raises(UserError, match=r"\(\?s\) is read differently"):
+        load_tokenizer(rank_file(tmp_path / "mine.tiktoken", ranks), pattern="(?s).")
+
+
+def tekken(ranks, **more):
+    rows = [
+        {"rank": rank, "token_bytes": base64.b64encode(token).decode(), "token_str": None}
+        for token, rank in ranks.items()
+    ]
+    config = {"pattern": PATTERNS["o200k_base"], "num_vocab_tokens": len(rows), "version": "v3"}
+    config |= {"default_vocab_size": len(rows) - 20 + 10, "default_num_special_tokens": 10}
+    return {"config": config, "vocab": rows, **more}
+
+
+@pytest.mark.parametrize("special", [None, [{"rank": 1, "token_str": "<s>"}, {"rank": 0, "token_str": "<unk>"}]])
+def test_tekken_files_and_their_folder(tmp_path, ranks, special):
+    tiktoken = pytest.importorskip("tiktoken")
+    (tmp_path / "tekken.json").write_text(json.dumps(tekken(ranks, special_tokens=special)), encoding="utf-8")
+    first = dict(list(ranks.items())[:-20])
+    theirs = tiktoken.Encoding("x", pat_str=PATTERNS["o200k_base"], mergeable_ranks=first, special_tokens={})
+    for path in (tmp_path, tmp_path / "tekken.json"):
+        ours, segmenter = load_tokenizer(path), open_segmenter(path)
+        for text in [*TEXTS[:4], "a</s>b [INST]"]:
+            ids = [10 + i for i in theirs.encode_ordinary(text)]
+            assert ours.encode(text, add_special_tokens=False).ids == segmenter.encode(text) == ids
+        assert ours.token_to_id("<s>") == 1
+        assert ours.get_vocab_size() == segmenter.vocab_size == len(ranks) - 20 + 10
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda held: held["vocab"].pop(7),
+        lambda held: held["config"].pop("pattern"),
+        lambda held: held["vocab"][3].update(token_bytes="!"),
+        lambda held: held.update(vocab={}),
+        lambda held: held["config"].update(default_num_special_tokens="ten"),
+    ],
+)
+def test_a_damaged_tekken_file_is_one_line(tmp_path, ranks, spoil):
+    held = tekken(ranks)
+    spoil(held)
+    (tmp_path / "tekken.json").write_text(json.dumps(held), encoding="utf-8")
+    for opener in (load_tokenizer, open_segmenter):
+        with pytest.raises(UserError, match=r"is no whole tekken\.json"):
+            opener(tmp_path)
 
 
 # -- SentencePiece -----------------------------------------------------------------------------------------------------
@@ -167,11 +313,120 @@ def test_text_survives(sentencepiece_model):
 def test_a_damaged_model_is_one_line(tmp_path, sentencepiece_model):
     whole = sentencepiece_model[0].read_bytes()
     for content in (b"", b"\xff\xff\xff\xff", whole[: len(whole) // 2], b"\x0a\x05hello"):
-        path = tmp_path / "broken.model"
-        path.write_bytes(content)
-        with pytest.raises(UserError) as told:
-            load_tokenizer(path)
-        assert "\n" not in str(told.value)
+        for name in ("broken.model", "tokenizer.model.v3", "noname"):
+            path = tmp_path / name
+            path.write_bytes(content)
+            for opener in (load_tokenizer, open_segmenter):
+                with pytest.raises(UserError, match="damaged or no SentencePiece model") as told:
+                    opener(path)
+                assert "\n" not in str(told.value)
+
+
+FLAGS = {
+    "as it comes": {},
+    "bytes": {"byte_fallback": True, "vocab_size": 500},
+    "suffix": {"treat_whitespace_as_suffix": True},
+    "no prefix": {"add_dummy_prefix": False},
+    "white space kept": {"remove_extra_whitespaces": False},
+    "suffix, kept": {"treat_whitespace_as_suffix": True, "remove_extra_whitespaces": False},
+    "identity": {"normalization_rule_name": "identity"},
+    "lower case": {"normalization_rule_name": "nmt_nfkc_cf"},
+    "names": {"pad_id": 3, "control_symbols": ["<ctrl>", "[X]"], "unk_piece": "[UNK]"},
+}
+SYMBOLS = {"none": [], "sep": ["<sep>"], "runs": ["▁▁", "▁▁▁▁"], "lines": ["\n", "ab", "tide"], "rewritten": ["½", "ﬁ"]}
+
+
+def learnt(path, kind, symbols, **options):
+    spm = pytest.importorskip("sentencepiece")
+    out = io.BytesIO()
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS),
+        model_writer=out,
+        model_type=kind,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        num_threads=1,
+        user_defined_symbols=list(symbols),
+        **{"vocab_size": 250, **options},
+    )
+    path.write_bytes(out.getvalue())
+    return spm.SentencePieceProcessor(model_proto=out.getvalue())
+
+
+def texts_of(symbols):
+    """Texts of words, white space, control pieces' names and user-defined pieces, in any order."""
+    draw = random.Random(0)
+    words = [
+        *" ".join(TEXTS[:4]).split(),
+        *symbols,
+        "</s>",
+        "<unk>",
+        "[X]",
+        "<0x41>",
+        "\t",
+        "\r\n",
+        "ﬁ",
+        "½",
+        "é",
+        "🙂",
+    ]
+    for _ in range(60):
+        yield "".join(draw.choice(words) + draw.choice(["", " ", "  "]) for _ in range(draw.randint(0, 7)))
+    yield from ["", " ", "  a", "a  ", "the sand<sep>the boats", "</s>", "a</s>b", "<unk>", "a    b"]
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe", "char"])
+@pytest.mark.parametrize("symbols", SYMBOLS)
+def test_user_defined_pieces_and_flags_give_sentencepieces_ids(tmp_path, kind, symbols):
+    for name, options in FLAGS.items():
+        theirs = learnt(tmp_path / "it.model", kind, SYMBOLS[symbols], **options)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            ours = load_tokenizer(tmp_path / "it.model")
+        scores = [theirs.get_score(i) for i in range(theirs.get_piece_size())]
+        for text in texts_of(SYMBOLS[symbols]):
+            mine, ids = ours.encode(text, add_special_tokens=False).ids, theirs.encode(text)
+            if (
+                mine != ids and kind == "unigram" and symbols == "runs"
+            ):  # equal weights: rounding decides, and it is said
+                assert abs(sum(scores[i] for i in mine) - sum(scores[i] for i in ids)) < 1.1
+                assert "".join(map(theirs.id_to_piece, mine)) == "".join(map(theirs.id_to_piece, ids))
+                continue
+            assert mine == ids, (name, text, told)
+            assert open_segmenter(tmp_path / "it.model").encode(text) == ids
+        for text in TEXTS[:2]:
+            assert ours.decode(theirs.encode(text)) == theirs.decode(theirs.encode(text))
+
+
+def test_a_model_of_whole_words_is_refused_and_served_by_its_library(tmp_path):
+    theirs = learnt(tmp_path / "it.model", "word", [])
+    with pytest.raises(UserError, match=r"model of whole words.*which no tokenizer\.json can say; use it through"):
+        load_tokenizer(tmp_path / "it.model")
+    assert open_segmenter(tmp_path / "it.model").encode("the tide sea") == theirs.encode("the tide sea")
+
+
+def test_pieces_of_one_score_that_overlap_are_refused(tmp_path):
+    pytest.importorskip("google.protobuf")
+    from sentencepiece import sentencepiece_model_pb2
+
+    learnt(tmp_path / "it.model", "bpe", [])
+    held = sentencepiece_model_pb2.ModelProto.FromString((tmp_path / "it.model").read_bytes())
+    for piece in ("中", "国", "人", "国人", "中国"):
+        held.pieces.add(piece=piece, score=0.0, type=1)
+    (tmp_path / "it.model").write_bytes(held.SerializeToString())
+    with pytest.raises(UserError, match="cuts '中国人' in a way of its own"):
+        load_tokenizer(tmp_path / "it.model")
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_thousands_of_user_defined_pieces_open_at_once(tmp_path, kind):
+    symbols = [f"<extra_{i}>" for i in range(4000)]
+    theirs = learnt(tmp_path / "it.model", kind, symbols, vocab_size=4400)
+    started = time.perf_counter()
+    ours = load_tokenizer(tmp_path / "it.model")
+    assert time.perf_counter() - started < 3  # 15 s where one is added after the other
+    text = "the tide<extra_3999> <extra_12>0>"
+    assert ours.encode(text, add_special_tokens=False).ids == theirs.encode(text)
 
 
 @pytest.mark.parametrize("missing", ["sentencepiece", "google.protobuf"])
@@ -226,8 +481,38 @@ def test_what_is_not_there_is_told(source):
 
 
 def test_a_folder_without_tokenizer_is_told(tmp_path):
-    with pytest.raises(UserError, match=r"holds no tokenizer\.json"):
-        load_tokenizer(tmp_path)
+    for opener in (load_tokenizer, open_segmenter):
+        with pytest.raises(UserError, match=r"holds no tokenizer\.json"):
+            opener(tmp_path)
+
+
+def test_dropout_in_a_file_is_cleared_and_told(tmp_path, byte_level):
+    held = json.loads(byte_level.to_str())
+    held["model"]["dropout"] = 0.5
+    (tmp_path / "tokenizer.json").write_text(json.dumps(held), encoding="utf-8")
+    want = byte_level.encode(TEXTS[0]).ids
+    for opened in (load_tokenizer, open_segmenter):
+        with pytest.warns(Notice, match=r"tokenizer\.json drops 0\.5 of its merges at random; read without that"):
+            tokenizer = opened(tmp_path)
+        for _ in range(5):
+            ids = tokenizer.encode(TEXTS[0])
+            assert getattr(ids, "ids", ids) == want
+
+
+def test_a_tokenizer_in_memory_with_dropout_is_audited_without(byte_level):
+    tokenizer = Tokenizer.from_str(byte_level.to_str())
+    tokenizer.model.dropout = 0.5
+    with pytest.warns(Notice, match="drops 0.5 of its merges"):
+        assert tokenizer_of(tokenizer).model.dropout is None
+
+
+@pytest.mark.parametrize("content", ["[" * 5000 + "]" * 5000, '{"model": "\\ud800"}', "9" * 6000, "{}", "[]", "null"])
+def test_json_that_is_no_tokenizer_is_one_line(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_text(content, encoding="utf-8")
+    for opener in (load_tokenizer, open_segmenter):
+        with pytest.raises(UserError) as told:
+            opener(tmp_path)
+        assert "\n" not in str(told.value)
 
 
 # -- merges ------------------------------------------------------------------------------------------------------------

@@ -13,10 +13,11 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from mintage.errors import UserError
 from mintage.retrofit.core.dynamic_tokenizer import DynamicTokenizer
 from mintage.retrofit.core.merging import Merging, dynamic_merge, pair_rule
-from mintage.retrofit.core.token_bytes import TokenBytes, _alphabet
+from mintage.retrofit.core.token_bytes import TokenBytes
+from mintage.tokenizer_files.letters import BYTE_CHARS
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "dynamic-tokens"
-LETTERS = {letter: byte for byte, letter in _alphabet().items()}
+LETTERS = {letter: byte for byte, letter in enumerate(BYTE_CHARS)}
 
 
 def to_bytes(token):

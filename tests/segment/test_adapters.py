@@ -12,8 +12,6 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from mintage.errors import UserError
 from mintage.segment.baselines import BPE
 from mintage.segment.core.adapters import (
-    CL100K_PATTERN,
-    GPT2_PATTERN,
     PROBES,
     HFTokenizer,
     SentencePiece,
@@ -22,6 +20,7 @@ from mintage.segment.core.adapters import (
 )
 from mintage.segment.core.metrics import encode_corpus
 from mintage.testing.segment import CORPUS, TEXTS
+from mintage.tokenizer_files import PATTERNS
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +30,7 @@ def bpe():
 
 @pytest.fixture(scope="module")
 def rank_file(bpe, tmp_path_factory):
-    path = tmp_path_factory.mktemp("ranks") / "mine.tiktoken"
+    path = tmp_path_factory.mktemp("ranks") / "gpt2.tiktoken"
     lines = [base64.b64encode(t) + b" " + str(i).encode() for i, t in enumerate(bpe.tokens())]
     path.write_bytes(b"\n".join(lines) + b"\n")
     return path
@@ -117,11 +116,11 @@ def test_a_rank_file_gives_the_ids_of_the_tokenizer_that_it_came_from(bpe, rank_
     assert isinstance(opened, Tiktoken)
     assert opened.encode_batch(TEXTS) == bpe.encode_batch(TEXTS)
     assert opened.tokens() == bpe.tokens()
-    assert opened.note == "its pattern is not in the file; GPT-2's is assumed"
+    assert opened.note == "cut as gpt2, after its name"
     assert opened.loss == ""
 
 
-@pytest.mark.parametrize("pattern", [GPT2_PATTERN, CL100K_PATTERN])
+@pytest.mark.parametrize("pattern", [PATTERNS["gpt2"], PATTERNS["cl100k_base"]])
 def test_patterns_lose_nothing(bpe, pattern):
     ranks = {token: i for i, token in enumerate(bpe.tokens())}
     opened = Tiktoken(tiktoken.Encoding("x", pat_str=pattern, mergeable_ranks=ranks, special_tokens={"<|e|>": 500}))
@@ -140,7 +139,7 @@ def test_the_gpt2_pattern_is_the_one_that_tokenizers_has():
     for text in [*TEXTS, *CORPUS, "don't  I'll\n\n  x \t y   "]:
         theirs = [text[begin:end] for _, (begin, end) in byte_level.pre_tokenize_str(text)]
         if text.isascii():  # else the offsets of bytes inside a character repeat it
-            assert regex.findall(GPT2_PATTERN, text) == theirs
+            assert regex.findall(PATTERNS["gpt2"], text) == theirs
 
 
 def test_an_unknown_name_of_tiktoken(monkeypatch):
@@ -215,11 +214,11 @@ def test_what_cannot_be_saved_leaves_no_folder(foreign, tmp_path):
             json.dumps({"version": "1.0", "model": {"type": "BPE", "merges": [["a", "b"]], "vocab": {}}}).encode(),
             "is no tokenizer that tokenizers can read",
         ),
-        ("x.tiktoken", b"not base64 at all", "is no tiktoken file"),
-        ("x.tiktoken", b"\x00\x01\x02", "is no tiktoken file"),
+        ("x.tiktoken", b"not base64 at all", "line 1: not a base64 token and its rank"),
+        ("x.tiktoken", b"\x00\x01\x02", "line 1: not a base64 token and its rank"),
         ("x.tiktoken", b"YQ== 0\n", "lacks byte 0x00"),
-        ("x.model", b"junk", "is no sentencepiece model, or damaged"),
-        ("x.model", b"", "is no sentencepiece model, or damaged"),
+        ("x.model", b"junk", "is damaged or no SentencePiece model"),
+        ("x.model", b"", "is damaged or no SentencePiece model"),
         ("segmenter.json", b"{", "is no segmenter, or damaged"),
     ],
 )

@@ -24,7 +24,8 @@ from mintage.segment.baselines import (
     _chunks,
     _own_random,
 )
-from mintage.segment.core.hf import BYTE_CHARS, HFSegmenter, byte_level, from_byte_chars, to_byte_chars
+from mintage.segment.core.hf import HFSegmenter, byte_level, from_byte_chars, to_byte_chars
+from mintage.tokenizer_files.letters import BYTE_CHARS
 
 ENGLISH = ["the moon pulls the water of the sea and the sea follows the moon\n"] * 30
 SIZED = [BPE, SuperwordBPE, WordPiece, ParityBPE, Unigram, Morfessor]

@@ -452,7 +452,8 @@ def test_hard_compounds_are_those_cut_elsewhere():
     from tokenizers import models
 
     from mintage.segment.compoundpiece import CompoundPieceTokenizer
-    from mintage.segment.core.hf import BYTE_CHARS, byte_level, to_byte_chars
+    from mintage.segment.core.hf import byte_level, to_byte_chars
+    from mintage.tokenizer_files.letters import BYTE_CHARS
 
     whole = [*((c, -9.0) for c in BYTE_CHARS), *((to_byte_chars(w), -1.0) for w in (" haustür", "ßwa", "wasser"))]
     made = CompoundPieceTokenizer(byte_level(models.Unigram(whole, None, False)))

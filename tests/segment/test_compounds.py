@@ -17,7 +17,8 @@ from mintage.bench.segment.compounds import Language
 from mintage.data import debian
 from mintage.errors import UserError
 from mintage.segment.compoundpiece import CompoundPieceTokenizer
-from mintage.segment.core.hf import BYTE_CHARS, byte_level, to_byte_chars
+from mintage.segment.core.hf import byte_level, to_byte_chars
+from mintage.tokenizer_files.letters import BYTE_CHARS
 
 # -- texts --------------------------------------------------------------------------------------------------------
 

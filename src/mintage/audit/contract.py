@@ -23,6 +23,7 @@ from mintage.files import replace_file
 from mintage.measure.figure import Figure
 from mintage.options import check_fields
 from mintage.progress import Progress, silent
+from mintage.tokenizer_files import without_dropout
 
 __all__ = ["Audit", "Cell", "Report", "tokenizer_of"]
 
@@ -125,4 +126,4 @@ def tokenizer_of(subject: Any) -> Tokenizer:
     if not isinstance(tokenizer, Tokenizer):
         told = "mintage.tokenizer_files.load_tokenizer"
         raise UserError(f"a {type(subject).__name__} is no fast tokenizer; open one with {told}")
-    return tokenizer
+    return without_dropout(tokenizer)

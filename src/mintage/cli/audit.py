@@ -139,6 +139,7 @@ def _to_r2l(
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Also where the vocabulary lacks groups: to train a new one.")
     ] = False,
+    pattern: Annotated[str | None, typer.Option(help=_PATTERN)] = None,
 ) -> None:
     """Make a tokenizer cut numbers from the right (10|642|122), with no new tokens; other text is cut as before.
 
@@ -153,7 +154,7 @@ def _to_r2l(
     from mintage import audit
     from mintage.tokenizer_files import load_tokenizer
 
-    before = load_tokenizer(tokenizer)
+    before = load_tokenizer(tokenizer, pattern=pattern)
     after = audit.to_r2l(
         before,
         size=size,

@@ -31,6 +31,9 @@ def transfer(
         list[str] | None, typer.Option(help="Text of the kind the tokenizer is for; focus, wechsel, omp learn from it.")
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    pattern: Annotated[
+        str | None, typer.Option(help="How a rank file cuts text: cl100k_base, ..., or a regex.")
+    ] = None,
 ) -> None:
     """Give a model another tokenizer: only its embeddings change, and a Hugging Face folder is written.
 
@@ -51,7 +54,7 @@ def transfer(
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not empty; pass a folder that does not exist yet")
-    target = _target(tokenizer)
+    target = _target(tokenizer, pattern)
     lm = load_causal_lm(model, dtype=dtype)
     made = give(lm.model, lm.tokenizer, target, method, texts=Corpus(*text, limit=_SAMPLE) if text else ())
     with replace_folder(out) as folder, quiet():
@@ -61,7 +64,7 @@ def transfer(
     typer.echo(f"wrote {out}: {told}")
 
 
-def _target(name: str) -> Any:
+def _target(name: str, pattern: str | None) -> Any:
     """Load a tokenizer with its special tokens where it has some, else a bare one."""
     from transformers import AutoTokenizer
 
@@ -70,5 +73,7 @@ def _target(name: str) -> Any:
 
     path = Path(name)
     if path.exists() and not (path / "tokenizer_config.json").exists():
-        return load_tokenizer(path)
+        return load_tokenizer(path, pattern=pattern)
+    if pattern is not None:
+        raise UserError(f"{name} says itself how it cuts text; leave out --pattern")
     return fetched(AutoTokenizer, name, "pass a tokenizer.json or its folder")

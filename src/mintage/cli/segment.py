@@ -25,7 +25,9 @@ from mintage.options import Options, option
 
 app = typer.Typer(no_args_is_help=True, help="Train tokenizers, cut text with them, and compare any.")
 
-_TOKENIZER = "A mintage folder, tokenizer.json or its folder, a .tiktoken or .model file, a tiktoken name, a hub id."
+_TOKENIZER = "A mintage folder, tokenizer.json, tekken.json, rank or SentencePiece file, tiktoken name, hub id."
+_PATTERN = "How a rank file that does not tell cuts text: cl100k_base, llama3, ... or a regular expression."
+_Pattern = Annotated[str | None, typer.Option("--pattern", help=_PATTERN)]
 
 
 def _argument(name: str, kind: Any, text: str) -> list[inspect.Parameter]:
@@ -116,6 +118,7 @@ def encode(
     text: Annotated[str, typer.Argument(help="The text, or - for standard input.")] = "-",
     ids: Annotated[bool, typer.Option("--ids", help="Print ids on one line (default where output is piped).")] = False,
     tokens: Annotated[bool, typer.Option("--tokens", help="Print one line per token: id, tab, text in JSON.")] = False,
+    pattern: _Pattern = None,
 ) -> None:
     """Cut text into tokens: coloured on a terminal, ids where the output is piped.
 
@@ -133,7 +136,7 @@ def encode(
 
     if ids and tokens:
         raise UserError("--ids and --tokens exclude each other; pass one")
-    segmenter = open_segmenter(tokenizer)
+    segmenter = open_segmenter(tokenizer, pattern=pattern)
     data = read_input(text)
     console = Console(highlight=False, soft_wrap=True)
     if tokens or (console.is_terminal and not ids):
@@ -180,6 +183,7 @@ def _coloured(pieces: list[tuple[int, bytes]]) -> Text:
 def decode(
     tokenizer: Annotated[str, typer.Argument(help=_TOKENIZER)],
     ids: Annotated[list[str] | None, typer.Argument(help="Ids, or nothing for standard input.")] = None,
+    pattern: _Pattern = None,
 ) -> None:
     """Turn ids back into text: exactly the bytes that were encoded, so that the output can be compared with the input.
 
@@ -193,7 +197,7 @@ def decode(
     """
     from mintage.segment.core.adapters import open_segmenter
 
-    segmenter = open_segmenter(tokenizer)
+    segmenter = open_segmenter(tokenizer, pattern=pattern)
     words = ids if ids and ids != ["-"] else sys.stdin.read().split()
     numbers = []
     for word in (part for text in words for part in re.split(r"[\s,]+", text.strip("[] \n")) if part):
@@ -253,6 +257,7 @@ class Compare(Options):
     morphology: str | None = option(None, "JSON lines with word and segments.")
     repeats: int = option(5, "Rounds of timing; 0 for none.", least=0)
     limit: int | None = option(None, "Measure on about this many characters of the text.")
+    pattern: str | None = option(None, _PATTERN)
     out: Path | None = option(None, "Write table and figures: a .html page, or a results folder.", short="-o")
 
     def run(self, tokenizers: list[str], as_json: bool) -> None:
@@ -263,7 +268,7 @@ class Compare(Options):
         from mintage.segment.core.metrics import read_morphology, read_parallel
 
         _check_out(self.out)
-        segmenters = {name: open_segmenter(spec) for name, spec in _named(tokenizers).items()}
+        segmenters = {name: open_segmenter(spec, pattern=self.pattern) for name, spec in _named(tokenizers).items()}
         console = Console(stderr=True, highlight=False)
         for name, one in segmenters.items():
             if isinstance(one, Foreign) and (

@@ -30,9 +30,10 @@ from mintage.options import option
 from mintage.progress import Progress, silent
 from mintage.segment.contract import Trainer, as_bytes
 from mintage.segment.core.artefact import counted
-from mintage.segment.core.hf import BYTE_CHARS, HFSegmenter, byte_level, to_byte_chars
+from mintage.segment.core.hf import HFSegmenter, byte_level, to_byte_chars
 from mintage.segment.core.unigram import learn_unigram
 from mintage.segment.hyphens import hyphen_pairs, web_words
+from mintage.tokenizer_files.letters import BYTE_CHARS
 
 __all__ = ["CompoundPiece", "CompoundPieceTokenizer", "Splitter", "lossless_pretokens", "pretokens"]
 

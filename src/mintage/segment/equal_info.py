@@ -30,8 +30,9 @@ from mintage.options import option
 from mintage.progress import Progress, silent
 from mintage.segment.contract import Segmenter, Trainer, as_bytes
 from mintage.segment.core.byte_models import ByteGRU, ByteModel, ByteNGram, GRUSettings
-from mintage.segment.core.hf import longest_match_pattern, to_byte_chars
+from mintage.segment.core.hf import to_byte_chars
 from mintage.segment.window_coder import code_windows, decode_windows, total_frequency, window_strings
+from mintage.tokenizer_files.letters import longest_match_pattern
 
 __all__ = ["EqualInfo", "EqualInfoSegmenter"]
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from mintage.errors import UserError, missing_extra
 from mintage.segment.contract import Segmenter
-from mintage.segment.core.hf import BYTE_CHARS, byte_level, longest_match_pattern, to_byte_chars
+from mintage.segment.core.hf import byte_level, to_byte_chars
+from mintage.tokenizer_files.letters import BYTE_CHARS, longest_match_pattern
 
 __all__ = ["LiBSegmenter"]
 

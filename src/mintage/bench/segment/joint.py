@@ -25,9 +25,10 @@ from mintage.options import option
 from mintage.progress import Progress, silent
 from mintage.segment.baselines import ByLanguage
 from mintage.segment.contract import Segmenter, Trainer, load
-from mintage.segment.core.adapters import GPT2_PATTERN, SentencePiece, Tiktoken, open_segmenter
+from mintage.segment.core.adapters import SentencePiece, Tiktoken, open_segmenter
 from mintage.segment.core.hf import HFSegmenter
 from mintage.segment.core.unigram import UNKNOWN
+from mintage.tokenizer_files import PATTERNS
 
 __all__ = ["SegmentBench"]
 
@@ -150,7 +151,7 @@ def _as_tiktoken(bpe: HFSegmenter) -> Tiktoken:
     except ModuleNotFoundError:
         raise missing_extra("tiktoken", "segment") from None
     ranks = {token: number for number, token in enumerate(bpe.tokens())}
-    return Tiktoken(tiktoken.Encoding("bpe", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={}))
+    return Tiktoken(tiktoken.Encoding("bpe", pat_str=PATTERNS["gpt2"], mergeable_ranks=ranks, special_tokens={}))
 
 
 def _train_sentencepiece(kind: str, texts: ByLanguage, vocab_size: int) -> SentencePiece | None:

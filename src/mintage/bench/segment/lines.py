@@ -17,8 +17,8 @@ from mintage.measure import Figure, Interval, bootstrap_ratio, paired_time
 from mintage.measure.figure import curve
 from mintage.measure.study import Run
 from mintage.segment import LiBSegmenter, Segmenter, Trainer
-from mintage.segment.core.adapters import GPT2_PATTERN
 from mintage.segment.core.unigram import UNKNOWN
+from mintage.tokenizer_files import PATTERNS
 
 __all__ = [
     "LENGTH",
@@ -272,7 +272,7 @@ def encoding_seconds(
         import tiktoken
 
         ranks = {token: rank for rank, token in enumerate(bpe.tokens)}
-        fast = tiktoken.Encoding("bpe", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={})
+        fast = tiktoken.Encoding("bpe", pat_str=PATTERNS["gpt2"], mergeable_ranks=ranks, special_tokens={})
         calls["bpe (tiktoken)"] = lambda: [fast.encode_ordinary(line) for line in lines]
     except ModuleNotFoundError:
         pass  # the row then has one peer less

@@ -17,6 +17,7 @@ from mintage.errors import UserError
 from mintage.retrofit.contract import END
 from mintage.retrofit.core.token_bytes import TokenBytes
 from mintage.retrofit.core.validity import ASK, Validity
+from mintage.tokenizer_files import without_dropout
 
 __all__ = ["ByteVocabulary", "Tokens", "ends_a_character"]
 
@@ -50,7 +51,7 @@ class ByteVocabulary:
         decode: Callable[[bytes], str] = bytes.decode,
         prefix: bytes = b"",
     ) -> None:
-        self.tokenizer = Tokenizer.from_str(tokenizer.to_str())
+        self.tokenizer = without_dropout(Tokenizer.from_str(tokenizer.to_str()))
         self.tokenizer.encode_special_tokens = True
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()

@@ -8,6 +8,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from mintage.errors import UserError
+from mintage.tokenizer_files.letters import BYTE_CHARS
 
 __all__ = ["TokenBytes"]
 
@@ -50,7 +51,7 @@ class TokenBytes:
         decoders = held.get("decoder") or {}
         kinds = {step["type"] for step in [decoders, *decoders.get("decoders", ())] if "type" in step}
         if "ByteLevel" in kinds:
-            self.bytes_of, self.letters = _byte_level, _alphabet()
+            self.bytes_of, self.letters = _byte_level, dict(enumerate(BYTE_CHARS))
         elif kind == "WordPiece":
             self._mark = held["model"]["continuing_subword_prefix"]
             self.bytes_of, self.letters = self._of_wordpiece, None
@@ -104,14 +105,7 @@ class TokenBytes:
         return [place for place in found if place != self.unknown]
 
 
-def _alphabet() -> dict[int, str]:
-    """Byte-level BPE writes printable bytes as themselves and the others as letters from U+0100 on, in order."""
-    plain = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in plain]
-    return {byte: chr(byte) for byte in plain} | {byte: chr(0x100 + place) for place, byte in enumerate(others)}
-
-
-_BYTES = {letter: byte for byte, letter in _alphabet().items()}
+_BYTES = {letter: byte for byte, letter in enumerate(BYTE_CHARS)}
 
 
 def _byte_level(name: str) -> bytes:

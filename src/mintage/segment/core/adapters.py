@@ -6,9 +6,9 @@ here, because their file is already theirs.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
+import unicodedata
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -21,7 +21,7 @@ from mintage.errors import UserError, did_you_mean, missing_extra
 from mintage.segment.contract import Segmenter, as_bytes, load
 from mintage.segment.core.artefact import VALUES
 from mintage.segment.core.hf import from_byte_chars
-from mintage.tokenizer_files import load_tokenizer
+from mintage.tokenizer_files import RankFile, load_tokenizer, read_tokenizer, without_dropout
 
 __all__ = ["Foreign", "HFTokenizer", "SentencePiece", "Tiktoken", "open_segmenter"]
 
@@ -84,8 +84,9 @@ class Foreign(Segmenter):
                 f"this {self.kind} reads text only, and byte {error.start} is not UTF-8; decode the input first"
             ) from None
 
+    @abstractmethod
     def _encode(self, text: str) -> list[int]:
-        raise NotImplementedError
+        """Cut a text without lone surrogates."""
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Refuse: there is nothing that mintage could write better than the file it was read from."""
@@ -103,7 +104,7 @@ class HFTokenizer(Foreign):
     method, kind = "hf", "Hugging Face tokenizer"
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer = tokenizer = without_dropout(tokenizer)
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = True
@@ -170,8 +171,13 @@ class Tiktoken(Foreign):
 
     method, kind = "tiktoken", "tiktoken encoding"
 
-    def __init__(self, encoding: Any, note: str = "") -> None:
-        self.encoding, self.note = encoding, note
+    def __init__(self, encoding: Any, note: str = "", *, composed: bool = False) -> None:
+        self.encoding, self.note, self._composed = encoding, note, composed
+
+    @classmethod
+    def of(cls, ranks: RankFile) -> Tiktoken:
+        """Hand a rank file to tiktoken."""
+        return cls(ranks.encoding(), ranks.note, composed=ranks.composed)
 
     @property
     def vocab_size(self) -> int:
@@ -193,7 +199,7 @@ class Tiktoken(Foreign):
         return [self.encode(text) for text in texts]
 
     def _encode(self, text: str) -> list[int]:
-        return self.encoding.encode_ordinary(text)
+        return self.encoding.encode_ordinary(unicodedata.normalize("NFC", text) if self._composed else text)
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """Join the ids' bytes."""
@@ -232,15 +238,18 @@ class SentencePiece(Foreign):
         return [place[end] for _, end in self.processor.encode_as_offset_mapping(text)["offsets"]]
 
 
-def open_segmenter(spec: str | Path) -> Segmenter:
-    """Open a tokenizer, whoever made it.
+def open_segmenter(spec: str | Path, *, pattern: str | None = None) -> Segmenter:
+    """Open a tokenizer, whoever made it. Files are told apart by what they hold.
 
     Parameters
     ----------
     spec
         A folder that `Segmenter.save` or ``mintage segment train`` wrote; a Hugging Face folder, ``tokenizer.json``,
-        hub id or ``"smollm2"`` (the embedded model's); a ``.tiktoken`` file or the name of an encoding of tiktoken
-        (fetched by tiktoken unless it has it); a sentencepiece ``.model`` file.
+        hub id or ``"smollm2"`` (the embedded model's); a rank file (``.tiktoken``, Llama 3's ``tokenizer.model``),
+        Mistral's ``tekken.json`` or the name of an encoding of tiktoken (fetched by tiktoken unless it has it); a
+        SentencePiece model.
+    pattern
+        How a rank file cuts text where neither its content nor its name tells, see `load_tokenizer`.
 
     Raises
     ------
@@ -252,18 +261,18 @@ def open_segmenter(spec: str | Path) -> Segmenter:
         return load(path)
     if path.name == VALUES and path.is_file():
         return load(path.parent)
-    if path.suffix == ".tiktoken":
-        return _tiktoken_file(path)
-    if path.suffix == ".model":
-        return _sentencepiece_file(path)
-    if not path.exists():
-        if known := _tiktoken_names(str(spec)):
-            return _tiktoken_named(str(spec).removeprefix("tiktoken:"), known)
-        if str(spec).count("/") != 1 and str(spec) != "smollm2" and not path.suffix:
-            raise UserError(
-                f"{spec} does not exist; pass a mintage folder, tokenizer.json, .tiktoken or .model file, smollm2, "
-                "a tiktoken name such as cl100k_base, or a hub id such as owner/name"
-            )
+    if path.exists():
+        file = read_tokenizer(path, fallback=pattern)
+        if file.kind == "ranks":
+            return Tiktoken.of(file.held)
+        return SentencePiece(file.processor()) if file.kind == "pieces" else HFTokenizer(file.tokenizer())
+    if known := _tiktoken_names(str(spec)):
+        return _tiktoken_named(str(spec).removeprefix("tiktoken:"), known)
+    if str(spec).count("/") != 1 and str(spec) != "smollm2" and not path.suffix:
+        raise UserError(
+            f"{spec} does not exist; pass a mintage folder, tokenizer.json, .tiktoken or .model file, smollm2, "
+            "a tiktoken name such as cl100k_base, or a hub id such as owner/name"
+        )
     return HFTokenizer(load_tokenizer(spec))
 
 
@@ -295,48 +304,3 @@ def _tiktoken_named(name: str, known: list[str]) -> Tiktoken:
         raise UserError(
             f"tiktoken cannot get {name} ({type(error).__name__}); connect once, or pass its .tiktoken file"
         ) from None
-
-
-GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-CL100K_PATTERN = (
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|"
-    r"\s++$|\s*[\r\n]|\s+(?!\S)|\s"
-)
-
-
-def _tiktoken_file(path: Path) -> Tiktoken:
-    ranks: dict[bytes, int] = {}
-    try:
-        for line in path.read_bytes().splitlines():
-            if line:
-                token, rank = line.split()
-                ranks[base64.b64decode(token, validate=True)] = int(rank)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, binascii.Error):
-        raise UserError(f"{path} is no tiktoken file (a token in base64 and its rank on every line)") from None
-    absent = [b for b in range(256) if bytes([b]) not in ranks]
-    if absent:
-        raise UserError(f"{path} lacks byte 0x{absent[0]:02x}; a tiktoken file holds all 256, get it again")
-    old = len(ranks) <= 50_281
-    note = f"its pattern is not in the file; {'GPT-2' if old else 'cl100k_base'}'s is assumed"
-    encoding = _tiktoken().Encoding(
-        path.stem, pat_str=GPT2_PATTERN if old else CL100K_PATTERN, mergeable_ranks=ranks, special_tokens={}
-    )
-    return Tiktoken(encoding, note)
-
-
-def _sentencepiece_file(path: Path) -> SentencePiece:
-    try:
-        import sentencepiece
-    except ModuleNotFoundError:
-        raise missing_extra("sentencepiece", "segment") from None
-    try:
-        data = path.read_bytes()
-        if not data:  # which the library takes for "load later"
-            raise RuntimeError
-        return SentencePiece(sentencepiece.SentencePieceProcessor(model_proto=data))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except Exception:  # RuntimeError from the library
-        raise UserError(f"{path} is no sentencepiece model, or damaged; get it again") from None

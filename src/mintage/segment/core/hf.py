@@ -18,19 +18,10 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 
 from mintage.errors import UserError
 from mintage.segment.contract import Segmenter, as_bytes
+from mintage.tokenizer_files.letters import BYTE_CHARS
 
-__all__ = ["BYTE_CHARS", "HFSegmenter", "byte_level", "from_byte_chars", "longest_match_pattern", "to_byte_chars"]
+__all__ = ["HFSegmenter", "byte_level", "from_byte_chars", "to_byte_chars"]
 
-
-def _byte_chars() -> str:
-    """Return the character of every byte: itself where it prints, else the next free one from U+0100 on."""
-    printing = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return "".join(chr(b if b in printing else next(others)) for b in range(256))
-
-
-BYTE_CHARS = _byte_chars()
-"""``BYTE_CHARS[b]`` stands for byte `b` in vocabularies, as in `tokenizers.pre_tokenizers.ByteLevel`."""
 
 _BYTE_OF = {char: byte for byte, char in enumerate(BYTE_CHARS)}
 _NOT_UTF8 = re.compile("([\udc80-\udcff]+)")
@@ -63,32 +54,6 @@ def byte_level(model: Any, *splits: Any, regex: bool = False) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, last]) if splits else last
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
-
-
-def longest_match_pattern(words: Iterable[str]) -> str:
-    """Write a regular expression that matches the longest of some words: a tree, optional groups where words end."""
-    ends, children = set[str](), dict[str, list[str]]()
-    seen: set[str] = set()
-    for word in words:
-        ends.add(word)
-        while word and word not in seen:
-            seen.add(word)
-            children.setdefault(word[:-1], []).append(word[-1])
-            word = word[:-1]
-    patterns: dict[str, str] = {}
-    for prefix in sorted(children, key=len, reverse=True):  # from the leaves to the root; trees may be deep
-        leaves, parts = "", []
-        for char in children[prefix]:
-            written = char if char.isascii() and char.isalnum() else f"\\x{{{ord(char):x}}}"
-            more = patterns.pop(prefix + char, None)
-            if more is None:
-                leaves += written
-            else:
-                parts.append(written + more)
-        if leaves:
-            parts.append(f"[{leaves}]")
-        patterns[prefix] = f"(?:{'|'.join(parts)}){'?' if prefix in ends else ''}"
-    return patterns[""]
 
 
 class HFSegmenter(Segmenter):
