@@ -68,7 +68,8 @@ $(DOCS): $(KEYS) | $(DEV)
 demo: $(RUN) ## draft on the embedded model, measure a few prompts, write report.html (minutes)
 	@rm -rf .mintage/demo
 	$(BIN)/mintage generate "Explain in three sentences why the sea has tides." -n 64 --compare
-	$(BIN)/mintage bench draft --limit 4 -n 48 --out .mintage/demo
+	$(BIN)/mintage bench draft "plain auto" "token-recycling:budget=auto+prompt-lookup auto" --no-assisted \
+		--limit 4 -n 48 --out .mintage/demo
 	@$(BIN)/mintage report .mintage/demo
 	@echo "open it in a browser; next: $(BIN)/mintage methods"
 

@@ -15,7 +15,7 @@ from mintage.errors import UserError
 # beartype looks at a random item of every list, which hypothesis notices
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 
-CATEGORIES = {"chat", "summarise", "code", "maths", "translation", "extraction"}
+CATEGORIES = {"chat", "summarise", "code", "maths", "translation", "extraction", "repetition"}
 
 SPEC_BENCH = [
     {"question_id": 81, "category": "writing", "turns": ["Compose a blog post.", "Rewrite it."], "reference": []},
@@ -37,7 +37,7 @@ def write(tmp_path):
 # -- the bundled prompts -------------------------------------------------------------------------------------------
 
 
-def test_the_bundled_prompts_are_72_in_six_equal_categories():
+def test_the_bundled_prompts_are_84_in_seven_equal_categories():
     prompts = read_prompts()
     assert Counter(p.category for p in prompts) == dict.fromkeys(CATEGORIES, 12)
 

@@ -30,7 +30,7 @@ def read_prompts(path: str | Path | None = None, *, categories: Sequence[str] = 
     ----------
     path
         JSON lines (also ``.gz``) with ``turns`` (a list of texts, as in Spec-Bench's ``question.jsonl``) or ``prompt``
-        (one text), and optionally ``id`` or ``question_id`` and ``category``. Default: the 72 prompts that ship with
+        (one text), and optionally ``id`` or ``question_id`` and ``category``. Default: the 84 prompts that ship with
         mintage.
     categories
         Keep these only; default all.

@@ -137,11 +137,11 @@ def _transformers_arm(name: str, lm: CausalLM, **settings: Any) -> Arm:
 
 # -- drafters -----------------------------------------------------------------------------------------------------
 
-COLD_WORD, COMPILED, NATIVE = "cold", "compiled", "native"
+COLD_WORD, COMPILED, NATIVE, FASTER = "cold", "compiled", "native", "auto"
 
 
 def _words(spec: str) -> list[str]:
-    """What stands behind a spec: ``cold`` forgets between prompts, ``compiled`` and ``native`` are other engines."""
+    """What stands behind a spec: ``cold`` forgets between prompts, the others are engines."""
     return spec.split(" ")[1:]
 
 
@@ -151,11 +151,11 @@ def bare(spec: str) -> str:
     Raises
     ------
     UserError
-        A word is none of ``cold``, ``compiled`` and ``native``.
+        A word is none of ``cold``, ``compiled``, ``native`` and ``auto``.
     """
     for word in _words(spec):
-        if word not in (COLD_WORD, COMPILED, NATIVE):
-            words = "'NAME cold', 'NAME compiled' or 'NAME native'"
+        if word not in (COLD_WORD, COMPILED, NATIVE, FASTER):
+            words = "'NAME cold', 'NAME compiled', 'NAME native' or 'NAME auto'"
             raise UserError(f"{spec!r}: {word!r} is not known; write NAME, {words}")
     return spec.split(" ")[0]
 
@@ -194,10 +194,10 @@ def _drafter_arm(lm: CausalLM, spec: str, draft_model: Any, line: str = "", node
         return decode
 
     made, compiled = make(), COMPILED in _words(spec)  # a bad spec is told here, before anything is measured
-    engine: Engine = "native" if NATIVE in _words(spec) else "torch"
+    engine: Engine = next((word for word in ("native", "auto") if word in _words(spec)), "torch")
     if compiled:
         CompiledTarget(lm.model)  # compiled here, not while the clock runs
-    elif engine == "native":
+    elif engine != "torch":
         target_for(lm.model, engine)  # likewise
     kept = None if is_cold(spec) else made
     return Arm(

@@ -51,6 +51,7 @@ class Drafting(Options):
 
     model: str = option(EMBEDDED, "smollm2 (embedded), a folder, or a hub id.")
     prompts: str | None = option(None, "JSON lines with turns or prompt (Spec-Bench's format); default: bundled.")
+    categories: tuple[str, ...] = option((), "Kinds of prompts, e.g. code,repetition; default all.")
     limit: int = option(24, "Use this many prompts, spread over categories; 0 for all.", least=0)
     max_new_tokens: int = option(96, "Per answer.", least=1, short="-n")
     temperature: tuple[float, ...] = option(
@@ -103,7 +104,7 @@ class Drafting(Options):
             for spec in specs:
                 needs_draft_model(spec)  # unknown names are told before the model loads
             at_nodes(specs if nodes else [], nodes)
-        chosen = spread(read_prompts(self.prompts), self.limit or None)
+        chosen = spread(read_prompts(self.prompts, categories=self.categories), self.limit or None)
         lm = load_causal_lm(self.model, dtype=self.dtype, device=self.device, note=note)
         # by default only a shipped drafter counts as at hand: what needs another gets a rounded copy
         draft = load_draft_model(self.draft_model, lm) if self.draft_model or lm.name == EMBEDDED else None

@@ -17,7 +17,8 @@ class DraftBench(Drafting, Bench):
     """Compare drafters: tokens per forward, speed, operations, memory, and what other hardware would make of it.
 
     A method is NAME or NAME:key=value,...; several joined by + share one tree; behind it, cold forgets between prompts
-    and compiled or native scores with another engine. Claims of papers whose arms are among them are tested along.
+    and compiled, native or auto (the faster one) scores with another engine. Claims of papers whose arms are among them
+    are tested along.
 
     [dim]Examples[/dim]
 
