@@ -190,7 +190,8 @@ def read_ranks(path: Path, data: bytes, pattern: str | None = None, fallback: st
             told, note = fallback, ""
         if told is None:
             raise UserError(
-                f"{path} does not say how it cuts text; pass the pattern, --pattern (one of {', '.join(PATTERNS)}, or a regex)"
+                f"{path} does not say how it cuts text; pass the pattern, --pattern "
+                f"(one of {', '.join(PATTERNS)}, or a regex)"
             )
     name = pattern if pattern is not None else str(told)
     return RankFile(path.stem, ranks, PATTERNS.get(name, name), composed=name == "qwen", note=note)

@@ -24,12 +24,11 @@ from transformers import PreTrainedTokenizerFast
 
 from mintage import catalog
 from mintage.errors import UserError
+from mintage.retrofit.core.config_ids import ROLES, IdMap
 from mintage.retrofit.core.embeddings import Composed, EmbeddingTransfer, Parts
 from mintage.retrofit.core.token_bytes import TokenBytes
 
 __all__ = ["Transferred", "transfer"]
-
-_ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 class Transferred(NamedTuple):
@@ -52,6 +51,7 @@ class _Target:
     """The new vocabulary: bytes of every token, and where special ones come from."""
 
     tokenizer: Any
+    bytes_of: TokenBytes
     tokens: list[bytes] = field(default_factory=list)
     special: dict[int, int] = field(default_factory=dict)  # place to the source's token
 
@@ -59,15 +59,16 @@ class _Target:
     def of(cls, tokenizer: Any, old: Any) -> _Target:
         """Match special tokens by name, then by role."""
         known = old.get_vocab()
-        tokens = TokenBytes(tokenizer).tokens
-        roles = {getattr(tokenizer, role): getattr(old, role) for role in _ROLES if getattr(tokenizer, role, None)}
+        bytes_of = TokenBytes(tokenizer)
+        tokens = bytes_of.tokens
+        roles = {getattr(tokenizer, role): getattr(old, role) for role in ROLES if getattr(tokenizer, role, None)}
         special = {}
         for name, place in tokenizer.get_vocab().items():
             if not tokens[place]:
                 like = name if name in known else roles.get(name)
                 if like in known:
                     special[place] = known[like]
-        return cls(tokenizer, tokens, special)
+        return cls(tokenizer, bytes_of, tokens, special)
 
 
 def transfer(
@@ -86,8 +87,8 @@ def transfer(
     model, tokenizer
         A causal or masked LM, and what it was trained with: a fast tokenizer.
     target
-        The new one: a fast tokenizer, or a bare one of ``tokenizers``, which is given the special tokens and the chat
-        template of the old one.
+        The new one: a fast tokenizer, or one without special tokens (a bare one of ``tokenizers``), which is given
+        those of the old one, and its chat template.
     method
         A spec such as ``"zett"``, ``"fvt"``, ``"omp:sparsity=16"``, or an `EmbeddingTransfer`.
     texts
@@ -99,14 +100,14 @@ def transfer(
     ------
     UserError
         Tokens of either tokenizer cannot be read as bytes, the model is not the tokenizer's, the method needs texts,
-        or was trained for another model.
+        or was trained for another model; the model's configurations hold ids of tokens that the new tokenizer lacks.
     """
     made = catalog.build(method, "retrofit") if isinstance(method, str) else method
     if not isinstance(made, EmbeddingTransfer):
         raise UserError(f"{method} makes no embeddings; pass one of: {', '.join(_names())}")
     source = Parts(model, TokenBytes(tokenizer))
-    if isinstance(target, Tokenizer):
-        target = _dressed(target, tokenizer)
+    if isinstance(target, Tokenizer) or not target.all_special_ids:
+        target = _dressed(getattr(target, "backend_tokenizer", target), tokenizer)
     if len(tokenizer) > len(source.input):
         raise UserError(
             f"the tokenizer has {len(tokenizer)} tokens, {type(model).__name__} embeds {len(source.input)}; "
@@ -123,14 +124,15 @@ def transfer(
         places, likes = (torch.tensor(list(x), dtype=torch.long) for x in (wanted.special, wanted.special.values()))
         for weight, old in ((rows.input, source.input), (rows.output, source.output)):
             weight[places] = old[likes].to(weight.dtype)
-        return Transferred(_with_rows(model, rows, target, source.tied, share), target, _report(source, wanted, made))
+        ids = IdMap(tokenizer, target, source.vocabulary, wanted.bytes_of, len(source.input))
+        return Transferred(_with_rows(model, rows, ids, source.tied, share), target, _report(source, wanted, made))
 
 
 def _dressed(bare: Tokenizer, old: Any) -> PreTrainedTokenizerFast:
     """Give a bare tokenizer the special tokens of another, and its chat template."""
     inner = Tokenizer.from_str(bare.to_str())
     inner.add_special_tokens([token for token in old.added_tokens_decoder.values() if token.special])
-    roles = {role: getattr(old, role) for role in _ROLES if getattr(old, role, None)}
+    roles = {role: getattr(old, role) for role in ROLES if getattr(old, role, None)}
     made = PreTrainedTokenizerFast(tokenizer_object=inner, **roles)
     made.chat_template = old.chat_template
     return made
@@ -156,11 +158,15 @@ def _report(source: Parts, wanted: _Target, made: EmbeddingTransfer) -> dict[str
     }
 
 
-def _with_rows(model: Any, rows: Composed, target: Any, tied: bool, share: bool) -> Any:
-    """Copy the model, its embeddings replaced."""
+def _with_rows(model: Any, rows: Composed, ids: IdMap, tied: bool, share: bool) -> Any:
+    """Copy the model, its embeddings and the ids in its configurations replaced."""
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     own = {weight for end in ends if end is not None for weight in end.parameters()}
     made = copy.deepcopy(model, {id(w): w for w in model.parameters() if share and w not in own})
+    ids.update(made.config, "config")
+    if getattr(made, "generation_config", None) is not None:
+        ids.update(made.generation_config, "generation_config")
+    _check_positions(model, made)
     made.resize_token_embeddings(len(rows.input), mean_resizing=False)
     made.get_input_embeddings().weight.data.copy_(rows.input)
     head = made.get_output_embeddings()
@@ -168,9 +174,19 @@ def _with_rows(model: Any, rows: Composed, target: Any, tied: bool, share: bool)
         head.weight.data.copy_(rows.output)
     if head is not None and rows.bias is not None and getattr(head, "bias", None) is not None:
         head.bias.data.copy_(rows.bias)
-    ids = {f"{role}_id": getattr(target, f"{role}_id", None) for role in ("bos_token", "eos_token", "pad_token")}
-    for held in (made.config, getattr(made, "generation_config", None)):
-        for name, place in ids.items():
-            if held is not None:
-                setattr(held, name, place)
     return made
+
+
+def _check_positions(model: Any, made: Any) -> None:
+    """Refuse another pad id where the model counts positions from it on (RoBERTa's kind)."""
+    before, after = model.config.pad_token_id, made.config.pad_token_id
+    named = (
+        name
+        for name, module in model.named_modules()
+        if "position_embeddings" in name and getattr(module, "padding_idx", None) is not None
+    )
+    if before != after and (name := next(named, None)):
+        raise UserError(
+            f"{type(model).__name__} counts positions from its pad id on ({name}); "
+            f"give the new tokenizer a pad token with id {before}, it has {after}"
+        )
