@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pkgutil
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -301,6 +302,24 @@ def _peer(row: Result) -> str:
 
 # -- filling pages -------------------------------------------------------------------------------------------------
 
+
+def served() -> str:
+    """Which kinds of models every way to run one serves (docs/served.json, written by the tests), and why not."""
+    store = json.loads((ROOT / "docs" / "served.json").read_text(encoding="utf-8"))
+    version = store.pop("transformers")
+    kinds = sorted({kind for column in store.values() for kind in column})
+    rows = [(f"`{k}`", *("yes" if c.get(k) == "served" else "no" for c in store.values())) for k in kinds]
+    reasons: dict[str, list[str]] = {}
+    for column in store.values():
+        for kind, outcome in column.items():
+            if outcome != "served":
+                reasons.setdefault(outcome.partition(" ")[2], []).append(f"`{kind}`")
+    why = "\n".join(f"- ... {reason}: {', '.join(sorted(set(kinds)))}" for reason, kinds in sorted(reasons.items()))
+    counts = ", ".join(f"{name} {sum(v == 'served' for v in c.values())} of {len(c)}" for name, c in store.items())
+    head = f"With transformers {version}: {counts}."
+    return f"{head}\n\n{table(('kind', *store), rows)}\n\nWhat the refusals say:\n\n{why}"
+
+
 _KINDS: dict[str, Callable[..., str]] = {
     "methods": methods,
     "jobs": jobs,
@@ -312,6 +331,7 @@ _KINDS: dict[str, Callable[..., str]] = {
     "datasets": datasets,
     "corpora": corpora,
     "whole-corpora": whole_corpora,
+    "served": served,
 }
 
 

@@ -26,8 +26,8 @@ from transformers.generation import logits_process as hf
 from transformers.generation.streamers import BaseStreamer
 
 from mintage.draft import Chain, Plain, PromptLookup, Stats, TokenRecycling, Union, generate
-from mintage.draft.contract import Context
-from mintage.draft.core.loop import _Run
+from mintage.draft.core.loop import _Row, _Run
+from mintage.draft.core.request import Request
 from mintage.draft.core.target import Target
 from mintage.draft.core.tree import TokenTree, Topology
 from mintage.draft.core.warp import Warp
@@ -286,8 +286,6 @@ def ones(*rows):
         (IDS.repeat(1, 40), {"max_new_tokens": 1}, "prompt of 320 tokens plus max_new_tokens=1 exceeds"),
         (IDS + 4, {}, "ids outside the model's vocabulary of 12"),
         (IDS - 2, {}, "ids outside the model's vocabulary of 12"),
-        (IDS[:, :4], {"attention_mask": ones([1, 0, 1, 1])}, "attention_mask has holes; pad on one side"),
-        (IDS[:, :4], {"attention_mask": ones([0, 1, 1, 0])}, "attention_mask has holes; pad on one side"),
         (IDS, {"temperature": -1.0}, "temperature=-1.0 is negative"),
         (IDS, {"top_k": -1}, "top_k=-1 is negative"),
         (IDS, {"top_p": 0.0}, "top_p=0.0 is outside (0, 1]"),
@@ -443,8 +441,9 @@ def test_penalties_follow_the_path_to_each_node(data):
     logits = torch.randn(size, 12, generator=torch.Generator().manual_seed(0))
     processors = LogitsProcessorList([hf.RepetitionPenaltyLogitsProcessor(1.7), hf.NoRepeatNGramLogitsProcessor(2)])
     warp = Warp.from_processors(processors, do_sample=False)
-    run = _Run(Target(tiny_causal_lm()), Plain(), warp, set(), 8, None, None, None)
-    judged = run._penalise(Context(ids=past, prompt_length=1, room=8, warp=warp), tree, logits)
+    request = Request(model=None, ids=past[None], kept=torch.ones(1, len(past)).bool(), warp=warp, new=8)
+    row = _Row(past, past, 8, warp, None)
+    judged = _Run(Target(tiny_causal_lm()), Plain(), request)._penalise(row, 0, 1, tree, logits)
     for node in range(size):
         ids = torch.cat([past[:-1], tokens[tree.topology.path(node)]])[None]
         assert torch.equal(judged[node], processors(ids, logits[node : node + 1].clone())[0])

@@ -40,7 +40,7 @@ class TableLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, table: Float[Tensor, "*order vocabulary"]) -> None:
         size = table.shape[-1]
-        settings: dict[str, Any] = {"vocab_size": size, "num_hidden_layers": 1, "eos_token_id": None, "pad_token_id": 0}
+        settings: dict[str, Any] = {"vocab_size": size, "num_hidden_layers": 1, "eos_token_id": None}
         super().__init__(PreTrainedConfig(**settings))
         self.config._attn_implementation = "sdpa"
         self.table = nn.Parameter(table.expand(size, size, size).clone(), requires_grad=False)

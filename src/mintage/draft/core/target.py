@@ -7,8 +7,7 @@ Architectures outside `TESTED` are checked once, on a six-token tree against pat
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakSet
 
@@ -18,8 +17,9 @@ from torch import Tensor
 
 from mintage.draft.core.cache import TreeCache
 from mintage.draft.core.tree import TokenTree, Topology
+from mintage.draft.core.wrapped import forward_arguments, long_rotation, unwrapped
 from mintage.errors import UserError
-from mintage.models import with_cache
+from mintage.models import cache_of, with_cache
 
 __all__ = ["TESTED", "Target"]
 
@@ -28,6 +28,12 @@ TESTED = frozenset({"llama", "qwen2", "qwen3", "mistral", "gpt2", "gpt_neox", "o
 
 _ATTENTION = ("sdpa", "eager")
 _LAYERS = {"full_attention", "sliding_attention"}
+_ODD = {
+    "moshi": "reads its prompt without the window that its cache has, so that no draft equals plain decoding",
+    "git": "forgets in decoding which tokens were padding, so that no draft of a batch equals plain decoding",
+}
+"""Kinds whose own cached decoding contradicts itself."""
+
 _checked: WeakSet[Any] = WeakSet()
 
 
@@ -50,18 +56,20 @@ class Target:
     """Nodes of a compiled step, if there is one (`mintage.draft.core.compiled`)."""
 
     def __init__(self, model: Any) -> None:
-        self.model = model
+        self.model = model = unwrapped(model)
         self.config = model.config.get_text_config(decoder=True)
         name = type(model).__name__
         if model.config.is_encoder_decoder:
             raise UserError(f"{name} is an encoder-decoder; drafting needs a decoder-only model such as Llama")
+        if self.config.model_type in _ODD:
+            raise UserError(f"{name} {_ODD[self.config.model_type]}; generate without a drafter")
         kinds = set(getattr(self.config, "layer_types", None) or ())
         odd = kinds - _LAYERS
         odd |= {"local"} & set(getattr(self.config, "attention_layers", ()))  # GPT-Neo: a window over columns
         if odd or getattr(model, "_is_stateful", False):
             listed = ", ".join(sorted(odd)) or "recurrent"
             raise UserError(f"{name} cannot branch: it has {listed} layers; drafting needs full or sliding attention")
-        accepted = inspect.signature(model.forward).parameters
+        accepted = forward_arguments(model)
         if (
             not {"position_ids", "attention_mask"} <= accepted.keys()
             or not {"cache", "past_key_values"} & accepted.keys()
@@ -78,7 +86,9 @@ class Target:
             kinds = {"sliding_attention" if self.window else "full_attention"}
         self.kinds = kinds
         self.keeps_logits = "logits_to_keep" in accepted
-        if self.config.model_type not in TESTED and model not in _checked:
+        self.short_rotation = long_rotation(self.config)
+        own = type(model).__module__.startswith("transformers.models.") and self.config.model_type in TESTED
+        if not own and model not in _checked:
             self._compare_with_paths()
             _checked.add(model)
 
@@ -89,8 +99,8 @@ class Target:
     @property
     def vocabulary(self) -> int:
         """Number of logits per position."""
-        head = self.model.get_output_embeddings()
-        return head.weight.shape[0] if head is not None else self.config.vocab_size
+        weight = getattr(self.model.get_output_embeddings(), "weight", None)
+        return weight.shape[0] if isinstance(weight, Tensor) else self.config.vocab_size
 
     @property
     def device(self) -> torch.device:
@@ -107,6 +117,15 @@ class Target:
         """Longest sequence the model was made for; 0 if its configuration does not say."""
         return getattr(self.config, "max_position_embeddings", 0) or 0
 
+    def check_ids(self, ids: Tensor) -> None:
+        """Refuse prompts whose ids the model does not have."""
+        if ids.ndim != 2:
+            raise UserError(f"input_ids has shape {tuple(ids.shape)}; expected (batch, length)")
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocabulary:
+            raise UserError(f"input_ids holds ids outside the model's vocabulary of {self.vocabulary}")
+        if not len(ids):
+            raise UserError("the prompt is empty; pass at least one token (e.g. the beginning-of-sequence token)")
+
     def new_cache(self, batch: int, capacity: int) -> TreeCache:
         """Allocate storage for `batch` sequences of up to `capacity` columns."""
         return TreeCache(self.config.num_hidden_layers, batch, capacity)
@@ -118,11 +137,52 @@ class Target:
 
         Right padding needs no mask: causality hides it from every real token, and its columns become holes.
         """
-        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        keep = {"logits_to_keep": 0 if all_logits else 1} if self.keeps_logits else {}
-        out = self.model(input_ids=ids, position_ids=positions, **with_cache(self.model, cache), use_cache=True, **keep)
+        return self._read({"input_ids": ids}, ids, lengths, cache, 0 if all_logits else 1)
+
+    def open(
+        self, inputs: Mapping[str, Any], lengths: Sequence[int], cache: TreeCache
+    ) -> Float[Tensor, "batch vocabulary"]:
+        """Read whole prompts into an empty cache as plain decoding's first forward does; return what follows each.
+
+        Parameters
+        ----------
+        inputs
+            The forward's ``input_ids`` or ``inputs_embeds``, right-padded, and what belongs to it alone: pictures.
+        lengths
+            Of the rows.
+
+        Raises
+        ------
+        UserError
+            The model keeps more columns than the prompt has, as for pictures that stand before the text.
+        """
+        given = inputs.get("input_ids")
+        given = inputs["inputs_embeds"] if given is None else given
+        even = min(lengths) == max(lengths)
+        logits = self._read(dict(inputs), given, lengths, cache, int(even))
+        if any(layer.get_seq_length() != max(lengths) for layer in cache.layers):
+            raise UserError(
+                f"{type(self.model).__name__} keeps more than its prompt's tokens in the cache (pictures before the "
+                "text?), which drafting cannot follow; generate without a drafter"
+            )
+        last = logits.new_tensor(lengths, dtype=torch.long) - 1 - (max(lengths) - logits.shape[1])
+        return logits[torch.arange(len(logits), device=logits.device), last]
+
+    def _read(
+        self, inputs: dict[str, Any], given: Tensor, lengths: Sequence[int], cache: TreeCache, keep: int
+    ) -> Tensor:
+        positions = torch.arange(given.shape[1], device=given.device).expand(given.shape[:2])
+        kept = {"logits_to_keep": keep} if self.keeps_logits else {}
+        out = self.model(**inputs, position_ids=positions, **with_cache(self.model, cache), use_cache=True, **kept)
         cache.fill(lengths)
         return out.logits
+
+    def starts_over(self, shown: Int[Tensor, " length"], cache: TreeCache) -> bool:
+        """Whether plain decoding drops its cache before the next step, as Phi-3 does when its rotation changes."""
+        inputs = self.model.prepare_inputs_for_generation(
+            shown[None], **with_cache(self.model, cache), next_sequence_length=1, use_cache=True
+        )
+        return cache_of(inputs) is None
 
     def score(self, trees: Sequence[TokenTree], cache: TreeCache) -> list[Float[Tensor, "nodes vocabulary"]]:
         """Run one forward over all nodes of one tree per sequence; the cache then holds their rows at its end.

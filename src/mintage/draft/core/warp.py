@@ -7,6 +7,7 @@ alike. Penalties depend on the tokens before, so on the path to a node; they are
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 
 import torch
@@ -27,6 +28,7 @@ _WARPERS = (
     hf.TypicalLogitsWarper,
     hf.EpsilonLogitsWarper,
     hf.EtaLogitsWarper,
+    hf.TopHLogitsWarper,
     hf.LogitNormalization,
 )
 """Functions of the scores alone."""
@@ -44,8 +46,21 @@ _PENALTIES = (
     hf.ForcedEOSTokenLogitsProcessor,
     hf.ExponentialDecayLengthPenalty,
     hf.InfNanRemoveLogitsProcessor,
+    hf.WatermarkLogitsProcessor,
 )
 """Pure functions of the tokens before and the scores."""
+
+_BY_ROW = (
+    hf.PrefixConstrainedLogitsProcessor,
+    hf.EncoderRepetitionPenaltyLogitsProcessor,
+    hf.EncoderNoRepeatNGramLogitsProcessor,
+)
+"""Pure, too, but they know the rows of the batch by their numbers."""
+
+_OPTIONS = {
+    "UnbatchedClassifierFreeGuidanceLogitsProcessor": "guidance_scale",
+    "SynthIDTextWatermarkLogitsProcessor": "watermarking_config",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,13 +123,14 @@ class Warp:
         """
         warp = cls(temperature=1.0 if do_sample else 0.0)
         for processor in processors:
-            if type(processor) not in (*_WARPERS, *_PENALTIES):
+            if type(processor) not in (*_WARPERS, *_PENALTIES, *_BY_ROW):
+                name = type(processor).__name__
+                option = f" ({_OPTIONS[name]})" if name in _OPTIONS else ""
                 raise UserError(
-                    f"{type(processor).__name__} cannot be used with a draft tree; "
-                    "remove it, or generate without a drafter"
+                    f"{name}{option} cannot be used with a draft tree; remove it, or generate without a drafter"
                 )
         # Whatever stands before a penalty goes with it, so that the order is kept. Greedy decoding has nothing to warp.
-        last = max((i for i, p in enumerate(processors, start=1) if not do_sample or type(p) in _PENALTIES), default=0)
+        last = max((i for i, p in enumerate(processors, 1) if not do_sample or type(p) not in _WARPERS), default=0)
         object.__setattr__(warp, "penalties", tuple(processors[:last]))
         object.__setattr__(warp, "warpers", tuple(processors[last:]))
         return warp
@@ -137,11 +153,25 @@ class Warp:
         return scores.softmax(-1).view(logits.shape)
 
     def penalise(
-        self, ids: Int[Tensor, "rows length"], logits: Float[Tensor, "rows vocabulary"]
-    ) -> Float[Tensor, "rows vocabulary"]:
-        """Apply the penalties to the logits that follow `ids`."""
+        self,
+        ids: Int[Tensor, "nodes length"],
+        logits: Float[Tensor, "nodes vocabulary"],
+        row: int = 0,
+        rows: int = 1,
+    ) -> Float[Tensor, "nodes vocabulary"]:
+        """Apply the penalties to the logits that follow `ids`, all of them continuations of one `row` of the batch.
+
+        A processor that tells rows apart is shown a batch of as many `rows`, as in plain decoding.
+        """
         scores = logits if logits.dtype == torch.float64 else logits.float()
         for penalty in self.penalties:
+            if isinstance(penalty, _BY_ROW):
+                shown = [penalty(i.expand(rows, -1), s.repeat(rows, 1))[row] for i, s in zip(ids, scores, strict=True)]
+                scores = torch.stack(shown)
+                continue
+            if isinstance(ignored := getattr(penalty, "prompt_ignore_length", None), Tensor):  # one number a row
+                penalty = copy.copy(penalty)
+                penalty.prompt_ignore_length = int(ignored[row])
             scores = penalty(ids, scores)  # type: ignore[arg-type]
         return scores
 
