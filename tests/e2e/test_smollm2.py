@@ -73,7 +73,7 @@ def plainly():
 
 
 def test_the_prompts_cover_all_categories():
-    assert len(PROMPTS) == 6
+    assert len(PROMPTS) == 7
 
 
 @BY_CATEGORY

@@ -189,6 +189,10 @@ def _frequent(past: Ids, places: Ids, most: int, room: int) -> list[tuple[int, i
         ends = ends[ends + depth < len(past)]
         following = past[ends + depth]
         ends, following = ends[following >= 0], following[following >= 0]
+        if len(following) == 1:  # nearly all places of a long match: nothing to group
+            order += 1
+            heappush(heap, (-share, order, parent, depth, int(following[0]), ends))
+            return
         tokens, index, counts = np.unique(following, return_inverse=True, return_counts=True)
         for number, (token, count) in enumerate(zip(tokens.tolist(), counts.tolist(), strict=True)):
             order += 1
