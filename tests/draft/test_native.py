@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -102,6 +104,90 @@ def test_changed_weights_are_read_again():
     torch.testing.assert_close(after, scored(Target(model))[0], atol=2e-4, rtol=2e-4)
 
 
+def test_weights_put_in_the_place_of_others_are_read_again():
+    """Without a change of version: ``weight.data = ...`` keeps it."""
+    model = small()
+    before = scored(NativeTarget(model))[0]
+    weight = model.model.layers[0].mlp.down_proj.weight
+    version = weight._version
+    weight.data = weight.data * 2
+    assert weight._version == version
+    torch.testing.assert_close(scored(NativeTarget(model))[0], scored(Target(model))[0], atol=2e-4, rtol=2e-4)
+    assert (before - scored(NativeTarget(model))[0]).abs().max() > 1e-2
+
+
+def test_threads_that_share_a_model_do_not_share_a_cache():
+    model = small()
+    prompts = [torch.randint(1, 67, (1, 5 + 30 * k), generator=torch.Generator().manual_seed(k)) for k in range(2)]
+    wanted = [generate(model, ids, Plain(), max_new_tokens=60).sequences for ids in prompts]
+    for _ in range(3):
+        with ThreadPoolExecutor(2) as pool:
+            runs = [pool.submit(generate, model, i, Plain(), max_new_tokens=60, engine="native") for i in prompts]
+        assert all(torch.equal(run.result().sequences, ids) for run, ids in zip(runs, wanted, strict=True))
+
+
+def test_two_targets_of_a_model_point_at_their_own_caches():
+    model = small()
+    ids = torch.tensor([[1, 5, 7, 9, 11]])
+    one, other = NativeTarget(model), NativeTarget(model)
+    with torch.no_grad():
+        one.prefill(ids, [5], one.new_cache(1, 8))
+        held = [layer.keys for layer in one._layers]
+        other.prefill(ids, [5], other.new_cache(1, 8))
+    assert held == [layer.keys for layer in one._layers]
+    assert held != [layer.keys for layer in other._layers]
+
+
+class Adapted(torch.nn.Module):
+    """Beside a part of the model something that is nothing yet, as a fresh adapter; what it learns has to count."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.weight = base, base.weight
+        self.bias, self.variance_epsilon = getattr(base, "bias", None), 1e-6
+
+    def forward(self, x):
+        return self.base(x)
+
+
+PARTS = [f"model.layers.1.self_attn.{part}" for part in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")]
+PARTS += [f"model.layers.0.mlp.{part}_proj" for part in ("gate", "up", "down")]
+PARTS += ["model.layers.2.input_layernorm", "model.layers.0.post_attention_layernorm", "model.norm", "lm_head"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_whatever_is_wrapped_is_run_by_torch(part):
+    model = MODELS["qwen3"]()
+    model.set_submodule(part, Adapted(model.get_submodule(part)))
+    with pytest.raises(UserError, match="wrapped"):
+        NativeTarget(model)
+    assert type(target_for(model, "auto")) is Target
+
+
+def test_auto_without_a_compiler_says_so_once_and_goes_on_with_torch(monkeypatch, tmp_path):
+    from mintage.draft.core import native
+
+    monkeypatch.setenv("MINTAGE_CACHE", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    fresh = native.Native(native.NATIVE.source, native.NATIVE.instead)
+    monkeypatch.setattr("mintage.draft.core.engine.NATIVE", fresh)
+    model, ids = small(), torch.tensor([[1, 2, 3]])
+    with pytest.warns(UserWarning, match="'no-such-compiler' is not on PATH.*decoding goes on with torch") as told:
+        generate(model, ids, Plain(), max_new_tokens=2, engine="auto")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        generate(model, ids, Plain(), max_new_tokens=2, engine="auto")
+    assert len(told) == 1
+    assert "\n" not in str(told[0].message)
+
+
+def replaced():
+    model = small()
+    inner = model.model.layers[1].mlp.forward
+    model.model.layers[1].mlp.forward = lambda x: inner(x)
+    return model
+
+
 def hooked():
     model = small()
     model.model.layers[1].register_forward_hook(lambda *_: None)
@@ -113,10 +199,11 @@ def hooked():
     [
         (lambda: small(hidden_act="gelu"), "its activation is gelu"),
         (hooked, "it has forward hooks"),
+        (replaced, "a forward in it was replaced"),
         (lambda: small().half(), "neither float32 nor bfloat16"),
         (lambda: small(Qwen2ForCausalLM, Qwen2Config, use_sliding_window=True, max_window_layers=1), "attends"),
     ],
-    ids=["gelu", "hooks", "float16", "window"],
+    ids=["gelu", "hooks", "replaced", "float16", "window"],
 )
 def test_what_it_cannot_run_is_refused_and_auto_runs_it_by_torch(make, reason):
     model = make()

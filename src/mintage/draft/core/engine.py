@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from mintage.draft.core.latency import fingerprint_of
-from mintage.draft.core.native import NativeTarget
+from mintage.draft.core.native import NATIVE, NativeTarget
 from mintage.draft.core.target import Target
 from mintage.draft.core.tree import TokenTree, Topology
 from mintage.errors import UserError
@@ -39,7 +39,7 @@ def target_for(model: Any, engine: Engine = "torch") -> Target:
         A Hugging Face causal LM.
     engine
         ``"torch"``: the model's own forward. ``"native"``: the C++ step (`mintage.draft.core.native`), which computes
-        in float32. ``"auto"``: the faster of those that can serve the model.
+        in float32. ``"auto"``: the faster of those that can serve the model; without a compiler torch, after a warning.
 
     Raises
     ------
@@ -50,11 +50,14 @@ def target_for(model: Any, engine: Engine = "torch") -> Target:
         return Target(model)
     if engine == "native":
         return NativeTarget(model)
+    own = Target(model)
+    if not NATIVE.available:  # which says so, once
+        return own
     try:
         native = NativeTarget(model)
     except UserError:
-        return Target(model)
-    targets = {"torch": Target(model), "native": native}
+        return own
+    targets = {"torch": own, "native": native}
     seconds = engine_seconds(targets)
     return targets[min(targets, key=lambda name: seconds[name][0] * seconds[name][1])]
 

@@ -5,9 +5,9 @@ processor has no instructions for them. ``step.cpp`` reads the weights as they a
 4-bit blocks of the embedded model's file), sums in float32 and keeps the cache in float32, so that eight tokens cost
 little more than one. The first use compiles it, in some seconds.
 
-Served: Llama and its like (Qwen2, Qwen3, Mistral without a window, SmolLM): rotary positions of any scaling, grouped
-heads, norms of heads, SwiGLU, full attention in every layer. What is not that is refused, and so is a model whose own
-forward disagrees on seven tokens. Not here: GPUs, gradients, training.
+Served: Llama and its like (Qwen2, Qwen3, Mistral without a window, SmolLM): rotary positions of any scaling but
+longrope's, grouped heads, norms of heads, SwiGLU, full attention in every layer. What is not that is refused, and so is
+a model whose own forward disagrees on seven tokens. Not here: GPUs, gradients, training.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from torch import Tensor
 from mintage.blocks import Blocks, embedded_blocks
 from mintage.draft.core.cache import TreeCache
 from mintage.draft.core.target import Target
+from mintage.draft.core.wrapped import long_rotation
 from mintage.errors import UserError
 from mintage.native import Native
 
-__all__ = ["NativeTarget"]
+__all__ = ["NATIVE", "NativeTarget"]
 
-_NATIVE = Native(Path(__file__).with_name("step.cpp"), "decoding goes on with torch, more slowly", flags=("-O3",))
+NATIVE = Native(Path(__file__).with_name("step.cpp"), "decoding goes on with torch, more slowly", flags=("-O3",))
 _FORMATS = {torch.float32: 0, torch.bfloat16: 1, "Q4_1": 2, "Q8_0": 3}
 _PROMPT_CHUNK = 128  # tokens of a prompt that are read at once
 
@@ -93,8 +94,14 @@ class _Packed:
         groups = getattr(config, "num_key_value_heads", None) or heads
         sizes = (len(body.layers), config.hidden_size, heads, groups, dim, config.intermediate_size)
         head = self._matrix(model.lm_head, blocks.get("lm_head.weight"))
-        self.model = _Model(*sizes, config.rms_norm_eps, layers, self._floats(body.norm.weight), head)
-        self.layers, self.groups, self.dim = layers, groups, dim
+        self._model = _Model(*sizes, config.rms_norm_eps, layers, self._floats(body.norm.weight), head)
+        self._layers, self.groups, self.dim = layers, groups, dim
+
+    def copy(self) -> tuple[_Model, Any]:
+        """Return the model and its layers for one target, which points them at its own caches."""
+        model, layers = _Model.from_buffer_copy(self._model), type(self._layers).from_buffer_copy(self._layers)
+        model.layer = layers
+        return model, layers
 
     def _matrix(self, linear: Any, blocks: Blocks | None) -> _Matrix:
         weight = linear.weight.detach()
@@ -114,7 +121,7 @@ class _Packed:
         return tensor.data_ptr()
 
 
-_packed: WeakKeyDictionary[Any, tuple[tuple[int, ...], _Packed]] = WeakKeyDictionary()
+_packed: WeakKeyDictionary[Any, tuple[tuple[tuple[int, int], ...], _Packed]] = WeakKeyDictionary()
 
 
 class NativeTarget(Target):
@@ -133,16 +140,19 @@ class NativeTarget(Target):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
+        model = self.model
         if reason := _unfit(model, self.kinds):
             raise UserError(f"{type(model).__name__} cannot be run by the native step ({reason}); pass engine='torch'")
-        self._step = _NATIVE.library.step
-        versions = tuple(p._version for p in model.parameters())
-        held = _packed.get(model)
-        if held is None or held[0] != versions:
-            self._packed = _Packed(model)
+        self._step = NATIVE.library.step
+        weights = tuple((weight.data_ptr(), weight._version) for weight in model.parameters())
+        held, packed = _packed.get(model), None
+        if held is not None and held[0] == weights:
+            packed = held[1]
+        self._packed = packed or _Packed(model)
+        self._native, self._layers = self._packed.copy()
+        if packed is None:
             self._agree()
-            _packed[model] = (versions, self._packed)
-        self._packed = _packed[model][1]
+            _packed[model] = (weights, self._packed)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -194,13 +204,13 @@ class NativeTarget(Target):
         states = states.clone(memory_format=torch.contiguous_format)
         turns = [t.float().expand(batch, -1, -1).contiguous() for t in self.model.model.rotary_emb(states, positions)]
         capacity = cache.reserve(columns, states.new_empty(batch, packed.groups, 0, packed.dim))
-        for mine, layer in zip(packed.layers, cache.layers, strict=True):
+        for mine, layer in zip(self._layers, cache.layers, strict=True):
             mine.keys, mine.values = (buffer.data_ptr() for buffer in layer.storage)  # type: ignore[attr-defined]
         logits = states.new_empty(batch, kept, self.vocabulary)
         sizes = (ctypes.c_int64(size) for size in (batch, new, capacity, columns))
         arrays = (ctypes.c_void_p(t.data_ptr()) for t in (states, *turns, seen, logits))
         self._step(
-            ctypes.byref(packed.model), *sizes, *arrays, ctypes.c_int64(kept), ctypes.c_int(torch.get_num_threads())
+            ctypes.byref(self._native), *sizes, *arrays, ctypes.c_int64(kept), ctypes.c_int(torch.get_num_threads())
         )
         cache.advance(columns)
         return logits
@@ -222,23 +232,34 @@ class NativeTarget(Target):
             )
 
 
+_LINEARS = (*(f"self_attn.{name}_proj" for name in "qkvo"), *(f"mlp.{name}_proj" for name in ("gate", "up", "down")))
+_NORMS = ("input_layernorm", "post_attention_layernorm")
+
+
 def _unfit(model: Any, kinds: Collection[str]) -> str:
     """Why a model cannot be run by the step; empty if it seems to be built like it."""
     if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
         return "it has forward hooks, which the step would not call"
-    body, config = getattr(model, "model", None), model.config
+    if any("forward" in vars(module) for module in model.modules()):
+        return "a forward in it was replaced, which the step would not call"
+    if long_rotation(config := model.config):
+        return "its rotation depends on a forward's last position"
+    body = getattr(model, "model", None)
     layers = getattr(body, "layers", None)
     if layers is None or not hasattr(body, "rotary_emb") or not hasattr(model, "lm_head"):
         return "it is not built like Llama"
     if set(kinds) != {"full_attention"}:
         return "not every layer attends to everything"
-    parts = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj", "input_layernorm")
     try:
-        linears = [layer.get_submodule(part) for layer in layers for part in parts]
+        linears = [layer.get_submodule(part) for layer in layers for part in _LINEARS]
+        norms = [layer.get_submodule(part) for layer in layers for part in _NORMS] + [body.get_submodule("norm")]
     except AttributeError:
         return "its layers are not built like Llama's"
-    if any(type(linear) is not torch.nn.Linear for linear in linears if hasattr(linear, "in_features")):
+    norms += [getattr(layer.self_attn, name, norms[0]) for layer in layers for name in ("q_norm", "k_norm")]
+    if any(type(linear) is not torch.nn.Linear for linear in (*linears, model.lm_head)):
         return "its linear layers are wrapped or quantised"
+    if any(norm is not None and not type(norm).__name__.endswith("RMSNorm") for norm in norms):
+        return "it has norms that are wrapped or of another kind"
     if any(hasattr(layer, "pre_feedforward_layernorm") for layer in layers):
         return "it has more norms"
     if getattr(config, "hidden_act", "silu") not in ("silu", "swish"):
