@@ -14,7 +14,7 @@ from mintage.errors import UserError
 from mintage.measure import advice
 from mintage.measure.advice import advise, advised, cited, find_number
 from mintage.measure.result import Result, newest, read_results
-from mintage.measure.scoreboard import compact, shipped
+from mintage.measure.scoreboard import compact, shipped_rows
 
 ROOT = Path(__file__).parent.parent.parent
 READY = [m.name for m in catalog.methods(role="paper") if m.status == "ready" and m.package == "mintage"]
@@ -38,7 +38,7 @@ def test_every_paper_that_is_ready_has_both_sentences_with_a_number_each(measure
 @pytest.mark.parametrize("name", advised())
 def test_the_numbers_are_in_the_results_and_travel_with_the_package(measured, name):
     assert catalog.find(name).status == "ready"
-    here, brought = advise(name, measured), advise(name, shipped())
+    here, brought = advise(name, measured), advise(name, shipped_rows())
     assert (brought.pays, brought.pays_not) == (here.pays, here.pays_not)
 
 

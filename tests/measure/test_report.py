@@ -446,7 +446,7 @@ def test_tree_boxes_never_overlap_and_the_accepted_path_is_straight(nodes):
         job="draft", name="t", title="t", caption="", kind="tree",
         data={"nodes": nodes, "context": "some context", "emitted": "x"},
     )  # fmt: skip
-    page = Page(draw.draw(figure))
+    page = Page(draw.drawing(figure))
     boxes = []
     for group in [e for e in page.all("g") if e.get("class", "").startswith("node ")]:
         rect = page.inside("rect", group)[0]
@@ -479,14 +479,14 @@ def test_tree_boxes_never_overlap_and_the_accepted_path_is_straight(nodes):
 )
 def test_figures_with_little_in_them_are_drawn(tmp_path, kind, data):
     figure = Figure(job="draft", name="x", title="t", caption="c", kind=kind, data=data)
-    assert "nan" not in draw.draw(figure)
+    assert "nan" not in draw.drawing(figure)
     harmless(write_report([figure], tmp_path / "r.html").read_text())
 
 
 def test_a_patch_map_tints_shared_tokens_darkens_dropped_patches_and_draws_borders():
     images = [{"src": PIXEL, "label": "a cat", "groups": [[0, 0, 1], [0, 2, None]]}]
     figure = Figure(job="reduce", name="x", title="t", caption="c", kind="patch-map", data={"images": images})
-    page = Page(draw.draw(figure))
+    page = Page(draw.drawing(figure))
     tinted = [(e["x"], e["y"]) for e in page.all("rect") if e["class"].startswith("tint")]
     assert tinted == [("0", "0"), ("1", "0"), ("0", "1")]
     assert [(e["x"], e["y"]) for e in page.all("rect", class_="gone")] == [("2", "1")]
@@ -497,7 +497,7 @@ def test_a_patch_map_tints_shared_tokens_darkens_dropped_patches_and_draws_borde
 def test_a_heat_map_of_many_cells_has_an_element_per_shade():
     z = [[column / 100 for column in range(100)] for _ in range(50)]
     data = {"x_label": "x", "y_label": "y", "z": z}
-    page = Page(draw.draw(Figure(job="keep", name="x", title="t", caption="c", kind="heatmap", data=data)))
+    page = Page(draw.drawing(Figure(job="keep", name="x", title="t", caption="c", kind="heatmap", data=data)))
     cells = page.all("path", class_="cell")
     assert 20 < len(cells) < 40
     assert sum(e["d"].count("M") for e in cells) == 5000
@@ -518,7 +518,7 @@ def test_many_peers_are_one_element_of_a_gauge(make_result):
 def test_a_gap_breaks_the_line(page):
     series = {"name": "a", "x": [1, 2, 3, 4, 5], "y": [1, 2, None, 4, 5]}
     data = {"x_label": "x", "y_label": "y", "series": [series]}
-    drawn = Page(draw.draw(Figure(job="draft", name="x", title="t", caption="c", kind="curve", data=data)))
+    drawn = Page(draw.drawing(Figure(job="draft", name="x", title="t", caption="c", kind="curve", data=data)))
     assert len(drawn.all("path", class_="line")) == 2
     assert len(drawn.all("circle", class_="point")) == 4
 

@@ -10,7 +10,7 @@ import pytest
 from mintage.catalog import methods
 from mintage.measure.report import write_report
 from mintage.measure.result import Result, append_results, read_results
-from mintage.measure.scoreboard import SHIPPED, compact, evidence, shipped, write_scoreboard
+from mintage.measure.scoreboard import SHIPPED, compact, evidence, shipped_rows, write_scoreboard
 from mintage.measure.standing import standing, standings
 
 ROOT = Path(__file__).parent.parent.parent
@@ -102,8 +102,11 @@ def test_the_shipped_rows_are_small_and_all_of_the_claims():
     assert SHIPPED.stat().st_size <= 300_000
     rows = [row for row in read_results(ROOT / "results") if isinstance(row, Result)]
     papers = {m.name for m in methods(role="paper") if m.status == "ready"}
-    assert papers <= {row.method for row in shipped() if row.claim}
-    assert sum(len(stands.claims) for stands in standings(rows).values()) == sum(bool(row.claim) for row in shipped())
+    assert papers <= {row.method for row in shipped_rows() if row.claim}
+    claims = sum(bool(row.claim) for row in shipped_rows())
+    assert sum(len(stands.claims) for stands in standings(rows).values()) == claims
+        bool(row.claim) for row in shipped_rows()
+    )
 
 
 def test_a_shipped_row_has_all_that_judges_it(at):
@@ -144,5 +147,5 @@ def test_rows_of_a_folder_win_where_they_are_newer(at, tmp_path):
 
 
 def test_choosing_rows_imports_no_torch():
-    code = "import sys, mintage.measure.scoreboard as s; s.shipped(); assert 'torch' not in sys.modules"
+    code = "import sys, mintage.measure.scoreboard as s; s.shipped_rows(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

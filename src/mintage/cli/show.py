@@ -17,7 +17,7 @@ from mintage import catalog
 
 if TYPE_CHECKING:
     from mintage.measure import Result
-    from mintage.measure.scoreboard import Evidence
+    from mintage.measure.scoreboard import MethodRecord
 
 OTHERS = 8
 """How many rows are shown of a method that claims nothing."""
@@ -38,7 +38,7 @@ def show(
     Next: [bold]mintage bench token-recycling[/bold]
     """
     from mintage.measure.advice import advise
-    from mintage.measure.scoreboard import evidence, shipped
+    from mintage.measure.scoreboard import evidence, shipped_rows
 
     row = catalog.find(name)
     found = evidence(row.name, results)  # before the first line is printed: a broken file is one line
@@ -50,7 +50,7 @@ def show(
     for text in (row.summary, f"Claim: {row.claim}" if row.claim else "", row.problem):
         if text:
             console.print(escape(text))
-    if advice := advise(row.name, shipped()):
+    if advice := advise(row.name, shipped_rows()):
         console.print(escape(f"Pays when {advice.pays}."))
         console.print(escape(f"Does not pay when {advice.pays_not}."))
     if row.status != "ready":
@@ -81,7 +81,7 @@ def _laws(console: Console, job: str, method_class: type) -> None:
         console.print(f"  [green]{law_name}[/green]  {escape(inspect.getdoc(law) or '')}")
 
 
-def _evidence(console: Console, name: str, found: Evidence) -> None:
+def _evidence(console: Console, name: str, found: MethodRecord) -> None:
     stands = found.standing
     console.print()
     if not stands.headline:

@@ -22,7 +22,7 @@ Real = float | int  # whole numbers come out of JSON as int
 __all__ = [
     "Gauge",
     "decimals",
-    "draw",
+    "drawing",
     "gauge",
     "gauge_of",
     "legend",
@@ -237,7 +237,7 @@ def _gauge_label(result: Result) -> str:
 # -- figures --------------------------------------------------------------------------------------------------------
 
 
-def draw(figure: Figure) -> str:
+def drawing(figure: Figure) -> str:
     """Return the figure as markup that is safe to place in a page."""
     painters: dict[str, Callable[[Figure], Element]] = {
         "curve": _curve,

@@ -124,7 +124,7 @@ def write_report(results: Iterable[Result | Figure], out: str | Path, *, rows: S
     )
     environment.filters |= {
         "arxiv": lambda text: text if _ARXIV.fullmatch(text) else "",
-        "draw": lambda figure: _safe(draw.draw(figure)),
+        "draw": lambda figure: _safe(draw.drawing(figure)),
         "gauge": lambda result: _safe(draw.gauge(result)),
         "legend": draw.legend,
         "table": _figure_table,

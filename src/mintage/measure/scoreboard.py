@@ -22,7 +22,7 @@ from mintage.measure.figure import Figure
 from mintage.measure.result import Result, newest, read_results, to_line
 from mintage.measure.standing import Standing, method_name, standing
 
-__all__ = ["SHIPPED", "Evidence", "compact", "evidence", "shipped", "write_scoreboard"]
+__all__ = ["SHIPPED", "MethodRecord", "compact", "evidence", "shipped_rows", "write_scoreboard"]
 
 SHIPPED = Path(mintage.__file__).parent / "assets" / "scoreboard.jsonl"
 """Made by ``make readme`` from ``results/``; at most 300 kB."""
@@ -32,7 +32,7 @@ _DIGITS = 5
 
 
 @dataclass(frozen=True)
-class Evidence:
+class MethodRecord:
     """What was measured for one method, and where its rows lie: a folder, or None for those that are shipped."""
 
     standing: Standing
@@ -91,12 +91,12 @@ def _line(row: Result) -> str:
 
 
 @cache
-def shipped() -> tuple[Result, ...]:
+def shipped_rows() -> tuple[Result, ...]:
     """Return the rows that came with the package."""
     return tuple(row for row in read_results(SHIPPED) if isinstance(row, Result))
 
 
-def evidence(name: str, folder: Path) -> Evidence:
+def evidence(name: str, folder: Path) -> MethodRecord:
     """Return what was measured for the method `name`: in `folder`, unless what is shipped is newer.
 
     Raises
@@ -104,10 +104,10 @@ def evidence(name: str, folder: Path) -> Evidence:
     UserError
         A file of `folder` is not one of results.
     """
-    brought = standing(row for row in shipped() if method_name(row) == name)
+    brought = standing(row for row in shipped_rows() if method_name(row) == name)
     if any(folder.glob("*.jsonl")):
         rows = (row for row in read_results(folder) if isinstance(row, Result))
         own = standing(row for row in rows if method_name(row) == name)
         if own.headline and own.time >= brought.time:
-            return Evidence(own, folder)
-    return Evidence(brought, None)
+            return MethodRecord(own, folder)
+    return MethodRecord(brought, None)
