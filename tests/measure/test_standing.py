@@ -105,8 +105,6 @@ def test_the_shipped_rows_are_small_and_all_of_the_claims():
     assert papers <= {row.method for row in shipped_rows() if row.claim}
     claims = sum(bool(row.claim) for row in shipped_rows())
     assert sum(len(stands.claims) for stands in standings(rows).values()) == claims
-        bool(row.claim) for row in shipped_rows()
-    )
 
 
 def test_a_shipped_row_has_all_that_judges_it(at):
