@@ -151,11 +151,12 @@ def test_what_cannot_be_served_is_refused_in_one_line(vit):
     refused("attn_implementation='flex_attention' has masks of its own", lambda: QUARTERS(vit).__enter__())
 
 
-def test_unmerging_needs_one_row_per_token_and_a_square(vit):
+def test_unmerging_needs_one_row_per_token_and_a_grid(vit):
     with torch.no_grad(), QUARTERS(vit, trace=True) as session:
         vit(torch.randn(1, 3, 16, 24), interpolate_pos_encoding=True)
         refused("unmerge takes", lambda: session.unmerge(torch.zeros(1, 2, 1)))
-        refused("24 patches are no square grid", session.groups)
+        refused(r"24 patches are no grid of 4 x 4; pass grid=\(rows, columns\)", session.groups)
+        assert [len(row) for row in session.groups((4, 6))[0]] == [6] * 4
 
 
 def test_attaching_takes_milliseconds_and_adds_no_parameter(vit):

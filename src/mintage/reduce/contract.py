@@ -56,7 +56,7 @@ class Reducer(ABC):
     def __post_init__(self) -> None:
         check_fields(self)
 
-    def __call__(self, model: nn.Module, *, trace: bool = False) -> Any:
+    def __call__(self, model: nn.Module, *, trace: bool = False, dense: bool | None = None) -> Any:
         """Attach to a vision transformer of transformers or timm, for the length of a ``with``.
 
         Parameters
@@ -65,6 +65,10 @@ class Reducer(ABC):
             The model, or one that holds it (a classifier, CLIP).
         trace
             Keep the source map, which `mintage.reduce.Attachment.unmerge` and pictures need.
+        dense
+            Whether the transformer returns one row per patch all the same: of a merged patch the row of its token, of
+            a dropped one the last that it had. None: where something in `model` reads its patches one by one, i.e. a
+            backbone, a decoder or a language model of transformers; timm without pooling.
 
         Returns
         -------
@@ -75,7 +79,7 @@ class Reducer(ABC):
         UserError
             No supported transformer in `model`, or a reducer is attached already.
         """
-        return front_door.Attachment(self, model, trace=trace)
+        return front_door.Attachment(self, model, trace=trace, dense=dense)
 
     @abstractmethod
     def kept(self, anatomy: Anatomy) -> tuple[int, ...]:

@@ -1,17 +1,12 @@
 """Where things are in the vision transformers of transformers and timm, never what to do with them.
 
 Both libraries build the same pre-norm block; only the names differ, and what comes after each branch (dropout, layer
-scale, stochastic depth). Adding a family is one `BlockParts` row.
-
-Not here: windowed, convolutional or relative-position attention (Swin, BEiT), rotary positions (EVA, DINOv3), padded
-patches (NaFlex).
+scale, stochastic depth). The names are in `mintage.reduce.core.families`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,59 +15,12 @@ from torch.nn import functional
 
 from mintage.errors import UserError
 from mintage.measure.cost import count_flops
+from mintage.reduce.core.families import FAMILIES, MEAN_OF_TOKENS, SUPPORTED, BlockParts, pools
 from mintage.reduce.core.schedule import Anatomy
 
-__all__ = ["SUPPORTED", "Adapter", "adapter_for"]
-
-SUPPORTED = "ViT, DeiT, DINOv2 (with registers too), CLIP vision and SigLIP vision of transformers; timm's ViT"
+__all__ = ["Adapter", "adapter_for"]
 
 Undo = Callable[[], None]
-
-
-@dataclass(frozen=True)
-class BlockParts:
-    """Names within one family's transformer: its blocks, and of a block the parts of both branches in order."""
-
-    layers: str
-    norm1: str
-    attention: str
-    after1: tuple[str, ...]
-    norm2: str
-    mlp: str
-    after2: tuple[str, ...]
-    prefix: Callable[[Any], int]
-    projection: str = "embeddings.patch_embeddings.projection"
-
-
-_VIT = ("layernorm_before", "attention", ("dropout",), "layernorm_after", "mlp", ("dropout",))
-_DINO = ("norm1", "attention", ("layer_scale1", "drop_path"), "norm2", "mlp", ("layer_scale2", "drop_path"))
-_CLIP = ("layer_norm1", "self_attn", (), "layer_norm2", "mlp", ())
-_TIMM = ("norm1", "attn", ("ls1", "drop_path1"), "norm2", "mlp", ("ls2", "drop_path2"))
-
-FAMILIES: dict[str, BlockParts] = {
-    "transformers.models.vit.modeling_vit.ViTModel": BlockParts("layers", *_VIT, lambda m: 1),
-    "transformers.models.deit.modeling_deit.DeiTModel": BlockParts("layers", *_VIT, lambda m: 2),
-    "transformers.models.dinov2.modeling_dinov2.Dinov2Model": BlockParts("encoder.layer", *_DINO, lambda m: 1),
-    "transformers.models.dinov2_with_registers.modeling_dinov2_with_registers.Dinov2WithRegistersModel": BlockParts(
-        "encoder.layer", *_DINO, lambda m: 1 + m.config.num_register_tokens
-    ),
-    "transformers.models.clip.modeling_clip.CLIPVisionModel": BlockParts(
-        "encoder.layers", *_CLIP, lambda m: 1, "embeddings.patch_embedding"
-    ),
-    "transformers.models.siglip.modeling_siglip.SiglipVisionModel": BlockParts(
-        "encoder.layers", *_CLIP, lambda m: 0, "embeddings.patch_embedding"
-    ),
-    "timm.models.vision_transformer.VisionTransformer": BlockParts(
-        "blocks", *_TIMM, lambda m: m.num_prefix_tokens, "patch_embed.proj"
-    ),
-}
-
-_MEAN_OF_TOKENS = {  # classifiers that average the tower's output themselves, and whether prefix tokens are in it
-    "Dinov2ForImageClassification",
-    "Dinov2WithRegistersForImageClassification",
-    "CLIPForImageClassification",
-    "SiglipForImageClassification",
-}
 
 
 class Adapter:
@@ -92,7 +40,15 @@ class Adapter:
         self.model, self.tower, self.parts = model, tower, parts
         self.layers: list[nn.Module] = list(tower.get_submodule(parts.layers).children())
         self.prefix: int = parts.prefix(tower)
-        self.timm = not hasattr(tower, "set_attn_implementation")
+        self.timm = any(t.__module__.startswith("timm.") for t in type(tower).__mro__)
+        self.dense = parts.dense or self._rows_are_read()
+
+    def _rows_are_read(self) -> bool:
+        """Whether something in `model` reads the transformer's output row by row, see `pools`."""
+        if self.timm and self.tower.attn_pool is None and not self.tower.global_pool:
+            return True
+        around = [m for m in self.model.modules() if m is not self.tower and self.tower in set(m.modules())]
+        return not all(pools(m) for m in around)
 
     def attention(self, layer: nn.Module) -> nn.Module:
         """Return the attention module of a block."""
@@ -119,40 +75,52 @@ class Adapter:
         first = self.layers[0]
         attention: Any = self.attention(first)
         mlp: Any = first.get_submodule(self.parts.mlp)
-        dim = int(first.get_submodule(self.parts.norm1).weight.shape[0])  # type: ignore[union-attr, index]
+        tower: Any = self.tower
+        dim = int(tower.embed_dim if self.timm else tower.config.hidden_size)
         weights = sum(m.weight.numel() for m in mlp.modules() if isinstance(m, nn.Linear))
         heads = getattr(attention, "num_attention_heads", None) or attention.num_heads
-        size, own = self._image()
+        size, (rows, columns) = self._image()
         ends = ("classifier", "head", "head_dist")  # DeiT has two classifiers, of names that end alike
         classifier = [m for n, m in self.model.named_modules() if n.rpartition(".")[2].endswith(ends)]
         fixed = sum(m.weight.numel() for m in classifier if isinstance(m, nn.Linear))
-        projection: Any = self.tower.get_submodule(self.parts.projection)
-        if size is not None:
-            image = torch.zeros(1, 3, *size, dtype=next(projection.parameters()).dtype)
-            training = projection.training
-            projection.eval()
-            with torch.no_grad():
-                fixed += count_flops(lambda: projection(image.to(next(projection.parameters()).device))) // 2
-            projection.train(training)
         return Anatomy(
             layers=len(self.layers),
             dim=dim,
             hidden=weights // (2 * dim),  # of a gated MLP: the width that costs as much
-            patches=own if patches is None else patches,
+            patches=rows * columns if patches is None else patches,
             prefix=self.prefix,
             heads=int(heads),
-            fixed=fixed,
+            fixed=fixed + self._embedding_macs(size, rows * columns),
+            grid=(rows, columns),
         )
 
-    def _image(self) -> tuple[tuple[int, int] | None, int]:
-        """Return height and width that the model was made for, and its number of patches."""
+    def _image(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return height and width that the model was made for, and its rows and columns of patches."""
+        tower: Any = self.tower
         if self.timm:
-            embed: Any = self.tower.patch_embed
-            return embed.img_size, embed.num_patches
-        config: Any = self.tower.config
-        size = config.image_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return (height, width), (height // config.patch_size) * (width // config.patch_size)
+            return _pair(tower.patch_embed.img_size), _pair(tower.patch_embed.grid_size)
+        size, patch = _pair(tower.config.image_size), _pair(tower.config.patch_size)
+        return size, (size[0] // patch[0], size[1] // patch[1])
+
+    def _embedding_macs(self, size: tuple[int, int], patches: int) -> int:
+        """Multiply-adds that make tokens of one image."""
+        embed = self.tower.get_submodule(self.parts.projection)
+        inner = [m for m in embed.modules() if not list(m.children())]
+        read = [m for m in inner if isinstance(m, (nn.Conv2d, nn.Linear))]
+        if len(read) == 1:  # the plain ones: each patch is read once
+            return read[0].weight.numel() * patches
+        convolution = next((m for m in inner if isinstance(m, nn.Conv2d)), None)
+        if convolution is None:
+            return sum(m.weight.numel() for m in read) * patches
+        image = torch.zeros(1, convolution.in_channels, *size).to(convolution.weight)
+        modes = {m: m.training for m in embed.modules()}
+        embed.eval()
+        try:
+            with torch.no_grad():
+                return count_flops(lambda: embed(image)) // 2
+        finally:
+            for module, training in modes.items():
+                module.training = training
 
     # -- pooling: where a model averages tokens, a merged one counts for all that it stands for --
 
@@ -166,12 +134,9 @@ class Adapter:
         """
         if self.timm:
             tower: Any = self.tower
-            if tower.attn_pool is None:
-                tower.pool = partial(self._pool, type(tower).pool.__get__(tower), sizes)
-                yield lambda: delattr(tower, "pool")
-            else:
+            if tower.attn_pool is not None:
                 yield self._mask_pool(tower.attn_pool, lambda held, _: held, bias, tower.pool_include_prefix)
-        elif type(self.model).__name__ in _MEAN_OF_TOKENS:
+        elif type(self.model).__name__ in MEAN_OF_TOKENS:
             yield self.tower.register_forward_hook(lambda _, args, out: self._scale_output(out, sizes())).remove
         head = getattr(self.tower, "head", None)
         if isinstance(getattr(head, "attention", None), nn.MultiheadAttention):
@@ -179,13 +144,14 @@ class Adapter:
             repeat = lambda held, batch: held.expand(batch, heads, 1, -1).flatten(0, 1)  # noqa: E731
             yield self._mask_pool(head.attention, repeat, bias, True)  # type: ignore[union-attr]
 
-    def _pool(
-        self, pool: Callable[..., Tensor], sizes: Callable[[], Tensor | None], x: Tensor, kind: Any = None
-    ) -> Tensor:
+    def pool_timm(self, pool: Callable[..., Tensor], sizes: Tensor | None, x: Tensor, kind: str | None) -> Tensor:
+        """Pool as timm's transformer does, where it averages by size."""
         tower: Any = self.tower
-        if (tower.global_pool if kind is None else kind) == "avg":
-            x = _scaled(x, sizes(), 0 if tower.pool_include_prefix else self.prefix)
-        return pool(x, kind)
+        kind = tower.global_pool if kind is None else kind
+        if tower.attn_pool is not None or kind not in ("avg", "avgmax"):
+            return pool(x, kind)
+        mean = pool(_scaled(x, sizes, 0 if tower.pool_include_prefix else self.prefix), "avg")
+        return mean if kind == "avg" else 0.5 * (pool(x, "max") + mean)
 
     def _scale_output(self, out: Any, sizes: Tensor | None) -> Any:
         first = _scaled(out[0], sizes, self.prefix)
@@ -216,30 +182,48 @@ def _scaled(x: Tensor, sizes: Tensor | None, first: int) -> Tensor:
     return torch.cat([x[:, :first], x[:, first:] * weight.to(x.dtype)], 1)
 
 
+def _pair(value: Any) -> tuple[int, int]:
+    height, width = (value, value) if isinstance(value, int) else value
+    return int(height), int(width)
+
+
 def adapter_for(model: nn.Module) -> Adapter:
     """Find the vision transformer in `model`.
 
     Raises
     ------
     UserError
-        There is none that is supported, or its blocks are of another kind.
+        There is none that is supported, there are several, or its blocks are of another kind.
     """
-    for tower in model.modules():
+    found: list[tuple[str, nn.Module, BlockParts]] = []
+    for name, tower in model.named_modules():
         for ancestor in type(tower).__mro__:
             parts = FAMILIES.get(f"{ancestor.__module__}.{ancestor.__qualname__}")
             if parts is not None:
-                found = Adapter(model, tower, parts)
-                _check_blocks(found)
-                return found
-    raise UserError(f"{type(model).__name__} has no reduce adapter; supported: {SUPPORTED}")
+                found.append((name, tower, parts))
+                break
+    if not found:
+        raise UserError(f"{type(model).__name__} has no reduce adapter; supported: {SUPPORTED}")
+    if len(found) > 1:
+        names = ", ".join(name for name, _, _ in found)
+        raise UserError(f"{type(model).__name__} has several vision transformers; attach to one of them: {names}")
+    adapter = Adapter(model, *found[0][1:])
+    _check_blocks(adapter)
+    return adapter
 
 
 def _check_blocks(adapter: Adapter) -> None:
+    """Refuse blocks that are not the library's own: what their forward does is not known."""
+    tower = type(adapter.tower)
+    home = next(t.__module__ for t in tower.__mro__ if f"{t.__module__}.{t.__qualname__}" in FAMILIES)
     for layer in adapter.layers:
-        attention = adapter.attention(layer) if hasattr(layer, adapter.parts.attention.split(".")[0]) else None
-        if adapter.timm and (type(layer).__name__ != "Block" or type(attention).__name__ != "Attention"):
-            inner = type(layer).__name__ if type(layer).__name__ != "Block" else type(attention).__name__
-            raise UserError(f"this {type(adapter.tower).__name__} has {inner} blocks; supported: {SUPPORTED}")
+        attention = getattr(layer, adapter.parts.attention, None)
+        if adapter.timm:
+            strange = [m for m, name in ((layer, "Block"), (attention, "Attention")) if type(m).__name__ != name]
+        else:
+            strange = [m for m in (layer, attention) if type(m).__module__ != home]
+        if strange:
+            raise UserError(f"this {tower.__name__} has {type(strange[0]).__name__} blocks; supported: {SUPPORTED}")
 
 
 def timm_attention(module: Any, x: Tensor, attend: Callable[..., Tensor]) -> Tensor:

@@ -2,18 +2,24 @@
 
 No library has a boundary between attention and MLP where tokens could vanish, so the class of every block is swapped
 for a subclass that runs the block's own parts with the reducer in between. Parameters, their names, recorded hidden
-states and hooks stay as they are; attention keeps its fused kernel, the log sizes being an additive mask.
+states and hooks stay as they are; attention keeps its fused kernel, the log sizes being an additive mask. All that is
+changed hangs on modules of this one model: others made from the same configuration, and copies, are plain.
+
+Where every patch must keep a row (dense output), a block returns full rows and the next one goes on from the reduced
+ones that are held here: hidden states, feature maps and what reads them have the shapes that they always have.
 
 Not here: flash and flex kernels (their masks are not tensors), masks over patches, gradient checkpointing.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partialmethod
 from itertools import count
+from threading import RLock
 from types import TracebackType
 from typing import Any
 from weakref import WeakSet
@@ -45,6 +51,10 @@ class Attachment:
         The tokens behind the last hook of the latest forward, or None before the first.
     tokens
         How many tokens entered each layer of the latest forward, the prefix included.
+    sources
+        The source map behind each layer, where one is traced.
+    dense
+        Whether blocks return one row per input token.
 
     Raises
     ------
@@ -52,14 +62,18 @@ class Attachment:
         On entering: the model is not supported or has a reducer already. In a forward: a mask over patches.
     """
 
-    def __init__(self, reducer: Reducer, model: nn.Module, *, trace: bool = False) -> None:
+    def __init__(self, reducer: Reducer, model: nn.Module, *, trace: bool = False, dense: bool | None = None) -> None:
         self.model, self.trace = model, trace
         self.adapter = adapter_for(model)
+        self.dense = self.adapter.dense if dense is None else dense
         self.anatomy: Anatomy = self.adapter.anatomy()
         self.reducer = reducer.fitted(model, self.anatomy)
         self.reducer.kept(self.anatomy)  # says now what it cannot serve
         self.state: TokenState | None = None
         self.tokens: list[int] = []
+        self.sources: list[Tensor] = []
+        self._lock = RLock()
+        self._rows: Tensor | None = None
         self._kept: dict[int, tuple[int, ...]] = {}  # by patches of the image
         self._bias: Tensor | None = None
         self._evidence: Evidence | None = None
@@ -77,14 +91,15 @@ class Attachment:
         try:
             if adapter.timm:
                 for layer in adapter.layers:
-                    self._swap(adapter.attention(layer), _timm_forward)
+                    self._swap(adapter.attention(layer), self, forward=_timm_forward)
+                self._swap(tower, self, pool=_timm_pool, forward_intermediates=_timm_intermediates)
             else:
-                self._switch_attention(tower)
+                self._switch_attention()
             for index, layer in enumerate(adapter.layers):
-                layer._reduction = (self, index)  # type: ignore[assignment]
-                self._undo.append(lambda held=layer: delattr(held, "_reduction"))
-                self._swap(layer, _layer_forward)
-            self._undo.extend(adapter.pool_by_size(self._sizes, lambda: self._bias))
+                self._swap(layer, (self, index), forward=_layer_forward)
+            self._undo.extend(adapter.pool_by_size(self._sizes, lambda: None if self.dense else self._bias))
+            self._undo.append(tower.register_forward_pre_hook(self._one_at_a_time).remove)
+            self._undo.append(tower.register_forward_hook(self._next_one, always_call=True).remove)
             modules = self.reducer.modules()
             if modules is not None:
                 parameter = next(tower.parameters())
@@ -107,48 +122,65 @@ class Attachment:
         while self._undo:
             self._undo.pop()()
 
-    def unmerge(self, rows: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch inputs dim"]:
+    def unmerge(
+        self, rows: Float[Tensor, "batch tokens dim"], layer: int | None = None
+    ) -> Float[Tensor, "batch inputs dim"]:
         """Give every input token the row of the token it went into; zeros where it was dropped.
 
+        Parameters
+        ----------
+        rows
+            One per token that was left.
+        layer
+            Behind which layer, from 0 (of ``output_hidden_states`` it is the entry ``layer + 1``); default the last.
+
         Raises
         ------
         UserError
-            Nothing was traced, or `rows` are not as many as the tokens that were left.
+            Nothing was traced, there is no such layer, or `rows` are not as many as the tokens that were left.
         """
-        if self.state is None or self.state.source is None:
+        if not self.sources:
             raise UserError("no source map: attach with trace=True, and run the model inside the 'with'")
-        source = self.state.source
+        if layer is not None and not 0 <= layer < len(self.sources):
+            raise UserError(f"layer={layer} did not run; pass one from 0 to {len(self.sources) - 1}")
+        source = self.sources[-1 if layer is None else layer]
         if rows.shape[:2] != source.shape[:2]:
             raise UserError(f"unmerge takes {source.shape[1]} rows per image, one per token left; got {rows.shape[1]}")
-        share = source.sum(1, keepdim=True).transpose(1, 2).clamp_min(1e-12)  # of a soft mixture: its mean
-        return (source.transpose(1, 2) @ rows.to(source.dtype) / share.clamp_min(1e-12)).to(rows.dtype)
+        return _spread(source, rows)[0]
 
-    def groups(self) -> list[list[list[int | None]]]:
+    def groups(self, grid: tuple[int, int] | None = None) -> list[list[list[int | None]]]:
         """Tell for every image, row by row, which token each patch went into (the most, if several); None: dropped.
+
+        Parameters
+        ----------
+        grid
+            Rows and columns of patches; default those of the model's own image size, or a square.
 
         Raises
         ------
         UserError
-            Nothing was traced, or the patches are no square grid.
+            Nothing was traced, or the patches are no such grid.
         """
         if self.state is None or self.state.source is None:
             raise UserError("no source map: attach with trace=True, and run the model inside the 'with'")
-        prefix = self.adapter.prefix
-        share, token = self.state.source[:, :, prefix:].max(1)
-        side = math.isqrt(token.shape[1])
-        if side * side != token.shape[1]:
-            raise UserError(f"{token.shape[1]} patches are no square grid; pass square images")
-        token = torch.where(share > 0, token, -1).unflatten(1, (side, side))
+        share, token = self.state.source[:, :, self.adapter.prefix :].max(1)
+        side, patches = math.isqrt(token.shape[1]), token.shape[1]
+        if grid is None:
+            own = self.anatomy.grid
+            grid = own if own is not None and own[0] * own[1] == patches else (side, side)
+        if grid[0] * grid[1] != patches:
+            raise UserError(f"{patches} patches are no grid of {grid[0]} x {grid[1]}; pass grid=(rows, columns)")
+        token = torch.where(share > 0, token, -1).unflatten(1, grid)
         return [[[None if t < 0 else t for t in row] for row in image] for image in token.tolist()]
 
     # -- surgery ------------------------------------------------------------------------------------------------------
 
-    def _swap(self, module: nn.Module, forward: Any) -> None:
+    def _swap(self, module: nn.Module, held: Any, **methods: Any) -> None:
         before = type(module)
-        module.__class__ = type(before.__name__, (before,), {"forward": forward, "__module__": before.__module__})
-        if forward is _timm_forward:
-            module._reduction = self  # type: ignore[assignment]
-            self._undo.append(lambda: delattr(module, "_reduction"))
+        own = {**methods, "__reduce_ex__": partialmethod(_as_it_was, before), "__module__": before.__module__}
+        module._reduction = held  # type: ignore[assignment]
+        module.__class__ = type(before.__name__, (before,), own)
+        self._undo.append(lambda: delattr(module, "_reduction"))
         self._undo.append(lambda: setattr(module, "__class__", before))
 
     def _swap_weights(self, weights: Mapping[str, Tensor]) -> None:
@@ -163,35 +195,44 @@ class Attachment:
             held.data = tensor.to(before, copy=True)
             self._undo.append(lambda held=held, before=before: setattr(held, "data", before))
 
-    def _switch_attention(self, tower: Any) -> None:
+    def _switch_attention(self) -> None:
         from transformers import AttentionInterface
-        from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-        before = tower.config._attn_implementation
-        if before not in _SERVED:
-            raise UserError(
-                f"attn_implementation={before!r} has masks of its own; load the model with one of: {', '.join(_SERVED)}"
-            )
-        source: Any = inspect.getmodule(type(tower))
-        self._own = source.eager_attention_forward if before == "eager" else ALL_ATTENTION_FUNCTIONS[before]
         name = f"mintage-{type(self.reducer).__name__.lower()}-{next(_numbers)}"
+        for layer in self.adapter.layers:
+            module: Any = self.adapter.attention(layer)
+            before = module.config._attn_implementation
+            if before not in _SERVED:
+                raise UserError(
+                    f"attn_implementation={before!r} has masks of its own; "
+                    f"load the model with one of: {', '.join(_SERVED)}"
+                )
+            source = sys.modules[type(module).__module__]
+            self._own = source.eager_attention_forward if before == "eager" else ALL_ATTENTION_FUNCTIONS[before]
+            self._undo.append(lambda module=module, own=module.config: setattr(module, "config", own))
+            module.config = _Switched(module.config, name)
         AttentionInterface.register(name, self._attend_hf)
-        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[before])
         self._undo.append(lambda: AttentionInterface._global_mapping.pop(name, None))
-        self._undo.append(lambda: AttentionMaskInterface._global_mapping.pop(name, None))
-        tower.set_attn_implementation(name)
-        self._undo.append(lambda: tower.set_attn_implementation(before))
 
     # -- called by the model --
 
+    def _one_at_a_time(self, *_: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self._lock.acquire()  # a forward of another thread waits
+
+    def _next_one(self, *_: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self._lock.release()
+
     def run_layer(self, layer: nn.Module, index: int, x: Tensor, args: Any, kwargs: Any) -> Tensor:
         """Run one block, with the reducer at its hook."""
-        if any(isinstance(mask, Tensor) for mask in (*args, *kwargs.values())):
+        if any(isinstance(mask, Tensor) for mask in (*args, *kwargs.values())) or kwargs.get("is_causal"):
             raise UserError("a mask over patches does not go with a reducer; pass images without padding")
         if index == 0:
             self._begin(x)
         state, keep = self._current(x, index), self._keep(index)
+        x = state.x
         self.tokens.append(x.shape[1])
         self._layer = index
         x = x + self.adapter.attention_branch(layer, x, *args, **kwargs)
@@ -203,6 +244,15 @@ class Attachment:
         if self.reducer.hook == "block":
             state = self._reduced(state, keep)
         self.state = state
+        if state.source is not None:
+            self.sources.append(state.source)
+        if self.dense and state.source is not None:
+            if state.x.shape[1] == state.inputs:
+                self._rows = state.x
+            else:
+                rows, share = _spread(state.source, state.x)
+                self._rows = torch.where(share > 0, rows, self._rows)  # type: ignore[arg-type]
+            return self._rows  # type: ignore[return-value]  # a patch that was dropped keeps its last row
         return state.x
 
     def _begin(self, x: Tensor) -> None:
@@ -210,13 +260,13 @@ class Attachment:
         if patches not in self._kept:
             self._kept[patches] = tuple(self.reducer.kept(replace(self.anatomy, patches=patches)))
         self._patches = patches
-        self.tokens, self._bias, self.state = [], None, None
+        self.tokens, self.sources, self._bias, self.state, self._rows = [], [], None, None, x
 
     def _current(self, x: Tensor, index: int) -> TokenState:
         if self.state is not None:
-            return replace(self.state, layer=index)
+            return replace(self.state, layer=index, x=self.state.x if self.dense else x)
         source = None
-        if self.trace:
+        if self.trace or self.dense:
             source = torch.eye(x.shape[1], device=x.device).expand(x.shape[0], -1, -1)
         return TokenState(
             x=x,
@@ -236,8 +286,11 @@ class Attachment:
 
     def _reduced(self, state: TokenState, keep: int) -> TokenState:
         evidence, self._evidence = self._evidence, None
-        if evidence is None or (keep >= state.patches and not self.reducer.masks):
+        if keep >= state.patches and not self.reducer.masks:
             return state
+        if evidence is None:
+            kind = type(self.adapter.tower).__name__
+            raise UserError(f"the attention of this {kind} went past the reducer; load it with sdpa or eager attention")
         with torch.autocast(state.x.device.type, enabled=False):  # decisions are taken in the precision they ask for
             state = self.reducer.reduce(state, evidence, keep)
         if self.reducer.proportional:
@@ -245,7 +298,7 @@ class Attachment:
         return state
 
     def _sizes(self) -> Tensor | None:
-        return None if self.state is None or self._bias is None else self.state.size
+        return None if self.state is None or self._bias is None or self.dense else self.state.size
 
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float, own: Any
@@ -303,6 +356,49 @@ class Attachment:
 
         return timm_attention(module, x, attend)
 
+    def pool_timm(self, tower: Any, x: Tensor, kind: str | None) -> Tensor:
+        """Pool timm's tokens by size."""
+        return self.adapter.pool_timm(super(type(tower), tower).pool, self._sizes(), x, kind)
+
+    def intermediates_timm(self, tower: Any, args: Any, kwargs: Any) -> Any:
+        """Run timm's transformer for what its layers give: one row per patch, whoever asks."""
+        with self._lock:
+            dense, self.dense = self.dense, True
+            try:
+                return super(type(tower), tower).forward_intermediates(*args, **kwargs)
+            finally:
+                self.dense = dense
+
+
+def _spread(source: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a row for every input token, and how much of it is in any token."""
+    share = source.sum(1, keepdim=True).transpose(1, 2)  # of a soft mixture: its mean
+    full = source.transpose(1, 2) @ rows.to(source.dtype) / share.clamp_min(1e-12)
+    return full.to(rows.dtype), share
+
+
+class _Switched:
+    """A configuration that names another attention; copied or pickled it is the one that it stands for."""
+
+    def __init__(self, own: Any, name: str) -> None:
+        self._own, self._attn_implementation = own, name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+    def __reduce__(self) -> Any:
+        return _itself, (self._own,)
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def _as_it_was(module: Any, before: type, protocol: int) -> Any:
+    """Copy or pickle a block as the one that it was before a reducer came."""
+    make, (_, *rest), state, *others = super(type(module), module).__reduce_ex__(protocol)
+    return make, (before, *rest), {k: v for k, v in state.items() if k != "_reduction"}, *others
+
 
 def _layer_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     run, index = self._reduction
@@ -311,3 +407,11 @@ def _layer_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 def _timm_forward(self: Any, x: Tensor, *_: Any, **__: Any) -> Tensor:
     return self._reduction.attend_timm(self, x)
+
+
+def _timm_pool(self: Any, x: Tensor, pool_type: str | None = None) -> Tensor:
+    return self._reduction.pool_timm(self, x, pool_type)
+
+
+def _timm_intermediates(self: Any, *args: Any, **kwargs: Any) -> Any:
+    return self._reduction.intermediates_timm(self, args, kwargs)

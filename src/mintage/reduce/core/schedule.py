@@ -36,6 +36,8 @@ class Anatomy:
         Multiply-adds outside the blocks: patch embedding and head.
     heads
         Attention heads.
+    grid
+        Rows and columns of patches that the model was made for, if known.
     """
 
     layers: int
@@ -45,6 +47,7 @@ class Anatomy:
     prefix: int
     heads: int = 1
     fixed: int = 0
+    grid: tuple[int, int] | None = None
 
     def macs(self, kept: Sequence[int], *, hook: Hook = "attention") -> int:
         """Multiply-adds for one image when `kept` patches remain after each layer.
