@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import vision
 from choose import page
 from tables import RESULTS, ROOT, readme_results, replace_between, status
 
@@ -28,7 +29,12 @@ def scoreboard() -> str:
         return write_scoreboard(read_results(RESULTS), Path(folder) / SHIPPED.name).read_text(encoding="utf-8")
 
 
-MADE = {ROOT / "README.md": readme, ROOT / "docs" / "choose.md": page, SHIPPED: scoreboard}
+MADE = {
+    ROOT / "README.md": readme,
+    ROOT / "docs" / "choose.md": page,
+    ROOT / "docs" / "vision-models.md": vision.page,
+    SHIPPED: scoreboard,
+}
 
 
 def main(arguments: list[str]) -> int:

@@ -10,7 +10,8 @@ from transformers import BeitConfig, BeitModel, DeiTConfig, DeiTForImageClassifi
 from mintage.errors import UserError
 from mintage.measure import count_flops
 from mintage.reduce import AveragePool, RandomDrop, ToMe
-from mintage.reduce.core.adapters import SUPPORTED, adapter_for
+from mintage.reduce.core.adapters import adapter_for
+from mintage.reduce.core.families import SUPPORTED
 from mintage.testing.reduce import law_models, merged_twins_change_nothing
 
 NAMES = ("vit", "vit-eager", "deit", "dinov2", "dinov2-classifier", "dinov2-registers", "clip", "clip-classifier")

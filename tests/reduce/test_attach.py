@@ -4,15 +4,17 @@ import copy
 import json
 import pickle
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
-from transformers import CLIPModel, ViTForImageClassification
+from transformers import CLIPModel, ViTConfig, ViTForImageClassification, ViTForMaskedImageModeling
 
 from mintage.errors import UserError
+from mintage.measure import count_flops
 from mintage.reduce import AveragePool, ClassAttention, RandomDrop, ToMe
-from mintage.reduce.core.adapters import FAMILIES
+from mintage.reduce.core.families import FAMILIES
 from mintage.testing.reduce import law_models
 
 PIXELS = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -123,7 +125,7 @@ def test_entering_half_way_leaves_nothing_behind(vit, monkeypatch):
         raise RuntimeError("no pooling")
 
     before = {name: (type(m), sorted(vars(m))) for name, m in vit.named_modules()}
-    monkeypatch.setattr("mintage.reduce.core.adapters.Adapter.pool_by_size", fail)
+    monkeypatch.setattr("mintage.reduce.core.adapters.Adapter.attention_pools", fail)
     with pytest.raises(RuntimeError, match="no pooling"), QUARTERS(vit):
         pass
     monkeypatch.undo()
@@ -180,3 +182,147 @@ def test_every_family_is_named_by_a_class_that_exists():
 
 def test_a_schedule_for_another_anatomy_is_told_when_attaching(vit):
     refused("names layer 9", lambda: replace(QUARTERS, schedule="ratio=0.5@9")(vit))
+
+
+SIZES = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2}
+SIZES |= {"intermediate_size": 32, "num_labels": 5}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_channels": 1},
+        {"num_channels": 12},
+        {"image_size": (16, 24)},
+        {"patch_size": (2, 4)},
+        {"patch_size": (8, 2)},
+    ],
+)
+@torch.no_grad()
+def test_any_channels_images_and_patches(changes):
+    config = ViTConfig(**SIZES | changes)
+    model = ViTForImageClassification(config).eval()
+    size = config.image_size if isinstance(config.image_size, (tuple, list)) else (config.image_size,) * 2
+    patch = config.patch_size if isinstance(config.patch_size, (tuple, list)) else (config.patch_size,) * 2
+    pixels = torch.randn(2, config.num_channels, *size)
+    plain = model(pixels).logits
+    with QUARTERS(model, trace=True) as session:
+        assert model(pixels).logits.shape == plain.shape
+    rows, columns = (side // step for side, step in zip(size, patch, strict=True))
+    assert session.anatomy.patches == rows * columns == session.tokens[0] - 1
+    assert [len(row) for row in session.groups()[0]] == [columns] * rows
+    assert session.anatomy.full == count_flops(lambda: model(pixels[:1])) // 2
+    with QUARTERS.unreduced()(model):
+        torch.testing.assert_close(model(pixels).logits, plain)
+
+
+@torch.no_grad()
+def test_images_that_are_reconstructed_have_a_row_for_every_patch():
+    model = ViTForMaskedImageModeling(ViTConfig(**SIZES, encoder_stride=4)).eval()
+    plain = model(PIXELS).reconstruction
+    with QUARTERS(model) as session:
+        got = model(PIXELS, output_hidden_states=True)
+    assert session.tokens == [17, 13, 9, 5]
+    assert got.reconstruction.shape == plain.shape
+    assert [h.shape[1] for h in got.hidden_states] == [17] * 5
+    patches = got.hidden_states[-1][:, 1:]
+    assert [len(image.round(decimals=5).unique(dim=0)) for image in patches] == [2, 2]
+
+
+@torch.no_grad()
+def test_dense_rows_are_those_that_unmerging_gives(vit):
+    with QUARTERS(vit, trace=True) as session:
+        states = vit(PIXELS, output_hidden_states=True).hidden_states
+        wanted = [session.unmerge(rows, layer) for layer, rows in enumerate(states[1:])]
+        torch.testing.assert_close(session.unmerge(states[-1]), wanted[-1])
+        refused("layer=4 did not run; pass one from 0 to 3", lambda: session.unmerge(states[-1], 4))
+        refused("unmerge takes 13 rows per image", lambda: session.unmerge(states[-1], 0))
+    with QUARTERS(vit, dense=True):
+        got = vit(PIXELS, output_hidden_states=True).hidden_states[1:]
+    for mine, unmerged in zip(got, wanted, strict=True):
+        torch.testing.assert_close(mine, unmerged)
+
+
+@torch.no_grad()
+def test_a_dropped_patch_keeps_the_last_row_that_it_had(vit):
+    with RandomDrop(schedule="ratio=0.5@1")(vit, trace=True, dense=True) as session:
+        states = vit(PIXELS, output_hidden_states=True).hidden_states
+    gone = session.sources[-1].sum(1) == 0
+    assert gone.sum(1).tolist() == [8, 8]
+    assert torch.equal(states[-1][gone], states[1][gone])
+    assert not torch.isclose(states[-1][~gone], states[1][~gone]).all(1).any()
+
+
+@pytest.mark.parametrize("name", ["dinov2-classifier", "siglip-classifier", "siglip", "clip"])
+@torch.no_grad()
+def test_what_pools_reads_dense_rows_as_well_as_weighted_ones(name):
+    """A merger's rows, repeated, have the mean that sizes give."""
+    subject = law_models()[name]
+    with QUARTERS(subject.model):
+        weighted = subject.outputs(PIXELS)
+    with QUARTERS(subject.model, dense=True):
+        repeated = subject.outputs(PIXELS)
+    pooled = [key for key, value in weighted.items() if value.ndim == 2]
+    assert pooled
+    for key in pooled:
+        torch.testing.assert_close(repeated[key], weighted[key], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_models_that_share_a_configuration_and_copies_are_left_alone(vit):
+    other = ViTForImageClassification(vit.config).eval()
+    plain, others = vit(PIXELS).logits, other(PIXELS).logits
+    with QUARTERS(vit):
+        assert torch.equal(other(PIXELS).logits, others)
+        copied, pickled = copy.deepcopy(vit), pickle.loads(pickle.dumps(vit))
+        reduced = vit(PIXELS).logits
+        assert torch.equal(copied(PIXELS).logits, plain)
+        with RandomDrop()(other), RandomDrop()(copied):
+            assert torch.equal(vit(PIXELS).logits, reduced)
+    for model in (vit, copied, pickled):
+        assert torch.equal(model(PIXELS).logits, plain)
+        assert type(model.vit.layers[0]).__name__ == "ViTLayer"
+    assert {type(m) for m in copied.modules()} == {type(m) for m in vit.modules()}
+
+
+@torch.no_grad()
+def test_threads_share_a_session(vit):
+    batches = [torch.randn(n, 3, 16, 16) for n in (1, 2, 3, 4)] * 4
+    with QUARTERS(vit):
+        wanted = [vit(pixels).logits for pixels in batches]
+        with ThreadPoolExecutor(4) as pool:
+            got = list(pool.map(lambda pixels: run_alone(vit, pixels), batches))
+    assert all(torch.equal(mine, alone) for mine, alone in zip(got, wanted, strict=True))
+
+
+@torch.no_grad()
+def run_alone(model, pixels):
+    return model(pixels).logits
+
+
+def test_of_several_transformers_one_has_to_be_named(vit):
+    both = torch.nn.ModuleDict({"left": vit, "right": copy.deepcopy(vit)})
+    refused(
+        "ModuleDict has several vision transformers; attach to one of them: left.vit, right.vit", lambda: ToMe()(both)
+    )
+    with torch.no_grad(), QUARTERS(both["right"]) as session:
+        both["left"](PIXELS)
+        assert session.tokens == []
+
+
+def test_blocks_of_ones_own_are_refused(vit):
+    class Louder(type(vit.vit.layers[0])):
+        def forward(self, x, *args, **kwargs):
+            return 2 * super().forward(x, *args, **kwargs)
+
+    vit.vit.layers[1].__class__ = Louder
+    refused("this ViTModel has Louder blocks; supported: ViT", lambda: ToMe()(vit))
+
+
+def test_a_forward_that_fails_leaves_the_session_usable(vit):
+    with torch.no_grad(), QUARTERS(vit) as session:
+        wanted = vit(PIXELS).logits
+        with pytest.raises(ValueError, match=r"channel|size"):
+            vit(torch.zeros(2, 3, 8, 8))
+        assert torch.equal(vit(PIXELS).logits, wanted)
+        assert session.tokens == [17, 13, 9, 5]

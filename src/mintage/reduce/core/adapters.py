@@ -124,25 +124,26 @@ class Adapter:
 
     # -- pooling: where a model averages tokens, a merged one counts for all that it stands for --
 
-    def pool_by_size(self, sizes: Callable[[], Tensor | None], bias: Callable[[], Tensor | None]) -> Iterator[Undo]:
-        """Weight pooled tokens by their size, if the model pools any; yields what takes the change back.
-
-        Parameters
-        ----------
-        sizes, bias
-            Give the sizes [batch, tokens, 1] and the log sizes [batch, 1, 1, tokens] of the forward under way.
-        """
-        if self.timm:
-            tower: Any = self.tower
-            if tower.attn_pool is not None:
-                yield self._mask_pool(tower.attn_pool, lambda held, _: held, bias, tower.pool_include_prefix)
-        elif type(self.model).__name__ in MEAN_OF_TOKENS:
-            yield self.tower.register_forward_hook(lambda _, args, out: self._scale_output(out, sizes())).remove
-        head = getattr(self.tower, "head", None)
+    def attention_pools(self) -> Iterator[tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]]:
+        """Yield modules that pool by attention, and what makes their mask of log sizes [batch, 1, 1, tokens]."""
+        tower: Any = self.tower
+        if self.timm and tower.attn_pool is not None:
+            first = 0 if tower.pool_include_prefix else self.prefix
+            yield tower.attn_pool, lambda bias, x: bias[..., first:].to(x.dtype)
+        head: Any = getattr(tower, "head", None)
         if isinstance(getattr(head, "attention", None), nn.MultiheadAttention):
-            heads = head.attention.num_heads  # type: ignore[union-attr]
-            repeat = lambda held, batch: held.expand(batch, heads, 1, -1).flatten(0, 1)  # noqa: E731
-            yield self._mask_pool(head.attention, repeat, bias, True)  # type: ignore[union-attr]
+            heads = head.attention.num_heads
+            yield head.attention, lambda bias, x: bias.to(x.dtype).expand(len(x), heads, 1, -1).flatten(0, 1)
+
+    def scale_output(self, out: Any, sizes: Tensor | None) -> Any:
+        """Scale what the transformer returns where the model around it takes the plain mean."""
+        if self.timm or type(self.model).__name__ not in MEAN_OF_TOKENS:
+            return out
+        first = _scaled(out[0], sizes, self.prefix)
+        if isinstance(out, tuple):
+            return (first, *out[1:])
+        out.last_hidden_state = first
+        return out
 
     def pool_timm(self, pool: Callable[..., Tensor], sizes: Tensor | None, x: Tensor, kind: str | None) -> Tensor:
         """Pool as timm's transformer does, where it averages by size."""
@@ -152,25 +153,6 @@ class Adapter:
             return pool(x, kind)
         mean = pool(_scaled(x, sizes, 0 if tower.pool_include_prefix else self.prefix), "avg")
         return mean if kind == "avg" else 0.5 * (pool(x, "max") + mean)
-
-    def _scale_output(self, out: Any, sizes: Tensor | None) -> Any:
-        first = _scaled(out[0], sizes, self.prefix)
-        if isinstance(out, tuple):
-            return (first, *out[1:])
-        out.last_hidden_state = first
-        return out
-
-    def _mask_pool(
-        self, head: nn.Module, shape: Callable[[Tensor, int], Tensor], bias: Callable[[], Tensor | None], whole: bool
-    ) -> Undo:
-        def add(_: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-            held = bias()
-            if held is not None:
-                held = held if whole else held[..., self.prefix :]
-                kwargs = {**kwargs, "attn_mask": shape(held.to(args[0].dtype), args[0].shape[0])}
-            return args, kwargs
-
-        return head.register_forward_pre_hook(add, with_kwargs=True).remove
 
 
 def _scaled(x: Tensor, sizes: Tensor | None, first: int) -> Tensor:

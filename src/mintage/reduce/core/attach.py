@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partialmethod
+from functools import partial, partialmethod, wraps
 from itertools import count
 from threading import RLock
 from types import TracebackType
@@ -89,17 +89,19 @@ class Attachment:
             raise UserError("gradient checkpointing runs layers twice; switch it off before attaching a reducer")
         self._undo: list[Undo] = []
         try:
+            methods: dict[str, Any] = {"forward": _tower_forward(type(tower))}
             if adapter.timm:
                 for layer in adapter.layers:
                     self._swap(adapter.attention(layer), self, forward=_timm_forward)
-                self._swap(tower, self, pool=_timm_pool, forward_intermediates=_timm_intermediates)
+                methods |= {"pool": _timm_pool, "forward_intermediates": _timm_intermediates}
             else:
                 self._switch_attention()
+            self._kind: Any = type(tower)
+            self._swap(tower, self, **methods)
             for index, layer in enumerate(adapter.layers):
                 self._swap(layer, (self, index), forward=_layer_forward)
-            self._undo.extend(adapter.pool_by_size(self._sizes, lambda: None if self.dense else self._bias))
-            self._undo.append(tower.register_forward_pre_hook(self._one_at_a_time).remove)
-            self._undo.append(tower.register_forward_hook(self._next_one, always_call=True).remove)
+            for pool, mask in adapter.attention_pools():
+                self._swap(pool, (self, mask), forward=_pool_forward(type(pool)))
             modules = self.reducer.modules()
             if modules is not None:
                 parameter = next(tower.parameters())
@@ -217,13 +219,12 @@ class Attachment:
 
     # -- called by the model --
 
-    def _one_at_a_time(self, *_: Any) -> None:
-        if not torch.compiler.is_compiling():
-            self._lock.acquire()  # a forward of another thread waits
-
-    def _next_one(self, *_: Any) -> None:
-        if not torch.compiler.is_compiling():
-            self._lock.release()
+    def run_tower(self, tower: Any, args: Any, kwargs: Any) -> Any:
+        """Run the transformer; a forward of another thread waits."""
+        if torch.compiler.is_compiling():
+            return self.adapter.scale_output(self._kind.forward(tower, *args, **kwargs), self._sizes())
+        with self._lock:
+            return self.adapter.scale_output(self._kind.forward(tower, *args, **kwargs), self._sizes())
 
     def run_layer(self, layer: nn.Module, index: int, x: Tensor, args: Any, kwargs: Any) -> Tensor:
         """Run one block, with the reducer at its hook."""
@@ -356,16 +357,20 @@ class Attachment:
 
         return timm_attention(module, x, attend)
 
+    def run_pool(self, run: Callable[..., Tensor], mask: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> Any:
+        """Pool by attention, a merged token counted by its size."""
+        return run() if self._bias is None or self.dense else run(attn_mask=mask(self._bias, x))
+
     def pool_timm(self, tower: Any, x: Tensor, kind: str | None) -> Tensor:
         """Pool timm's tokens by size."""
-        return self.adapter.pool_timm(super(type(tower), tower).pool, self._sizes(), x, kind)
+        return self.adapter.pool_timm(partial(self._kind.pool, tower), self._sizes(), x, kind)
 
     def intermediates_timm(self, tower: Any, args: Any, kwargs: Any) -> Any:
         """Run timm's transformer for what its layers give: one row per patch, whoever asks."""
         with self._lock:
             dense, self.dense = self.dense, True
             try:
-                return super(type(tower), tower).forward_intermediates(*args, **kwargs)
+                return self._kind.forward_intermediates(tower, *args, **kwargs)
             finally:
                 self.dense = dense
 
@@ -395,14 +400,34 @@ def _itself(value: Any) -> Any:
 
 
 def _as_it_was(module: Any, before: type, protocol: int) -> Any:
-    """Copy or pickle a block as the one that it was before a reducer came."""
-    make, (_, *rest), state, *others = super(type(module), module).__reduce_ex__(protocol)
-    return make, (before, *rest), {k: v for k, v in state.items() if k != "_reduction"}, *others
+    """Copy or pickle a module as the one that it was before a reducer came."""
+    _, _, state, *others = super(type(module), module).__reduce_ex__(protocol)
+    return _new, (before,), {k: v for k, v in state.items() if k != "_reduction"}, *others
+
+
+def _new(kind: Any) -> Any:
+    return kind.__new__(kind)
 
 
 def _layer_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     run, index = self._reduction
     return run.run_layer(self, index, x, args, kwargs)
+
+
+def _tower_forward(kind: Any) -> Any:
+    @wraps(kind.forward)  # some models look at the names of its arguments
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._reduction.run_tower(self, args, kwargs)
+
+    return forward
+
+
+def _pool_forward(kind: Any) -> Any:
+    def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        run, mask = self._reduction
+        return run.run_pool(partial(kind.forward, self, x, *args, **kwargs), mask, args[0] if args else x)
+
+    return forward
 
 
 def _timm_forward(self: Any, x: Tensor, *_: Any, **__: Any) -> Tensor:
