@@ -269,7 +269,8 @@ def test_what_pools_reads_dense_rows_as_well_as_weighted_ones(name):
 
 
 @torch.no_grad()
-def test_models_that_share_a_configuration_and_copies_are_left_alone(vit):
+def test_models_that_share_a_configuration_and_copies_are_left_alone():
+    vit = ViTForImageClassification(ViTConfig(**SIZES)).eval()  # no hidden states asked for yet: it can be pickled
     other = ViTForImageClassification(vit.config).eval()
     plain, others = vit(PIXELS).logits, other(PIXELS).logits
     with QUARTERS(vit):
