@@ -1,4 +1,4 @@
-"""The page of vision models that reducers serve, out of vision_models.json, which tests/reduce/vision_zoo.py writes."""
+"""The page of vision models that reducers serve, out of vision_models.json, which tests/matrix/vision_zoo.py writes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 __all__ = ["page"]
 
 HEAD = """\
-<!-- Made by docs/generate.py from vision_models.json; run tests/reduce/vision_zoo.py instead of editing. -->
+<!-- Made by docs/generate.py from vision_models.json; run tests/matrix/vision_zoo.py instead of editing. -->
 
 # Vision models that reducers serve
 

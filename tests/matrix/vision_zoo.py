@@ -1,6 +1,6 @@
 """Tiny models of the vision classes that can be built, for the matrix of classes and reducers.
 
-``python tests/reduce/vision_zoo.py`` runs every reducer on all of them and rewrites ``docs/vision_models.json``, which
+``python tests/matrix/vision_zoo.py`` runs every reducer on all of them and rewrites ``docs/vision_models.json``, which
 ``docs/vision-models.md`` is made from; an argument names the folder that timm is installed in.
 """
 
