@@ -192,7 +192,7 @@ class Merging:
 def pair_rule(
     boundary: Boundary,
     pretokens: Callable[[str], Sequence[Any]] | None = None,
-    punctuation: Container[bytes] = frozenset(),
+    punctuation: Container[bytes] | None = None,
 ) -> MergeRule:
     """Return the rule that says whether two tokens may become one.
 
@@ -215,15 +215,18 @@ def pair_rule(
     pretokens
         Cuts a text as the tokenizer does; needed for ``pretokens``.
     punctuation
-        Tokens of the vocabulary that hold punctuation and no digit; for ``word_hyphen``.
+        Tokens of the vocabulary that hold punctuation and no digit; needed for ``word_hyphen``.
 
     Raises
     ------
     UserError
-        The boundary is unknown, or a pre-tokenizer is needed and not given.
+        The boundary is unknown, or what it needs is not given.
     """
     if boundary == "pretokens" and pretokens is None:
         raise UserError("boundary 'pretokens' needs the tokenizer's pre-tokenizer; pass pretokens, or boundary='word'")
+    if boundary == "word_hyphen" and punctuation is None:
+        raise UserError("boundary 'word_hyphen' needs the tokens of punctuation; pass punctuation, or boundary='word'")
+    marks: Container[bytes] = punctuation or ()
     words = pre_tokenizers.WhitespaceSplit().pre_tokenize_str
 
     def valid(left: bytes, right: bytes) -> bool:
@@ -240,7 +243,7 @@ def pair_rule(
             return len(pretokens(text)) == 1
         if len(words(text)) != 1:
             return False
-        if boundary == "word_hyphen" and left not in punctuation and right in punctuation:
+        if boundary == "word_hyphen" and left not in marks and right in marks:
             return right == b"-"
         return True
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mintage.errors import UserError
 from mintage.models import with_cache
 
-__all__ = ["ModelDistribution", "TokenDistribution", "enumerated"]
+__all__ = ["ModelDistribution", "TokenDistribution", "croppable_cache", "enumerated"]
 
 Tokens = tuple[int, ...]
 TokenDistribution = Callable[[Tokens], NDArray[np.float64]]
@@ -25,8 +25,22 @@ _AT_ONCE = 6  # distributions taken from one forward
 _NO_CONTEXT = "a model needs one token to start from; pass a context, e.g. its end-of-text token"
 
 
+def croppable_cache(model: Any) -> Any:
+    """Make a key-value cache that can be cut back to any length; None for models that keep other states.
+
+    Layers with a window forget what left it; here they keep all, and the model's own mask hides it.
+    """
+    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+    made = DynamicCache(config=model.config)
+    kinds = {type(layer) for layer in made.layers}
+    if kinds <= {DynamicLayer}:
+        return made
+    return DynamicCache() if kinds <= {DynamicLayer, DynamicSlidingWindowLayer} else None
+
+
 class ModelDistribution:
-    """Of a Hugging Face model, whose key-value cache is cut back and reused."""
+    """Of a Hugging Face model, whose key-value cache is cut back and reused where it has one that can be."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -43,20 +57,18 @@ class ModelDistribution:
             return self._known[tokens]
         if not tokens:
             raise UserError(_NO_CONTEXT)
-        from transformers import DynamicCache
-
-        same = 0
-        for mine, theirs in zip(self._read, tokens[:-1], strict=False):
-            if mine != theirs:
-                break
-            same += 1
         if self._cache is None:
-            self._cache = DynamicCache(config=self.model.config)
-        if same < len(self._read):
-            self._cache.crop(-(len(self._read) - same))
+            self._cache = croppable_cache(self.model)
+        same = next((i for i, (a, b) in enumerate(zip(self._read, tokens[:-1], strict=False)) if a != b), None)
+        same = min(len(self._read), len(tokens) - 1) if same is None else same
+        if self._cache is None:
+            same, given = 0, {"use_cache": False}
+        else:
+            self._cache.crop(same - len(self._read))
+            given = {**with_cache(self.model, self._cache), "use_cache": True}
         ids = torch.tensor([tokens[same:]], device=self.model.device)
         kept = min(len(tokens) - same, _AT_ONCE)
-        logits = self.model(ids, **with_cache(self.model, self._cache), use_cache=True, logits_to_keep=kept).logits[0]
+        logits = self.model(ids, **given, logits_to_keep=kept).logits[0]
         self._read = list(tokens)
         self.forwards += 1
         rows = logits.double().log_softmax(-1).cpu().numpy()
