@@ -13,6 +13,7 @@ from mintage.errors import UserError
 from mintage.retrofit.core.embeddings import Parts
 from mintage.retrofit.core.mixtures import focus_weights, nearest_mixture, pursuit, sparsemax, static_embeddings
 from mintage.retrofit.core.token_bytes import TokenBytes
+from mintage.retrofit.core.word_vectors import aligned, token_vectors
 from mintage.retrofit.heuristics import FOCUS, FVT, OMP, WECHSEL, Lexical, MeanRow
 from mintage.testing.retrofit import _reader
 
@@ -147,3 +148,75 @@ def test_omp_mixes_rows_by_direction_however_rare_their_tokens_are(source):
     known = source.input[[source.vocabulary.ids[token] for token in (b"a", b"b", b"c")]]
     assert torch.equal(made.input[:3], known)
     assert made.input[3].norm() <= 2 * known.norm(dim=1).max()
+
+
+@pytest.mark.parametrize("make", [np.float64, np.float32, np.float16, list, torch.tensor])
+@pytest.mark.parametrize("method", [FOCUS, WECHSEL, OMP])
+def test_given_vectors_of_any_make_are_taken_and_no_texts_are_asked_for(source, method, make):
+    held = {b"a": [1.0, 0.0], b"b": [0.0, 1.0], b"ab": [0.5, 0.5]}
+    given = {t: make(v) if make in (list, torch.tensor) else np.array(v, dtype=make) for t, v in held.items()}
+    made = method(vectors=given)
+    assert not made.reads_texts
+    assert made.fitted(source, [b"a", b"ab"], []) is made
+    row = made.rows(source, [b"ab"]).input[0]
+    assert torch.allclose(row, method(vectors=held).rows(source, [b"ab"]).input[0], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "told"),
+    [
+        ({}, "is no mapping from bytes to vectors, or empty"),
+        ([1.0, 2.0], "is no mapping from bytes to vectors"),
+        ({"a": [1.0]}, "names 'a', a str; pass bytes"),
+        ({b"a": [1.0], b"b": [1.0, 2.0]}, "pass one length for all"),
+        ({b"a": 1.0}, "pass one length for all"),
+        ({b"a": [float("nan")]}, "the vector of b'a' is not finite"),
+    ],
+)
+def test_vectors_that_are_none_are_one_line(vectors, told):
+    with pytest.raises(UserError, match=told):
+        FOCUS(vectors=vectors)
+
+
+def test_wechsel_takes_vectors_of_both_sides_as_in_the_paper(source, held):
+    """Every new token is mixed of the nearest of the model's, also one that the model has."""
+    english = {b"a": [1.0, 0.1], b"b": [0.0, 1.0], b"c": [-1.0, 0.2], b"unknown to the model": [1.0, 0.0]}
+    german = {b"xa": [0.9, 0.2], b"b": [-0.9, 0.1]}
+    made = WECHSEL(vectors=german, source_vectors=english, k=2, temperature=0.5).rows(source, [b"xa", b"b", b"c"])
+    known = source.input[[source.vocabulary.ids[t] for t in (b"a", b"b", b"c")]]
+    unit = torch.nn.functional.normalize
+    cosines = (
+        unit(torch.tensor(list(german.values())), dim=-1) @ unit(torch.tensor(list(english.values())[:3]), dim=-1).T
+    )
+    for row, scores in zip(made.input, cosines, strict=False):
+        best = scores.topk(2)
+        want = ((best.values / 0.5).softmax(-1)[:, None] * known[best.indices]).sum(0)
+        assert torch.allclose(row, want, atol=1e-5)
+    assert torch.equal(made.input[2], known[2])  # without a vector: the mean of its parts
+    with pytest.raises(UserError, match="pass vectors, too"):
+        WECHSEL(source_vectors=english)
+    with pytest.raises(UserError, match="pass one space for both"):
+        WECHSEL(vectors={b"a": [1.0]}, source_vectors=english)
+    with pytest.raises(UserError, match="none of the model's tokens has a vector"):
+        WECHSEL(vectors=german, source_vectors={b"zz": [1.0, 0.0]}).rows(source, [b"xa"])
+
+
+def test_two_languages_word_vectors_become_token_vectors_of_one_space(source):
+    draw = torch.Generator().manual_seed(0)
+    turn = torch.linalg.qr(torch.randn(4, 4, generator=draw))[0]
+    english = {
+        word: torch.randn(4, generator=draw, dtype=torch.float64) for word in ("sea", "moon", "sun", "tide", "day")
+    }
+    german = dict(
+        zip(("See", "Mond", "Sonne", "Flut", "Tag"), (v.float() @ turn for v in english.values()), strict=True)
+    )
+    pairs = list(zip(german, english, strict=True))
+    turned = aligned(german, english, [*pairs[:4], ("kein", "none")])
+    for mine, theirs in pairs:
+        assert torch.allclose(turned[mine], english[theirs].float(), atol=1e-4)
+    tokens = token_vectors(source.vocabulary.backend, english, {"sea": 3})
+    assert torch.allclose(tokens[b"m"], english["moon"].float())
+    mean = (3 * english["sea"] + english["tide"]) / 4
+    assert torch.allclose(tokens[b"e"], mean.float())
+    with pytest.raises(UserError, match="no pair has vectors of both words"):
+        aligned(german, english, [("kein", "none")])

@@ -145,6 +145,7 @@ def test_what_may_be_joined(boundary, left, right, valid):
     [
         (lambda: pair_rule("words"), "boundary='words' is not one of pretokens, word"),
         (lambda: pair_rule("pretokens"), "needs the tokenizer's pre-tokenizer"),
+        (lambda: pair_rule("word_hyphen"), "needs the tokens of punctuation; pass punctuation, or boundary='word'"),
         (lambda: dynamic_merge([[b"a"]], -1, pair_rule("word")), "n_merges=-1 is negative"),
     ],
 )

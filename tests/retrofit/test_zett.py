@@ -13,6 +13,7 @@ from mintage.models import tiny_causal_lm
 from mintage.retrofit.core.embeddings import Parts, PartsTransfer
 from mintage.retrofit.core.hypernetwork import Hypernetwork, HypernetworkShape, load_hypernetwork, scaler, surface_forms
 from mintage.retrofit.core.token_bytes import TokenBytes
+from mintage.retrofit.core.transfer import transfer
 from mintage.retrofit.zett import Zett
 from mintage.testing.retrofit import _reader, _tokenizer
 from mintage.testing.settings import without_shape_checks
@@ -27,24 +28,23 @@ def held():
 
 def _authors(held):
     width, hidden, inner, layers, heads, length, size, fallback, untied, pad = map(int, held["config"])
-    shape = HypernetworkShape(
-        vocabulary=size,
-        width=width,
-        tied=not untied,
-        hidden=hidden,
-        inner=inner,
-        layers=layers,
-        heads=heads,
-        length=length,
-        fallback=fallback,
-        residual="none",
-    )
-    net = Hypernetwork(shape)
     weights = {name[2:]: torch.from_numpy(held[name]) for name in held.files if name.startswith("w.")}
-    net.load_state_dict(weights)
+    net = Hypernetwork.from_official(weights, vocabulary=size, heads=heads, length=length)
+    assert asdict(net.shape) == {
+        "vocabulary": size,
+        "width": width,
+        "tied": not untied,
+        "hidden": hidden,
+        "inner": inner,
+        "layers": layers,
+        "heads": heads,
+        "length": length,
+        "fallback": fallback,
+        "residual": "none",
+    }
     surface = torch.from_numpy(held["surface_forms"])
     surface = torch.where(surface == pad, net.pad, surface)
-    return net.eval(), surface, torch.from_numpy(held["source_embeddings"])
+    return net, surface, torch.from_numpy(held["source_embeddings"])
 
 
 @pytest.fixture(scope="module")
@@ -187,3 +187,67 @@ def test_damaged_files_are_refused_in_one_line(source, tmp_path):
         HypernetworkShape(vocabulary=9, width=8, hidden=10, heads=4)
     with without_shape_checks(), pytest.raises(UserError, match="residual='mode' is not one of mean, none"):
         HypernetworkShape(vocabulary=9, width=8, residual="mode")
+
+
+def _published(source, **more):
+    """Weights as the authors' class saves them, of a network for `source`, and their config.json."""
+    net = _net(source, hidden=128, inner=32, heads=2, residual="none")
+    held = {name: value.clone() for name, value in net.state_dict().items()}
+    longer = torch.zeros(514, 128)
+    longer[: net.shape.length + 2] = held["model.embeddings.position_embeddings.weight"]
+    held |= {"model.embeddings.position_embeddings.weight": longer, "model.embeddings.position_ids": torch.arange(514)}
+    held |= {"model.embeddings.word_embeddings.weight": torch.zeros(2, 128), **more}
+    config = {"original_vocab_size": len(source.input), "hn_surface_maxlen": 7, "hn_num_attention_heads": 2}
+    return net, held, config
+
+
+def test_published_weights_are_taken_as_they_are(source):
+    net, held, config = _published(source)
+    tokens = [b"some", b"a", b"words and more"]
+    want = Zett(net=net).rows(source, tokens).input
+    for given in ((held,), (held, config)):
+        made = Zett.from_official(*given).fitted(source, tokens, [])
+        assert torch.allclose(made.rows(source, tokens).input, want, atol=1e-6)
+        assert made.length == 7
+    lm = _reader(tie_word_embeddings=True)
+    assert transfer(lm.model, lm.tokenizer, _tokenizer([]), Zett.from_official(held)).report["tokens"] == 257
+    with pytest.raises(UserError, match="when the model is known"):
+        Zett.from_official(held).rows(source, tokens)
+
+
+def test_one_published_head_for_input_and_output_is_two_here(held):
+    net, surface, embeddings = _authors(held)
+    weights = {name: value for name, value in net.state_dict().items() if "projection_out" not in name}
+    for name in ("weight", "bias"):
+        weights[f"output_projection.1.{name}"] = torch.cat([weights[f"output_projection.1.{name}"]] * 2)
+    made = Hypernetwork.from_official(weights, vocabulary=20, heads=2, length=5)
+    with torch.no_grad():
+        both, before = made(surface, embeddings), net(surface, embeddings)
+    assert torch.allclose(both.input, before.input)
+    assert torch.allclose(
+        (both.output - made.out_scaler.b) / made.out_scaler.w, (both.input - made.scaler.b) / made.scaler.w, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda held: held.update({"lang_embeddings.weight": torch.zeros(26, 128)}), r"e\.g\. lang_embeddings\.weight"),
+        (lambda held: held.pop("input_projection.1.ln.weight"), r"e\.g\. input_projection\.1\.ln\.weight"),
+        (lambda held: held.pop("fallback_embeddings.weight"), "no weights of the authors' hypernetwork"),
+        (lambda held: held.clear(), "no weights of the authors' hypernetwork"),
+        (lambda held: held.update({"output_projection.0.dense1.weight": torch.zeros(32, 896)}), "output_projection"),
+    ],
+)
+def test_published_weights_of_another_kind_are_one_line(source, spoil, told):
+    _, held, _ = _published(source)
+    spoil(held)
+    with pytest.raises(UserError, match=told) as caught:
+        Zett.from_official(held).fitted(source, [b"a"], [])
+    assert "\n" not in str(caught.value)
+
+
+def test_published_weights_of_another_model_are_told(source):
+    _, held, config = _published(source)
+    with pytest.raises(UserError, match="was made for other embeddings"):
+        Zett.from_official(held, {**config, "original_vocab_size": 99}).fitted(source, [b"a"], [])

@@ -91,6 +91,16 @@ def test_ends_lie_in_the_text_that_was_given():
     assert encode_corpus(opened, [text]).ends.tolist() == ends
 
 
+def test_ends_behind_a_letter_that_is_dropped_lie_where_the_tokens_do():
+    vocabulary = {"a": 0, "b": 1, "ab": 2, "▁": 3}
+    opened = HFTokenizer(Tokenizer(models.BPE(vocabulary, [("a", "b")])))
+    assert opened.encode("a?a潮ab b") == [0, 0, 2, 1]
+    assert opened.ends("a?a潮ab b") == [1, 3, 8, 10]
+    assert opened.ends("abba") == [2, 3, 4]
+    assert opened.encode("a?b") == [2]  # the library joins what stands on both sides
+    assert opened.ends("a?b") is None
+
+
 def test_special_tokens_in_a_text_are_text(bpe):
     inner = Tokenizer.from_str(bpe.tokenizer.to_str())
     inner.add_special_tokens(["<|end|>"])

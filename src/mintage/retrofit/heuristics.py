@@ -10,9 +10,9 @@ References: FVT (Gee et al., EMNLP 2022), FOCUS (Dobler and de Melo, EMNLP 2023)
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,31 +21,11 @@ from torch.nn import functional
 from mintage.errors import UserError
 from mintage.options import option
 from mintage.retrofit.core.embeddings import Composed, EmbeddingTransfer, Parts, PartsTransfer, mean_row
-from mintage.retrofit.core.mixtures import focus_weights, nearest_mixture, pursuit, static_embeddings
+from mintage.retrofit.core.learned import ByVectors, copied
+from mintage.retrofit.core.mixtures import focus_weights, nearest_mixture, pursuit
+from mintage.retrofit.core.word_vectors import as_vectors
 
 __all__ = ["FOCUS", "FVT", "OMP", "WECHSEL", "Lexical", "MeanRow"]
-
-
-def _known(source: Parts, tokens: Sequence[bytes]) -> tuple[Tensor, Tensor]:
-    """Positions of the tokens that the model knows, and what they are called there."""
-    pairs = [
-        (place, source.vocabulary.ids[token]) for place, token in enumerate(tokens) if token in source.vocabulary.ids
-    ]
-    both = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
-    return both[:, 0], both[:, 1]
-
-
-def _copied(source: Parts, tokens: Sequence[bytes], fill: Callable[[Tensor], Tensor]) -> Composed:
-    """Copy what is known; the rest by ``fill(weight)`` [tokens, width]."""
-    positions, names = _known(source, tokens)
-
-    def made(weight: Tensor) -> Tensor:
-        rows = fill(weight).to(weight.dtype)
-        rows[positions] = weight[names]
-        return rows
-
-    first = made(source.input)
-    return Composed(first, first if source.tied else made(source.output))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,7 +43,7 @@ class Lexical(EmbeddingTransfer):
             draws = [torch.randn(weight.shape[1], generator=torch.Generator().manual_seed(s)) for s in seeds]
             return mean + deviation * torch.stack(draws).to(weight.device)
 
-        return _copied(source, tokens, fill)
+        return copied(source, tokens, fill)
 
     @classmethod
     def tiny(cls) -> Lexical:
@@ -77,7 +57,7 @@ class MeanRow(EmbeddingTransfer):
 
     def rows(self, source: Parts, tokens: Sequence[bytes]) -> Composed:
         """Make the embeddings of tokens."""
-        return _copied(source, tokens, lambda weight: mean_row(weight).repeat(len(tokens), 1))
+        return copied(source, tokens, lambda weight: mean_row(weight).repeat(len(tokens), 1))
 
     @classmethod
     def tiny(cls) -> MeanRow:
@@ -100,59 +80,12 @@ class FVT(EmbeddingTransfer):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Learned(EmbeddingTransfer):
-    """A method that first learns from texts which tokens occur together."""
-
-    reads_texts: ClassVar[bool] = True
-
-    dim: int = option(100, "Dimensions of the vectors that texts give.", least=1)
-    window: int = option(5, "Tokens to each side that count as near.", least=1)
-    vectors: Any = option(None, "Those vectors, by token; `fitted` fills them in.")
-
-    def fitted(self, source: Parts, tokens: Sequence[bytes], texts: Sequence[Sequence[int]]) -> EmbeddingTransfer:
-        """Learn the vectors of these tokens."""
-        made = static_embeddings(texts, len(tokens), dim=self.dim, window=self.window)
-        return replace(self, vectors=dict(zip(tokens, made, strict=True)))
-
-    def _vectors(self, tokens: Sequence[bytes]) -> Tensor:
-        if self.vectors is None:
-            raise UserError(
-                f"{type(self).__name__} has learnt no vectors yet; call fitted(source, tokens, texts) first"
-            )
-        absent = torch.zeros_like(next(iter(self.vectors.values())))
-        return torch.stack([self.vectors.get(token, absent) for token in tokens])
-
-    def _split(self, source: Parts, tokens: Sequence[bytes]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Vectors of all tokens; which of them are known, seen in the texts, and their names in the model."""
-        vectors = self._vectors(tokens)
-        positions, names = _known(source, list(self.vectors))
-        held = self._vectors(list(self.vectors))
-        seen = held[positions].norm(dim=-1) > 0
-        if not bool(seen.any()):
-            raise UserError("none of the tokens that the model knows occurs in the texts; pass more of them")
-        return vectors, vectors.norm(dim=-1) > 0, held[positions[seen]], names[seen]
-
-    def _mixed(self, source: Parts, tokens: Sequence[bytes], mixture: Any) -> Composed:
-        """Copy what is known, mix what occurs in the texts; the rest are means of their parts."""
-        vectors, occurs, known, names = self._split(source, tokens)
-        parts = PartsTransfer().rows(source, tokens)
-
-        def fill(weight: Tensor) -> Tensor:
-            rows = (parts.input if weight is source.input else parts.output).float().clone()
-            for chunk in occurs.nonzero()[:, 0].split(2048):
-                rows[chunk] = mixture(vectors[chunk], known, weight[names].float())
-            return rows
-
-        return _copied(source, tokens, fill)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class FOCUS(_Learned):
+class FOCUS(ByVectors):
     """A new token is a sparse mixture of tokens that both vocabularies have, by how similar their vectors are."""
 
     def rows(self, source: Parts, tokens: Sequence[bytes]) -> Composed:
         """Make the embeddings of tokens."""
-        return self._mixed(source, tokens, lambda new, known, rows: focus_weights(new, known) @ rows)
+        return self.mixed(source, tokens, lambda new, known, rows: focus_weights(new, known) @ rows)
 
     @classmethod
     def tiny(cls) -> FOCUS:
@@ -161,19 +94,49 @@ class FOCUS(_Learned):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class WECHSEL(_Learned):
-    """A new token is a mixture of its nearest known ones. (The paper's aligns vectors of words of two languages.)"""
+class WECHSEL(ByVectors):
+    """A new token is a mixture of its nearest known ones.
+
+    The paper's case, two languages: `vectors` of the new tokens and `source_vectors` of the model's, in one space
+    (`core.word_vectors` makes them of aligned word vectors). Then no token is copied, since one that both languages
+    write may mean two things.
+    """
 
     k: int = option(10, "Neighbours.", least=1)
     temperature: float = option(0.1, "The lower, the more the nearest outweigh the others.", above=0)
+    source_vectors: Any = option(None, "Vectors by the bytes of the model's tokens, in the space of `vectors`.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.source_vectors is None:
+            return
+        if self.vectors is None:
+            raise UserError("source_vectors are compared with vectors of the new tokens; pass vectors, too")
+        object.__setattr__(self, "source_vectors", as_vectors(self.source_vectors, "source_vectors"))
+        sizes = [len(next(iter(held.values()))) for held in (self.source_vectors, self.vectors)]
+        if sizes[0] != sizes[1]:
+            raise UserError(
+                f"source_vectors are of {sizes[0]} dimensions, vectors of {sizes[1]}; pass one space for both"
+            )
 
     def rows(self, source: Parts, tokens: Sequence[bytes]) -> Composed:
         """Make the embeddings of tokens."""
-        return self._mixed(
+        return self.mixed(
             source,
             tokens,
             lambda new, known, rows: nearest_mixture(new, known, rows, k=self.k, temperature=self.temperature),
+            copying=self.source_vectors is None,
         )
+
+    def split(self, source: Parts, tokens: Sequence[bytes]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return vectors of all tokens and which have one; vectors of the model's, and their names there."""
+        if self.source_vectors is None:
+            return super().split(source, tokens)
+        vectors, known = self.vectors_of(tokens), [t for t in self.source_vectors if t in source.vocabulary.ids]
+        if not known:
+            raise UserError("none of the model's tokens has a vector; name them by their bytes, e.g. b' the'")
+        names = torch.tensor([source.vocabulary.ids[token] for token in known])
+        return vectors, vectors.norm(dim=-1) > 0, torch.stack([self.source_vectors[t] for t in known]), names
 
     @classmethod
     def tiny(cls) -> WECHSEL:
@@ -182,7 +145,7 @@ class WECHSEL(_Learned):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class OMP(_Learned):
+class OMP(ByVectors):
     """A new token has the sparse coefficients that write its vector as a sum of known ones' vectors.
 
     The paper takes the vectors from a donor model of the new tokenizer; here they are learnt from texts."""
@@ -198,7 +161,7 @@ class OMP(_Learned):
             places, weights = pursuit(new, known, sparsity=self.sparsity)
             return (weights[..., None] * rows[places]).sum(1)
 
-        return self._mixed(source, tokens, mixture)
+        return self.mixed(source, tokens, mixture)
 
     @classmethod
     def tiny(cls) -> OMP:

@@ -13,7 +13,7 @@ Not here: training (`mintage.retrofit.training.zett`), language embeddings of th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -34,6 +34,7 @@ from mintage.retrofit.core.hypernetwork import (
 __all__ = ["Zett"]
 
 _AT_ONCE = 4096  # tokens per forward
+_LENGTH = 7  # parts of a token that published networks read
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,9 +45,29 @@ class Zett(EmbeddingTransfer):
 
     weights: str | None = option(None, "File of mintage train zett; none takes what ships, for the embedded model.")
     net: Any = option(None, "A network in memory, in its place.")
+    official: Any = option(None, "Instead: weights and sizes that the authors publish, see `from_official`.")
+
+    @classmethod
+    def from_official(cls, state_dict: Mapping[str, Any], config: Any = None) -> Zett:
+        """Take a hypernetwork that the authors publish; it belongs to the model that they name.
+
+        Parameters
+        ----------
+        state_dict
+            Weights of their ``ZettHypernet``, by their names.
+        config
+            Its ``config.json`` as a mapping, or the object; left out, the sizes that the authors use: tokens of the
+            model's own number, a head for 64 dimensions, 7 parts of a token.
+        """
+        told = dict(config if isinstance(config, Mapping) else getattr(config, "to_dict", dict)())
+        return cls(official=(dict(state_dict), told))
 
     @cached_property
     def _net(self) -> Hypernetwork:
+        if self.official is not None:
+            raise UserError(
+                "published weights are read when the model is known; call fitted(source, tokens, texts) first"
+            )
         return self.net or load_hypernetwork(self.weights)
 
     @property
@@ -56,9 +77,19 @@ class Zett(EmbeddingTransfer):
 
     def fitted(self, source: Parts, tokens: Sequence[bytes], texts: Sequence[Sequence[int]]) -> EmbeddingTransfer:
         """Check that the network was made for this model."""
+        if self.official is not None:
+            state, told = self.official
+            net = Hypernetwork.from_official(
+                state,
+                vocabulary=told.get("original_vocab_size") or len(source.input),
+                heads=told.get("hn_num_attention_heads"),
+                length=told.get("hn_surface_maxlen") or _LENGTH,
+            )
+            return replace(self, net=net, official=None).fitted(source, tokens, texts)
         if self.net is None:
             return replace(self, net=load_hypernetwork(self.weights, source))
-        if self.net.shape.vocabulary != len(source.input) or self.net.shape.width != source.input.shape[1]:
+        made, mine = self.net.shape, (len(source.input), source.input.shape[1], source.tied)
+        if (made.vocabulary, made.width, made.tied) != mine:
             raise UserError("the hypernetwork was made for other embeddings; make one with mintage train zett")
         return self
 

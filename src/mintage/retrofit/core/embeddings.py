@@ -80,11 +80,13 @@ class EmbeddingTransfer(ABC):
     copies: ClassVar[bool] = True
     """Whether a token that the model knows gets the model's own row, bit for bit."""
 
-    reads_texts: ClassVar[bool] = False
-    """Whether `fitted` needs texts in the new tokens."""
-
     def __post_init__(self) -> None:
         check_fields(self)
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether `fitted` needs texts in the new tokens."""
+        return False
 
     def fitted(self, source: Parts, tokens: Sequence[bytes], texts: Sequence[Sequence[int]]) -> EmbeddingTransfer:
         """Return this method, ready for these tokens.

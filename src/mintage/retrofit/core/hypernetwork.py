@@ -5,7 +5,8 @@ Not here: the method (`mintage.retrofit.zett`), training (`mintage.retrofit.trai
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -52,6 +53,11 @@ class HypernetworkShape(Options):
         super().__post_init__()
         if self.hidden % self.heads:
             raise UserError(f"hidden={self.hidden} is not a multiple of heads={self.heads}; pass e.g. heads=8")
+
+
+_POSITIONS = "model.embeddings.position_embeddings.weight"
+_UNREAD = {f"model.embeddings.{name}" for name in ("word_embeddings.weight", "position_ids", "token_type_ids")}
+_LAYER = re.compile(r"model\.encoder\.layer\.(\d+)\.")
 
 
 class _Projector(nn.Module):
@@ -131,6 +137,77 @@ class Hypernetwork(EmbeddingNetwork):
             nn.init.zeros_(head[1].weight)  # type: ignore[arg-type]
             nn.init.zeros_(head[1].bias)  # type: ignore[arg-type]
         return head
+
+    @classmethod
+    def from_official(
+        cls, state_dict: Mapping[str, Tensor], *, vocabulary: int, heads: int | None = None, length: int = 7
+    ) -> Hypernetwork:
+        """Take the weights that the authors publish (``ZettHypernet`` of their repository, in PyTorch).
+
+        Parameters
+        ----------
+        state_dict
+            Their weights, by their names.
+        vocabulary
+            Rows of the model's embeddings; ``original_vocab_size`` in their configuration.
+        heads
+            Attention heads; ``hn_num_attention_heads``, by default a head for 64 dimensions.
+        length
+            Parts of a token that are read; ``hn_surface_maxlen``.
+
+        Raises
+        ------
+        UserError
+            Weights are missing, or belong to a kind of network that is not here (several languages, attention between
+            tokens, all states concatenated).
+        """
+        held = {name: value for name, value in state_dict.items() if name not in _UNREAD}
+        try:
+            width, hidden = (
+                held["scaler.w"].shape[1] if "scaler.w" in held else 0,
+                held["input_projection.0.bias"].shape[0],
+            )
+            read = held["input_projection.0.weight"].shape[1]
+            inner, fallback = held["input_projection.1.dense1.bias"].shape[0], len(held["fallback_embeddings.weight"])
+            out, positions = held["output_projection.1.weight"].shape[0], held[_POSITIONS]
+        except (AttributeError, KeyError, IndexError) as error:
+            raise UserError(
+                f"these are no weights of the authors' hypernetwork ({error}); pass its state_dict"
+            ) from None
+        separate = "output_projection_out.1.weight" in held or "out_scaler.w" in held
+        width = width or (read // 2 if separate else read)
+        if separate and out == read:  # one head for both
+            head = {n: v for n, v in held.items() if n.startswith("output_projection.")}
+            held |= {n.replace("projection.", "projection_out.", 1): v for n, v in head.items()}
+            for name in ("weight", "bias"):
+                both = held[f"output_projection.1.{name}"]
+                held[f"output_projection.1.{name}"], held[f"output_projection_out.1.{name}"] = both.split(width)
+        layers = 1 + max((int(m[1]) for name in held if (m := _LAYER.match(name))), default=-1)
+        shape = HypernetworkShape(
+            vocabulary=vocabulary,
+            width=width,
+            tied=not separate,
+            hidden=hidden,
+            inner=inner,
+            layers=layers,
+            heads=heads or max(1, hidden // 64),
+            length=length,
+            fallback=fallback,
+            residual="none",
+        )
+        net = cls(shape)
+        own = net.state_dict()
+        held[_POSITIONS] = positions[: length + 2]
+        absent = {name for name in own if name not in held and not re.search("scaler|bias_projection", name)}
+        wrong = sorted(absent | (held.keys() - own.keys()))
+        wrong += [name for name in own.keys() & held.keys() if own[name].shape != held[name].shape]
+        if wrong:
+            raise UserError(
+                f"weights of another kind of hypernetwork (e.g. {wrong[0]}); here are those of one language that read "
+                "each token by itself and its first state"
+            )
+        net.load_state_dict(own | {name: value.float() for name, value in held.items()})
+        return net.eval().requires_grad_(False)
 
     def forward(
         self,

@@ -10,6 +10,7 @@ import json
 import unicodedata
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from mintage.segment.contract import Segmenter, as_bytes, load
 from mintage.segment.core.artefact import VALUES
 from mintage.segment.core.hf import from_byte_chars
 from mintage.tokenizer_files import RankFile, load_tokenizer, read_tokenizer, without_dropout
+from mintage.tokenizer_files.letters import BYTE_CHARS
 
 __all__ = ["Foreign", "HFTokenizer", "SentencePiece", "Tiktoken", "open_segmenter"]
 
@@ -98,6 +100,9 @@ class Foreign(Segmenter):
         raise ValueError("a tokenizer of others is opened with open_segmenter")
 
 
+_MARK = "\U0010fffd"  # no vocabulary has this
+
+
 class HFTokenizer(Foreign):
     """Any ``tokenizers.Tokenizer``; special tokens in a text are read as text, none are added."""
 
@@ -137,10 +142,31 @@ class HFTokenizer(Foreign):
             return b"".join(map(self._tokens.__getitem__, ids))
         return self.tokenizer.decode(list(ids), skip_special_tokens=False).encode("utf-8", "replace")
 
-    def ends(self, text: str) -> list[int]:
-        """Return the tokens' ends by the offsets that the tokenizer keeps."""
+    def ends(self, text: str) -> list[int] | None:
+        """Return the tokens' ends by the offsets that the tokenizer keeps; None where it joins over what it drops."""
+        found = self.tokenizer.encode(text, add_special_tokens=False)
+        pairs = list(zip(found.ids, found.offsets, strict=True))
+        if self._marking is not None:
+            marked = self._marking.encode(text, add_special_tokens=False)
+            pairs = [pair for pair in zip(marked.ids, marked.offsets, strict=True) if pair[0] != self._size]
+            if [number for number, _ in pairs] != found.ids:
+                return None
         place = [0, *accumulate(len(char.encode()) for char in text)]
-        return [place[end] for _, end in self.tokenizer.encode(text, add_special_tokens=False).offsets]
+        return [place[end] for _, (_, end) in pairs]
+
+    @cached_property
+    def _marking(self) -> Tokenizer | None:
+        """A copy with a token for what is unknown, where there is none: offsets behind what is dropped are wrong."""
+        held = json.loads(self.tokenizer.to_str())
+        model = held["model"]
+        if model["type"] != "BPE" or model.get("unk_token") is not None:
+            return None
+        if self._tokens and model["vocab"].keys() >= set(BYTE_CHARS):
+            return None  # every byte has a token
+        model["vocab"][_MARK], model["unk_token"], model["fuse_unk"] = self._size, _MARK, False
+        marking = Tokenizer.from_str(json.dumps(held))
+        marking.encode_special_tokens = True
+        return marking
 
     def to_hf(self) -> Any:
         """Return it as a ``transformers.PreTrainedTokenizerFast``."""
