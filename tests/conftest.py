@@ -26,8 +26,21 @@ def pytest_unconfigure(config):
     config.stash[_hook].__exit__(None, None, None)
 
 
+OLDEST = re.compile(
+    r"test_laws\.py::test_\w+\[(token-recycling|prompt-lookup|snapkv|double-sparsity|tome|sparsifiner|fvt|exact-bytes|"
+    r"dynamic-tokens|bpe|needle-threading|number-tokens)-|test_smollm2\.py::test_(inside|a_ragged)"
+)
+"""What ``make oldest`` runs: the laws of methods of every job that touch transformers, and the embedded model."""
+
+
 def pytest_collection_modifyitems(items):
-    """Refuse a test whose name holds a memory address: the workers of xdist would collect different tests."""
+    """Mark what the oldest transformers is tried on, and refuse a test whose name holds a memory address.
+
+    The workers of xdist would collect different tests.
+    """
+    for item in items:
+        if OLDEST.search(item.nodeid):
+            item.add_marker("oldest")
     named = [item.nodeid for item in items if re.search(r" at 0x[0-9a-f]{6,}", item.nodeid)]
     if named:
         raise pytest.UsageError(f"a test is named after a memory address; give its parameters ids: {named[0]}")
