@@ -59,3 +59,17 @@ def test_mistakes_are_told():
         exact_acceptance(p, q, 2, "rds")
     with pytest.raises(UserError, match="k=0"):
         exact_acceptance(p, q, 0, "rsd")
+
+
+def test_an_enumeration_that_would_fill_the_memory_is_refused():
+    p, q = random_pairs(1.0, 0.0, vocabulary=200, pairs=1)
+    with pytest.raises(UserError, match=r"k=5 siblings of 200 tokens are 200\^4 ordered draws for each of 1 pairs, ab"):
+        exact_acceptance(p, q, 5, "rsd")
+    assert 0 < float(exact_acceptance(p, q, 2, "rsd")) < 1
+    for rule in ("chain", "specinfer", "kseq"):  # which enumerate nothing
+        assert 0 < float(exact_acceptance(p, q, 5, rule)) < 1
+
+
+def test_more_siblings_than_tokens_are_as_many_as_there_are():
+    p, q = random_pairs(1.0, 0.0, vocabulary=3, pairs=5)
+    assert torch.equal(exact_acceptance(p, q, 3, "rsd"), exact_acceptance(p, q, 40, "rsd"))

@@ -182,6 +182,13 @@ def test_limit_follows_the_hardware():
     assert chosen[0] == 30 > chosen[1] > chosen[2] == 0
 
 
+def test_on_flat_hardware_the_limit_grows_to_the_papers_largest_trees():
+    accuracies = random_accuracies(1)
+    assert choose_limit(accuracies, LatencyCurve((1, 100), (1.0, 1.0001))) == 285
+    middle = choose_limit(accuracies, LatencyCurve((1, 101), (1.0, 1.04)))
+    assert 64 < middle < 285
+
+
 @pytest.mark.parametrize(
     ("paths", "special", "message"),
     [

@@ -444,6 +444,14 @@ def test_saving_needs_a_place_and_something_learned(hot, tmp_path):
         ({"k": 0}, "k=0 is out of range; pass a number at least 1, e.g. 8"),
         ({"k": 4}, "k=4 is too small for template '2.2.2', which takes successor 7"),
         ({"template": "9.9"}, "template='9.9' is not one of 2.2.2"),
+        ({"template": []}, "template=[] is no list of different paths; pass e.g. ['0', '1', '00']"),
+        ({"template": ["0", ""]}, "is no list of different paths"),
+        ({"template": ["0", "x"]}, "is no list of different paths"),
+        ({"template": ["0", "0"]}, "is no list of different paths"),
+        ({"template": [(0,), (-1,)]}, "is no list of different paths"),
+        ({"template": [0, 1]}, "is no list of different paths"),
+        ({"template": [(0,), (1, 0)]}, "template holds (1, 0) but not (1,), under which it hangs; add it"),
+        ({"template": [(0,), (8,)]}, "k=8 is too small for template [(0,), (8,)], which takes successor 8"),
         ({"budget": 0}, "budget=0 is out of range; pass a number at least 1"),
     ],
 )
@@ -454,3 +462,17 @@ def test_settings_out_of_range_are_refused(wrong, said):
 
 def test_a_small_k_is_enough_for_a_tree_of_chosen_size():
     assert TokenRecycling(k=2, budget=8).k == 2
+
+
+@pytest.mark.parametrize(
+    "template", [["0", "00", "1", "01"], [(0,), (0, 0), (1,), (0, 1)], ((1,), (0,), [0, 1], "00")], ids=str
+)
+def test_a_template_may_be_a_list_of_paths(template):
+    model = TableLM.random(order=1)
+    ids = torch.tensor([[1, 2, 3]])
+    drafter = TokenRecycling(template=template, k=2)
+    wanted = generate(model, ids, TokenRecycling(), max_new_tokens=30).sequences
+    for _ in range(2):
+        out = generate(model, ids, drafter, max_new_tokens=30)
+        assert torch.equal(out.sequences, wanted)
+    assert out.stats.tree_nodes / out.stats.rounds > 4  # a root and four nodes, but where the end cuts them

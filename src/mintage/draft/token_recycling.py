@@ -5,10 +5,9 @@ likely successors seen after it last time. A draft tree is grown from M alone, w
 nodes, accepted or not, goes back into M. M is kept across requests ("hot start"): the more it has seen the better.
 
 Deviations, both off by default. `budget` replaces the paper's fixed tree by the most promising nodes of each round: the
-drafter also keeps how sure the target was of each successor (softmax over its top k) and learns from its own rounds how
-often such a successor comes true. `recycle_prompt` also recycles the logits of the prompt. Not here: the authors'
-typical acceptance (not lossless). Longer than 200 lines: what is learned is
-checked, kept and loaded here, in the terms of the method.
+drafter also keeps how sure the target was of each successor (softmax over its top k) and learns how often one comes
+true. `recycle_prompt` also recycles the prompt's logits. Not here: the authors' typical acceptance (not lossless).
+Longer than 200 lines: what is learned is checked, kept and loaded here.
 """
 
 from __future__ import annotations
@@ -58,14 +57,30 @@ _LARGEST, _DEEPEST, _NEGLIGIBLE = 64, 16, 0.01  # bounds of trees of automatic s
 _FORMAT = "mintage token-recycling table 1"
 
 
+def _paths(template: str | Sequence[str | Sequence[int]]) -> list[tuple[int, ...]]:
+    """Return the paths of a template, shorter ones first."""
+    if isinstance(template, str) and template not in TEMPLATES:
+        raise UserError(f"template={template!r} is not one of {', '.join(TEMPLATES)}, and no list of paths")
+    given = TEMPLATES[template].split() if isinstance(template, str) else template
+    try:
+        paths = sorted((tuple(map(int, path)) for path in given), key=lambda p: (len(p), p))
+    except (TypeError, ValueError):
+        paths = []
+    if not paths or () in paths or min(map(min, paths)) < 0 or len(set(paths)) < len(paths):
+        raise UserError(f"template={template!r} is no list of different paths; pass e.g. ['0', '1', '00']")
+    if lost := next((path for path in paths if path[:-1] and path[:-1] not in paths), None):
+        raise UserError(f"template holds {lost} but not {lost[:-1]}, under which it hangs; add it")
+    return paths
+
+
 class _Template:
     """The paper's tree of rank paths, level by level, ready to be filled from the matrix."""
 
-    def __init__(self, name: str, device: torch.device) -> None:
-        paths = sorted((tuple(map(int, path)) for path in TEMPLATES[name].split()), key=lambda p: (len(p), p))
-        index = {(): 0} | {path: node for node, path in enumerate(paths, start=1)}
-        self.topology = Topology([-1, *(index[path[:-1]] for path in paths)])
-        self.ranks = torch.tensor([0, *(path[-1] for path in paths)], device=device)
+    def __init__(self, template: str | Sequence[str | Sequence[int]], device: torch.device) -> None:
+        paths = [(), *_paths(template)]
+        index = {path: node for node, path in enumerate(paths)}
+        self.topology = Topology([-1, *(index[path[:-1]] for path in paths[1:])])
+        self.ranks = torch.tensor([0, *(path[-1] for path in paths[1:])], device=device)
         self.parent = self.topology.on(device)[0]
         ends = np.cumsum(np.bincount(self.topology.depth))
         self.levels = [slice(int(a), int(b)) for a, b in pairwise(ends)]
@@ -91,7 +106,7 @@ class TokenRecycling(Drafter):
     k
         Successors kept per token.
     template
-        Name of a tree in `TEMPLATES`; used while `budget` is ``"template"``.
+        Name of a tree in `TEMPLATES`, or paths, ``["0", "1", "00"]`` or ``[(0,), ...]``; while `budget` is "template".
     budget
         ``"template"``: the paper's tree. A number: in every round that many nodes, the most promising ones. ``"auto"``:
         in every round as many as maximise the expected tokens per second, from the target's measured latency curve.
@@ -107,7 +122,9 @@ class TokenRecycling(Drafter):
     """
 
     k: int = option(8, "Successors kept per token.", least=1)
-    template: Literal["2.2.2"] = option("2.2.2", "The paper's tree, while the budget is the template's.")
+    template: Literal["2.2.2"] | Sequence[str | Sequence[int]] = option(
+        "2.2.2", "The paper's tree, or a list of paths."
+    )
     budget: int | Literal["template", "auto"] = option("template", "Nodes per round.", least=1)
     recycle_prompt: bool = option(False, "Recycle the prompt's logits too.")
     store: str | None = option(None, "File to load the matrix from at the first request, if it exists.")
@@ -115,7 +132,7 @@ class TokenRecycling(Drafter):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        widest = max(int(rank) for path in TEMPLATES[self.template].split() for rank in path)
+        widest = max(rank for path in _paths(self.template) for rank in path)
         if self.budget == "template" and widest >= self.k:
             raise UserError(f"k={self.k} is too small for template {self.template!r}, which takes successor {widest}")
 
@@ -237,8 +254,7 @@ class TokenRecycling(Drafter):
 
     def save(self, path: str | Path | None = None) -> None:
         """Write what was learned to `path` (default: `store`), as safetensors."""
-        target = path or self.store
-        if target is None:
+        if (target := path or self.store) is None:
             raise UserError("nowhere to save the table; pass a path or set store=")
         if not self._learned:
             raise UserError("there is no table to save yet; generate something first")

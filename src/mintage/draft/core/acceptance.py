@@ -23,6 +23,8 @@ from mintage.errors import UserError, did_you_mean
 
 __all__ = ["RULES", "Row", "Rule", "acceptance_table", "exact_acceptance", "random_pairs"]
 
+_MOST_BYTES, _COPIES = 4 * 2**30, 6  # an enumeration may take, and how many tensors of its size it holds at once
+
 Rule = Callable[[Tensor, Tensor, int], Tensor]
 """From distributions of target and draft, both (pairs, vocabulary) and float64, and K to the acceptance, (pairs,)."""
 
@@ -47,7 +49,7 @@ def exact_acceptance(
     Raises
     ------
     UserError
-        Unknown rule, or `k` below 1.
+        Unknown rule, `k` below 1, or an enumeration that would fill the memory.
     """
     if k < 1:
         raise UserError(f"k={k}; draw at least 1 sibling")
@@ -82,8 +84,14 @@ def kseq(p: Tensor, q: Tensor, k: int) -> Tensor:
 
 def rsd(p: Tensor, q: Tensor, k: int) -> Tensor:
     """RSD: k siblings without replacement, recursive rejection; enumerates the ordered draws of k - 1 siblings."""
-    size = p.shape[-1]
-    accepted = torch.zeros_like(p[:, 0])
+    size, accepted = p.shape[-1], torch.zeros_like(p[:, 0])
+    k = min(k, size)  # no more siblings can be drawn
+    held = 8 * _COPIES * len(p) * size**k
+    if held > _MOST_BYTES:
+        raise UserError(
+            f"k={k} siblings of {size} tokens are {size}^{k - 1} ordered draws for each of {len(p)} pairs, about "
+            f"{held / 2**30:.3g} GB; pass a smaller k, vocabulary or number of pairs"
+        )
     p, q = p[:, None], q[:, None]  # (pairs, rejected draws so far, vocabulary)
     reached = torch.ones_like(p[..., 0])
     for child in range(k):

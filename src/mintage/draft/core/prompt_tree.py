@@ -35,7 +35,8 @@ __all__ = [
 ]
 
 _FIRST_STATE_NODES = 10  # the paper's n_1
-_LIMITS = (2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64)
+_LIMITS = (2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 60, 64, 80, 105, 128, 160, 200, 240, 285)
+"""Up to the largest tree of the paper's hardware (60, 105 and 285 on its GPUs)."""
 
 RankPath = tuple[int, ...]
 """Which guess a node takes at every depth: (0, 2) is the best first guess, then the third best second guess."""
@@ -288,6 +289,9 @@ def choose_limit(
 ) -> int:
     """Choose L for this hardware: the one that maximises ``(1 + tau(L)) * T(1) / T(length(L))`` (section 4).
 
+    Speed rises to one peak; limits are tried until it has clearly fallen. Beyond the sizes that were measured the
+    curve goes on with its last slope.
+
     Returns
     -------
     int
@@ -302,4 +306,6 @@ def choose_limit(
         speed = (1 + tau) * plain / float(curve(1 + copies * len(accuracies) + limit))
         if speed > best:
             best, chosen = speed, limit
+        elif speed < 0.9 * best and limit > 64:
+            break
     return chosen
