@@ -23,8 +23,10 @@ from mintage.draft.core.target import Target
 from mintage.draft.core.tree import TokenTree, Topology
 from mintage.draft.core.verify import GreedyMatch, TargetProbs
 from mintage.draft.core.warp import Warp
+from mintage.draft.core.within import PolicyTarget, first_chain
 from mintage.draft.core.wrapped import unwrapped
 from mintage.errors import UserError
+from mintage.sessions import session_of
 
 __all__ = ["Generation", "Stats", "generate"]
 
@@ -264,6 +266,10 @@ def _target(model: Any, compile: bool | int, engine: Engine, *, plain: bool) -> 
     if plain and (compile or engine == "native"):
         way = f"compile={compile}" if compile else f"engine={engine!r}"
         raise UserError(f"{way} reads token ids only, no pictures or embeddings; leave it out")
+    if (session := session_of(model)) is not None:
+        if compile or engine == "native":
+            raise UserError("a cache policy is run by torch alone; leave compile= and engine= out inside it")
+        return PolicyTarget(model, session)
     if plain:
         return Target(model)
     if not compile:
@@ -288,7 +294,7 @@ def generate_inside_transformers(
     """Decode for ``model.generate(input_ids, custom_generate=drafter)``, honouring what transformers prepared."""
     from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-    target = Target(model)
+    target = _target(model := unwrapped(model), False, "torch", plain=True)
     target.check_ids(input_ids)
     request = Request.of(target.model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs)
     streamer, lacks_prompt = callers_streamer(streamer)
@@ -404,10 +410,10 @@ class _Run:
                 f"{limit}; shorten the prompt{fits}"
             )
         short, padded = self.target.short_rotation, not self.request.kept.all()
-        if longest <= short < longest + new and (padded or len(self.request.kept) > 1):
+        if longest <= short < longest + new and (padded or self.target.chains or len(self.request.kept) > 1):
             raise UserError(
                 f"{type(self.target.model).__name__} rotates otherwise beyond {short} tokens (longrope), in all rows "
-                "at once; draft prompts that cross that one by one and without padding"
+                "at once; draft prompts that cross that one by one, without padding, outside of cache policies"
             )
 
     # -- the prompt -----------------------------------------------------------------------------------------------
@@ -420,7 +426,7 @@ class _Run:
         if known:
             for row in rows:
                 self.drafter.begin(self.target, row.context)
-        whole = request.first or max(lengths) > self.target.short_rotation > 0
+        whole = request.first or self.target.chains or max(lengths) > self.target.short_rotation > 0
         capacity = max(lengths) + request.new + 128
         self.cache = self.target.new_cache(len(rows), capacity)
         if whole:
@@ -448,7 +454,7 @@ class _Run:
         inputs = {n: v.to(self.target.device) if isinstance(v, Tensor) else v for n, v in inputs.items()}
         for name in inputs.keys() & {"input_ids", "inputs_embeds", *TYPES}:
             value = inputs[name]
-            inputs[name] = value[torch.arange(len(value))[:, None], order.to(value.device)]
+            inputs[name] = value[torch.arange(len(value))[:, None], order.to(value.device)][:, : max(request.lengths)]
         return inputs
 
     def _first_token(self, rows: list[_Row], row: int, logits: Float[Tensor, " vocabulary"]) -> None:
@@ -518,7 +524,8 @@ class _Run:
         room = min(context.room, short - 1 - position) if position < short else context.room
         if row.done or room == 0:
             return TokenTree.root_only(context.root)
-        return self.drafter.propose(context).cut(room)
+        tree = self.drafter.propose(context)
+        return (first_chain(tree) if self.target.chains else tree).cut(room)
 
     def _accept(self, row: _Row, tree: TokenTree, judged: Tensor, logits: Tensor | None) -> list[int]:
         """Verify a tree and emit; the drafter is shown the raw `logits`."""

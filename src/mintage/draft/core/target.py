@@ -55,6 +55,9 @@ class Target:
     compiled = 0
     """Nodes of a compiled step, if there is one (`mintage.draft.core.compiled`)."""
 
+    chains = False
+    """Whether only chains are scored, and the prompt is read whole (`mintage.draft.core.within`)."""
+
     def __init__(self, model: Any) -> None:
         self.model = model = unwrapped(model)
         self.config = model.config.get_text_config(decoder=True)
