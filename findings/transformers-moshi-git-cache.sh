@@ -24,7 +24,7 @@ def drawn(model):
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in model.parameters():
-            weight.normal_(0, 0.3, generator=draw)
+            weight.normal_(0, 0.3, generator=draw) if weight.ndim > 1 else None
     model.generation_config.eos_token_id = None
     return model.eval()
 
