@@ -6,6 +6,7 @@ import sys
 from collections import namedtuple
 
 import pytest
+from filelock import FileLock
 
 from mintage.cli import main
 from mintage.measure import read_results
@@ -106,13 +107,57 @@ def test_work_is_kept_for_a_killed_training(mintage, text, tmp_path):
     assert (tmp_path / "work").is_dir()
 
 
+def test_two_trainings_do_not_share_a_folder(mintage, text, tmp_path):
+    (tmp_path / "work").mkdir()
+    with FileLock(tmp_path / "work" / "run.lock"):
+        done = mintage("segment", "train", "bpe", "--text", text, "--work", "work", "-o", "out")
+    assert done.status == 2
+    assert done.err == "mintage: work is in use by another training; wait for it, or pass another --work\n"
+    assert mintage("segment", "train", "bpe", "--text", text, "--work", "work", "-o", "out").status == 0
+
+
+@pytest.mark.parametrize("method", ["bpe", "unigram", "lib", "superword-bpe", "compoundpiece"])
+@pytest.mark.parametrize("size", [10**23, 2**63 - 1, 10_000_001])
+def test_an_enormous_vocabulary_is_refused(mintage, text, method, size):
+    done = mintage("segment", "train", method, "--text", text, "--vocab-size", size, "-o", "out")
+    assert done.status == 2
+    assert done.err.startswith(f"mintage: vocab_size={size} is out of range; pass a number in [")
+    assert done.err.count("\n") == 1
+
+
+def test_an_empty_text_does_not_block_the_next_training(mintage, tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "de.txt").write_text("die Haus-Tür die Haustür der Wasser-Turm Wasserturm\n" * 9)
+    for steps in (3, 4):
+        done = mintage("train", "decompounder", "empty.txt", "--steps", steps)
+        assert done.status == 2
+        assert done.err.endswith("mintage: no word of the texts has a hyphen to learn from; pass more text\n")
+    assert mintage("train", "decompounder", "de.txt", "--steps", 2).status == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("decompounder", "--width", -2), "width=-2 is out of range; pass a number at least 1, e.g. 48"),
+        (("zett", "--hidden", 0), "hidden=0 is out of range; pass a number at least 4, e.g. 192"),
+        (("zett", "--rows", 0), "rows=0 is out of range; pass a number at least 1, e.g. 4"),
+    ],
+)
+def test_sizes_of_trainings_that_make_no_sense(mintage, text, arguments, line):
+    done = mintage("train", arguments[0], text, *arguments[1:])
+    assert (done.status, done.err) == (2, f"mintage: {line}\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
         (["bpee"], "unknown method 'bpee'; did you mean 'bpe'?"),
         (["plain"], "plain belongs to the draft job, not to segment"),
         (["bpe:size=3"], "bpe has no setting 'size'; did you mean 'vocab_size'?"),
-        (["bpe", "--vocab-size", "100"], "vocab_size=100 is out of range; pass a number at least 256, e.g. 32000"),
+        (
+            ["bpe", "--vocab-size", "100"],
+            "vocab_size=100 is out of range; pass a number in [256, 10000000], e.g. 32000",
+        ),
         (["bytes", "--vocab-size", "300"], "bytes has no vocabulary size to choose; leave out --vocab-size"),
         (["bpe:vocab_size=300", "--vocab-size", "300"], "the vocabulary size is given twice"),
         (["bpe", "--text", "absent.txt"], "absent.txt does not exist; pass a text file, a .jsonl file or a folder"),

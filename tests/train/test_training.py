@@ -268,3 +268,26 @@ def test_a_language_model_is_loaded_as_the_fields_say(tiny_folder):
 
     lm = Tuned(model=str(tiny_folder), dtype="float32").load()
     assert lm.model.dtype == torch.float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picky(Training):
+    """Refuses what it cannot learn from, before anything is trained or after."""
+
+    name = "picky"
+    late: bool = option(False, "Whether something was trained by then.")
+    steps: int = option(1, "Of training.")
+
+    def learn(self, work):
+        work.begun = self.late
+        raise UserError("no text to learn from")
+
+
+def test_what_cannot_be_learnt_from_does_not_hold_the_folder():
+    for steps in (1, 2):
+        with pytest.raises(UserError, match="no text to learn from"):
+            Picky(steps=steps).run()
+    with pytest.raises(UserError, match="no text to learn from"):
+        Picky(late=True).run()
+    with pytest.raises(UserError, match="holds a run with steps=1, not 2"):
+        Picky(late=True, steps=2).run()

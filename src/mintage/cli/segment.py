@@ -7,6 +7,8 @@ import inspect
 import json
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -79,11 +81,30 @@ class Train(Options):
         trainer = catalog.build(method, "segment", **settings)
         check_target(self.out)
         corpus = self.corpus()
-        with shown_progress() as progress:
+        with self._work_folder(), shown_progress() as progress:
             segmenter = trainer.train(corpus, work=self.work, progress=progress)
         segmenter.save(self.out)
         also = " (tokenizer.json beside it)" if (self.out / "tokenizer.json").exists() else ""
         typer.echo(f"wrote {self.out}: {name}, {segmenter.vocab_size} entries{also}")
+
+    @contextmanager
+    def _work_folder(self) -> Iterator[None]:
+        """Hold the folder that keeps what is done: two trainings in one would take each other's for their own."""
+        if self.work is None:
+            yield
+            return
+        from filelock import FileLock, Timeout
+
+        self.work.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.work / "run.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(f"{self.work} is in use by another training; wait for it, or pass another --work") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def corpus(self) -> Any:
         """Open the texts."""

@@ -23,7 +23,7 @@ from mintage.data import Texts, as_corpus, count_words
 from mintage.errors import UserError, missing_extra
 from mintage.options import option
 from mintage.progress import Progress, silent
-from mintage.segment.contract import Trainer, as_bytes
+from mintage.segment.contract import MOST_ENTRIES, Trainer, as_bytes
 from mintage.segment.core.artefact import read_work, write_work
 from mintage.segment.core.hf import HFSegmenter, byte_level, to_byte_chars
 from mintage.segment.core.unigram import learn_unigram
@@ -51,7 +51,10 @@ class _Baseline(Trainer):
     """Checks the corpus; a subclass makes the tokenizer."""
 
     vocab_size: int = option(
-        32_000, "Entries at most, the 256 bytes among them; a small corpus may not fill them.", least=256
+        32_000,
+        "Entries at most, the 256 bytes among them; a small corpus may not fill them.",
+        least=256,
+        most=MOST_ENTRIES,
     )
 
     segmenter: ClassVar[type[HFSegmenter]]

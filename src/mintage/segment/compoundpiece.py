@@ -28,7 +28,7 @@ from mintage.data import as_corpus
 from mintage.errors import UserError
 from mintage.options import option
 from mintage.progress import Progress, silent
-from mintage.segment.contract import Trainer, as_bytes
+from mintage.segment.contract import MOST_ENTRIES, Trainer, as_bytes
 from mintage.segment.core.artefact import counted
 from mintage.segment.core.hf import HFSegmenter, byte_level, to_byte_chars
 from mintage.segment.core.unigram import learn_unigram
@@ -112,6 +112,7 @@ class CompoundPiece(Trainer):
         32_768,
         "Entries, the 256 bytes included; fewer where the text has fewer pieces. The paper's is for one language.",
         least=257,
+        most=MOST_ENTRIES,
     )
     decompounder: str | object = option(
         "train",

@@ -26,7 +26,11 @@ from mintage.options import Options
 from mintage.progress import Progress, silent
 from mintage.segment.core.artefact import SegmenterFile, read_segmenter, write_segmenter
 
-__all__ = ["Segmenter", "Trainer", "as_bytes", "load"]
+__all__ = ["MOST_ENTRIES", "Segmenter", "Trainer", "as_bytes", "load"]
+
+
+MOST_ENTRIES = 10_000_000
+"""Of a vocabulary: beyond it the libraries that train one run out of memory or of digits."""
 
 
 class Segmenter(ABC):

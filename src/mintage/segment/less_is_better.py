@@ -26,7 +26,7 @@ from pathlib import Path
 from mintage.errors import UserError
 from mintage.options import option
 from mintage.progress import Progress, silent
-from mintage.segment.contract import Trainer, as_bytes
+from mintage.segment.contract import MOST_ENTRIES, Trainer, as_bytes
 from mintage.segment.core.artefact import read_work, write_work
 from mintage.segment.lexicon import Lexicon
 from mintage.segment.longest_match import LiBSegmenter
@@ -48,7 +48,10 @@ class LiB(Trainer):
     """
 
     vocab_size: int | None = option(
-        None, "Entries: 256 bytes, the alphabet, the units of best rank, as many as were learned; None: all.", least=257
+        None,
+        "Entries: 256 bytes, the alphabet, the units of best rank, as many as were learned; None: all.",
+        least=257,
+        most=MOST_ENTRIES,
     )
     max_len: int = option(
         12,

@@ -13,7 +13,7 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -66,10 +66,12 @@ class Work:
     folder: Path
     device: str = "cpu"
     progress: Progress = silent
+    begun: bool = field(default=False, init=False)
+    """Whether anything was trained."""
 
     def stage(self, name: str, recipe: Recipe, settings: Settings) -> Trained:
         """Train `recipe` in a folder of its own, from its checkpoint if there is one."""
-        step = self.told(name)
+        step, self.begun = self.told(name), True
         return train(recipe, self.folder / name, settings, device=self.device, on_step=step)
 
     def told(self, stage: str) -> Callable[[int, int], None]:
@@ -143,16 +145,22 @@ class Training(Options, ABC):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(folder / "run.lock", timeout=0):
-                _claim(folder / "settings.json", {"training": self.name, **settings})
-                made = self.learn(Work(folder, self.device, progress))
+                is_new = _claim(folder / "settings.json", {"training": self.name, **settings})
+                running = Work(folder, self.device, progress)
+                try:
+                    made = self.learn(running)
+                except UserError:
+                    if is_new and not running.begun:  # what cannot be learnt from does not hold the folder
+                        (folder / "settings.json").unlink()
+                    raise
                 made.save(path, {"command": command, "settings": json.dumps(settings)})
         except Timeout:
             raise UserError(f"{folder} is in use by another training; wait for it, or pass another --work") from None
         return made
 
 
-def _claim(path: Path, settings: dict[str, Any]) -> None:
-    """Bind the folder to this training and its settings; the device may change."""
+def _claim(path: Path, settings: dict[str, Any]) -> bool:
+    """Bind the folder to this training and its settings, and return whether that is new; the device may change."""
     if path.exists():
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
@@ -166,9 +174,10 @@ def _claim(path: Path, settings: dict[str, Any]) -> None:
                     f"{path.parent} holds a run with {name}={before.get(name)!r}, not {settings[name]!r}; "
                     "pass another --work, or delete that folder"
                 )
-        return
+        return False
     with replace_file(path) as temporary:
         temporary.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    return True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from mintage.measure.memo import Memo
 from mintage.options import option
 from mintage.progress import Progress, silent
 from mintage.segment.baselines import ByLanguage
-from mintage.segment.contract import Segmenter, Trainer, load
+from mintage.segment.contract import MOST_ENTRIES, Segmenter, Trainer, load
 from mintage.segment.core.adapters import SentencePiece, Tiktoken, open_segmenter
 from mintage.segment.core.hf import HFSegmenter
 from mintage.segment.core.unigram import UNKNOWN
@@ -56,7 +56,7 @@ class SegmentBench(Bench):
     job: ClassVar[str] = "segment"
     shorter = "--lines 1000"
 
-    vocab_size: int = option(8000, "Entries of every trained tokenizer.", least=1)
+    vocab_size: int = option(8000, "Entries of every trained tokenizer.", least=1, most=MOST_ENTRIES)
     lines: int | None = option(
         None, "Lines of English text trained and measured on, the rest in proportion; default all.", least=100
     )

@@ -12,6 +12,7 @@ import torch
 
 from mintage.data import Corpus
 from mintage.errors import UserError
+from mintage.files import parse_json
 from mintage.models import CausalLM, load_causal_lm
 from mintage.options import option
 from mintage.progress import Progress
@@ -100,7 +101,7 @@ class ComposerTraining(Training):
 
     def summary(self, made: Composer) -> str:
         """Return what held-out texts cost."""
-        found = json.loads(made.notes["held_out"])
+        found = parse_json(made.notes["held_out"], "the notes of a composer", "train it again")
         return "nats per word on held-out texts: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items())
 
     def _network(self, source: Parts) -> Composer:

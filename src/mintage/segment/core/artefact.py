@@ -6,6 +6,7 @@ A segmenter is JSON and safetensors, written whole, with a tokenizer.json beside
 from __future__ import annotations
 
 import json
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from mintage.data import count_words
 from mintage.errors import UserError
-from mintage.files import replace_file, replace_folder
+from mintage.files import parse_json, replace_file, replace_folder
 from mintage.progress import Progress, silent
 
 __all__ = ["SegmenterFile", "check_target", "counted", "read_segmenter", "read_work", "write_segmenter", "write_work"]
@@ -71,7 +72,7 @@ def read_segmenter(folder: Path) -> SegmenterFile:
     if not path.exists():
         raise UserError(f"{folder} holds no {VALUES}; pass a folder that Segmenter.save or mintage segment train wrote")
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
+        held = parse_json(path.read_text(encoding="utf-8"), str(path))
         if held["format"] != FORMAT:
             raise KeyError("format")
         version, method, target, values = held["version"], held["method"], held["class"], held["values"]
@@ -106,7 +107,7 @@ def read_work(path: Path, mark: str, *names: str) -> list[Any] | None:
     if not path.exists():
         return None
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
+        held = parse_json(path.read_text(encoding="utf-8"), str(path))
         of, values = held["mark"], [held[name] for name in names]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path} is damaged; delete it to begin again") from None
@@ -124,14 +125,15 @@ def counted(
     processes: int = 1,
     max_words: int | None = None,
 ) -> Counter[str]:
-    """Count words, or read the count that a call finished in `work` before it was killed.
+    """Count words, or read the count of this corpus that a call finished in `work` before it was killed.
 
     Raises
     ------
     UserError
-        `work` holds a damaged count, or one of another corpus.
+        `work` holds a damaged count.
     """
-    path, mark = work / f"{words.__name__}.json", str(getattr(corpus, "fingerprint", ""))
+    mark = str(getattr(corpus, "fingerprint", ""))
+    path = work / f"{words.__name__}-{zlib.crc32(mark.encode()):08x}.json"
     if (held := read_work(path, mark, "counts")) is not None:
         return Counter[str](held[0])
     stage = f"count {words.__name__.replace('_', ' ')}"

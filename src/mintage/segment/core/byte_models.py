@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mintage.errors import UserError
-from mintage.files import replace_file
+from mintage.files import parse_json, replace_file
 from mintage.options import Options, option
 from mintage.progress import Progress, silent
 from mintage.segment.contract import as_bytes
@@ -489,7 +489,7 @@ class _Tally:
     def read(cls, path: Path, mark: str) -> _Tally:
         try:
             with safe_open(path, framework="np") as file:
-                state = json.loads(file.metadata()["state"])
+                state = parse_json(file.metadata()["state"], str(path))
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             tally = cls(state["order"], state["max_strings"])
             tally.bytes, tally.blocks = state["bytes"], state["blocks"]
