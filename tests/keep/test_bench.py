@@ -10,7 +10,7 @@ from mintage.bench.keep.prefix import Prefix
 from mintage.errors import UserError
 from mintage.measure import Figure, Result
 from mintage.measure.study import Run
-from mintage.models import load_causal_lm
+from mintage.models import cache_of, load_causal_lm, with_cache
 
 READY = [name for name in joint.ready_policies() if catalog.find(name).package == "mintage"]
 
@@ -48,12 +48,12 @@ def test_what_is_replayed_equals_what_is_read(lm, name):
     ids = torch.randint(0, 200, (1, 40), generator=torch.Generator().manual_seed(0))
     with policy(lm.model) as session, torch.inference_mode():
         out = lm.model(ids, use_cache=True)
-        wanted = out.past_key_values
-        following = lm.model(ids[:, :1], past_key_values=wanted, use_cache=True).logits
+        wanted = cache_of(out)
+        following = lm.model(ids[:, :1], **with_cache(lm.model, wanted), use_cache=True).logits
     prefix = Prefix(lm, ids)
     with policy(lm.model) as session, torch.inference_mode():
         cache, logits, seconds = prefix.replay(session)
-        got = lm.model(ids[:, :1], past_key_values=cache, use_cache=True).logits
+        got = lm.model(ids[:, :1], **with_cache(lm.model, cache), use_cache=True).logits
     assert seconds > 0
     assert torch.allclose(logits, out.logits[0, -1], atol=1e-5)
     assert torch.allclose(got, following, atol=1e-5)

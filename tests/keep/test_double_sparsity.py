@@ -22,7 +22,7 @@ from mintage.keep.double_sparsity import (
     prefetch_rate,
     quantise,
 )
-from mintage.models import load_causal_lm, tiny_causal_lm
+from mintage.models import cache_of, load_causal_lm, tiny_causal_lm, with_cache
 from mintage.testing.keep import models
 from mintage.testing.settings import without_shape_checks
 from mintage.weights import Artefact
@@ -188,10 +188,10 @@ def decoded(model, policy, ids, mask=None):
     logits, moved = [], []
     with policy(model), torch.inference_mode():
         seen = None if mask is None else mask[:, :-4]
-        cache = model(ids[:, :-4], attention_mask=seen, use_cache=True).past_key_values
+        cache = cache_of(model(ids[:, :-4], attention_mask=seen, use_cache=True))
         for i in range(ids.shape[1] - 4, ids.shape[1]):
             seen = None if mask is None else mask[:, : i + 1]
-            logits.append(model(ids[:, i : i + 1], attention_mask=seen, past_key_values=cache).logits)
+            logits.append(model(ids[:, i : i + 1], attention_mask=seen, **with_cache(model, cache)).logits)
             moved.append(cache.moved())
     return torch.cat(logits, 1), moved, cache
 
@@ -365,10 +365,10 @@ def test_the_shipped_calibration_finds_a_pass_key_that_a_window_loses():
 
     def answer(policy):
         with policy(lm.model), torch.inference_mode():
-            cache = lm.model(ids[:, :-1], use_cache=True, logits_to_keep=1).past_key_values
+            cache = cache_of(lm.model(ids[:, :-1], use_cache=True, logits_to_keep=1))
             found, token = [], ids[:, -1:]
             for _ in range(6):
-                token = lm.model(token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
+                token = lm.model(token, **with_cache(lm.model, cache), use_cache=True).logits[:, -1:].argmax(-1)
                 found.append(token.item())
         return lm.tokenizer.decode(found)
 

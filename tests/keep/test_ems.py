@@ -10,7 +10,7 @@ from torch.nn import functional
 from mintage.errors import UserError
 from mintage.keep.core.attention import attend
 from mintage.keep.ems import EMS, combine_scores, evict_then_merge, global_local_score
-from mintage.models import tiny_causal_lm
+from mintage.models import cache_of, tiny_causal_lm, with_cache
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "ems"
 
@@ -193,8 +193,8 @@ def test_options_reach_the_cache():
     said = set()
     for changed in ({}, {"combine": "sum"}, {"weights": "score"}, {"merge": "values"}, {"correct_mass": True}):
         with EMS(budget=12, window=4, tau=0.0, **changed)(model), torch.inference_mode():
-            cache = model(ids, use_cache=True).past_key_values
-            said.add(round(model(ids[:, :1], past_key_values=cache, use_cache=True).logits.sum().item(), 5))
+            cache = cache_of(model(ids, use_cache=True))
+            said.add(round(model(ids[:, :1], **with_cache(model, cache), use_cache=True).logits.sum().item(), 5))
     assert len(said) == 5
 
 

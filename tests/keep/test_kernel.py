@@ -1,4 +1,4 @@
-import ctypes
+import os
 import shutil
 
 import pytest
@@ -10,9 +10,12 @@ from mintage.errors import UserError
 from mintage.keep.core import kernel
 from mintage.keep.core.attention import attend
 from mintage.keep.double_sparsity import ChannelOrder, DoubleSparsity
-from mintage.models import tiny_causal_lm
+from mintage.models import cache_of, tiny_causal_lm, with_cache
+from mintage.native import Native
 
-compiler = pytest.mark.skipif(shutil.which(kernel._compiler()) is None, reason="no C++ compiler on this machine")
+compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler on this machine"
+)
 
 
 def made(seed, heads, groups, entries, dim, dtype=torch.float32, batch=2):
@@ -113,9 +116,9 @@ def test_a_model_decodes_alike_with_either(per):
     for which in ("torch", "compiled", "auto"):
         policy = DoubleSparsity(top_k=5, label_channels=8, dense_layers=0, per=per, channels=order, kernel=which)
         with policy(model), torch.inference_mode():
-            cache = model(ids[:, :16], attention_mask=mask[:, :16], use_cache=True).past_key_values
+            cache = cache_of(model(ids[:, :16], attention_mask=mask[:, :16], use_cache=True))
             steps = [
-                model(ids[:, i : i + 1], attention_mask=mask[:, : i + 1], past_key_values=cache).logits
+                model(ids[:, i : i + 1], attention_mask=mask[:, : i + 1], **with_cache(model, cache)).logits
                 for i in range(16, 20)
             ]
         logits[which] = torch.cat(steps, 1)
@@ -126,7 +129,7 @@ def test_a_model_decodes_alike_with_either(per):
 @compiler
 def test_loading_it_leaves_small_numbers_alone():
     """Libraries linked with fast mathematics make the whole process flush them to zero."""
-    kernel._library()
+    assert kernel._NATIVE.library is not None
     assert (torch.tensor([1e-40]) * 1.0).item() > 0
 
 
@@ -145,11 +148,7 @@ def test_only_what_it_serves(tmp_path):
 def fresh(tmp_path, monkeypatch):
     """As if nothing had been compiled yet."""
     monkeypatch.setenv("MINTAGE_CACHE", str(tmp_path))
-    for held in (kernel._library, kernel._has_library):
-        held.cache_clear()
-    yield tmp_path
-    for held in (kernel._library, kernel._has_library):
-        held.cache_clear()
+    monkeypatch.setattr(kernel, "_NATIVE", Native(kernel._NATIVE.source, kernel._NATIVE.instead))
 
 
 def test_without_a_compiler_torch_goes_on_with_one_note(fresh, monkeypatch, recwarn):
@@ -161,25 +160,3 @@ def test_without_a_compiler_torch_goes_on_with_one_note(fresh, monkeypatch, recw
         assert "'no-such-compiler' is not on PATH; set CXX; decoding goes on with torch" in str(note.message)
         with pytest.raises(UserError, match="needs a C\\+\\+ compiler"):
             kernel.serves("compiled", torch.zeros(1))
-
-
-@compiler
-def test_what_fails_to_compile_or_load_is_told_in_one_line(fresh, monkeypatch, tmp_path):
-    monkeypatch.setattr(kernel, "_SOURCE", tmp_path / "bad.cpp")
-    (tmp_path / "bad.cpp").write_text("int main( {")
-    with pytest.raises(UserError, match=r"cannot compile the kernel \(.*error") as caught:
-        kernel._library()
-    assert "\n" not in str(caught.value)
-    assert not kernel._path().exists()
-    kernel._path().write_bytes(b"junk")
-    with pytest.raises(UserError, match=r"is damaged \(.*\); delete it to compile again"):
-        kernel._library()
-
-
-@compiler
-def test_it_is_compiled_once(fresh, monkeypatch):
-    assert isinstance(kernel._library(), ctypes.CDLL)
-    kernel._library.cache_clear()
-    monkeypatch.setattr(kernel, "_compile", lambda path: pytest.fail("compiled again"))
-    kernel._library()
-    assert list(fresh.glob("kernels/*.so")) == [kernel._path()]

@@ -6,7 +6,7 @@ import torch
 from mintage.keep.core.attach import Attachment
 from mintage.keep.core.select import Selector
 from mintage.keep.core.storage import gather_rows
-from mintage.models import tiny_causal_lm
+from mintage.models import cache_of, tiny_causal_lm, with_cache
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,10 +56,9 @@ def test_reading_the_newest_is_a_band_mask(per_head, padded):
     policy = Newest(per_head=per_head)
     with policy(model) as session:
         assert isinstance(session, Attachment)
-        cache = model(
-            ids[:, :8], attention_mask=mask[:, :8], position_ids=positions[:, :8], use_cache=True
-        ).past_key_values
-        out = model(ids[:, 8:9], attention_mask=mask[:, :9], position_ids=positions[:, 8:9], past_key_values=cache)
+        read = model(ids[:, :8], attention_mask=mask[:, :8], position_ids=positions[:, :8], use_cache=True)
+        cache = cache_of(read)
+        out = model(ids[:, 8:9], attention_mask=mask[:, :9], position_ids=positions[:, 8:9], **with_cache(model, cache))
     whole = torch.ones(9, 9, dtype=torch.bool).tril()
     whole[8, : 9 - 6] = False
     band = whole[None, None] & mask[:, None, None, :9].bool() | torch.eye(9, dtype=torch.bool)

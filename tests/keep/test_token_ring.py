@@ -27,7 +27,7 @@ from mintage.keep.token_ring import (
     zigzag_merge,
     zigzag_split,
 )
-from mintage.models import tiny_causal_lm
+from mintage.models import cache_of, tiny_causal_lm
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "token-ring"
 WORKER = Path(__file__).parent / "ring_worker.py"
@@ -250,7 +250,7 @@ def test_wrong_use_is_told():
         model(ids, attention_mask=mask, use_cache=True)
     policy = TokenRing()
     with policy(model):
-        past = model(ids, use_cache=True).past_key_values
+        past = cache_of(model(ids, use_cache=True))
         past.crop(-1)
         policy._rings[0].size = 2
         with pytest.raises(UserError, match="cannot be cropped"):

@@ -12,7 +12,7 @@ from mintage.keep.core.attention import attend
 from mintage.keep.core.step import Geometry, Rotary, Step
 from mintage.keep.core.storage import KeptLayer
 from mintage.keep.token_select import TokenSelect, hit_rate, mean_query, select_tokens, votes
-from mintage.models import load_causal_lm
+from mintage.models import cache_of, load_causal_lm, with_cache
 from mintage.testing.keep import models, padding_changes_nothing, the_same_twice
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "token-select"
@@ -152,8 +152,8 @@ def decode(policy, tokens=24, seed=1):
     model = models()["llama"]
     ids = torch.randint(1, 127, (2, 20 + tokens), generator=torch.Generator().manual_seed(seed))
     with torch.inference_mode(), policy(model) as session:
-        past = model(ids[:, :20], use_cache=True).past_key_values
-        logits = [model(ids[:, i : i + 1], past_key_values=past).logits for i in range(20, 20 + tokens)]
+        past = cache_of(model(ids[:, :20], use_cache=True))
+        logits = [model(ids[:, i : i + 1], **with_cache(model, past)).logits for i in range(20, 20 + tokens)]
     return torch.cat(logits, 1), session.cache
 
 
@@ -194,12 +194,12 @@ def test_a_cropped_cache_chooses_anew():
     policy = TokenSelect(n_init=2, n_local=5, top_k=6, chunk=1, theta=-1)
     ids = torch.randint(1, 127, (1, 30), generator=torch.Generator().manual_seed(2))
     with torch.inference_mode(), policy(model):
-        past = model(ids[:, :24], use_cache=True).past_key_values
-        first = model(ids[:, 24:25], past_key_values=past).logits
+        past = cache_of(model(ids[:, :24], use_cache=True))
+        first = model(ids[:, 24:25], **with_cache(model, past)).logits
         past.crop(-1)
-        assert torch.allclose(model(ids[:, 24:25], past_key_values=past).logits, first, atol=1e-5)
+        assert torch.allclose(model(ids[:, 24:25], **with_cache(model, past)).logits, first, atol=1e-5)
         past.crop(-15)  # to ten tokens, which are all read again
-        got = model(ids[:, 10:11], past_key_values=past).logits
+        got = model(ids[:, 10:11], **with_cache(model, past)).logits
     wanted = model(ids[:, :11]).logits[:, 10:]
     assert torch.allclose(got, wanted, atol=1e-3)
 
@@ -234,8 +234,10 @@ def test_on_the_real_model_a_third_of_the_tokens_say_nearly_the_same():
     with torch.inference_mode():
         full = lm.model(ids).logits
         with TokenSelect(n_init=4, n_local=64, top_k=60, chunk=64)(lm.model) as session:
-            past = lm.model(ids[:, :400], use_cache=True).past_key_values
-            got = torch.cat([lm.model(ids[:, i : i + 1], past_key_values=past).logits for i in range(400, 420)], 1)
+            past = cache_of(lm.model(ids[:, :400], use_cache=True))
+            got = torch.cat(
+                [lm.model(ids[:, i : i + 1], **with_cache(lm.model, past)).logits for i in range(400, 420)], 1
+            )
     agree = (got.argmax(-1) == full[:, 400:].argmax(-1)).float().mean().item()
     assert agree >= 0.8
     assert session.cache.reads() < 2 * 30 * 3 * 64 * 420

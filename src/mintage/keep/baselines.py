@@ -15,7 +15,6 @@ from torch.nn import functional
 
 from mintage.errors import UserError
 from mintage.keep.contract import Geometry, Policy, Step
-from mintage.keep.core.attention import attention_weights, weights_by_column
 from mintage.keep.core.evict import Evictor, highest, padding, protect
 from mintage.keep.core.storage import KeptLayer
 from mintage.options import option
@@ -87,10 +86,7 @@ class SnapKV(_Scored):
     def observe(self, layer: KeptLayer, step: Step) -> None:
         """Sum the attention of the last `window` queries; heads of a group are averaged."""
         first = max(step.queries - self.window, 0)
-        weights = attention_weights(
-            step.query[:, :, first:], layer["key"], scaling=step.scaling, visible=step.visible(layer, first)
-        )
-        received = weights.sum(3).mean(2)
+        received = step.weights(layer, first).sum(3).mean(2)
         if step.queries == 1:
             layer["score"].add_(received)
         else:
@@ -112,11 +108,7 @@ class H2O(_Scored):
 
     def observe(self, layer: KeptLayer, step: Step) -> None:
         """Add the attention of all queries; heads of a group are averaged."""
-        layer["score"].add_(
-            weights_by_column(
-                step.query, layer["key"], scaling=step.scaling, visible=lambda a, b: step.visible(layer, a, b)
-            )
-        )
+        layer["score"].add_(step.received(layer))
 
     def shrink(self, layer: KeptLayer, target: int) -> None:
         """Keep the newest part and the heavy hitters before it."""
@@ -137,10 +129,7 @@ class TOVA(_Scored):
 
     def observe(self, layer: KeptLayer, step: Step) -> None:
         """Take the last query's weights, averaged over all heads."""
-        last = step.queries - 1
-        weights = attention_weights(
-            step.query[:, :, last:], layer["key"], scaling=step.scaling, visible=step.visible(layer, last)
-        )
+        weights = step.weights(layer, step.queries - 1)
         layer["score"].copy_(weights[:, :, :, 0].mean((1, 2))[:, None].expand_as(layer["score"]))
 
     @classmethod
@@ -154,6 +143,11 @@ class Knorm(Evictor):
     """Drops keys of large norm, which are attended to little (Devoto et al. 2024)."""
 
     window: int = option(1, "Newest tokens, which are always kept.", least=1)
+
+    def check(self, geometry: Geometry) -> None:
+        """Refuse models without keys in their cache."""
+        super().check(geometry)
+        geometry.need_keys("knorm")
 
     def importance(self, layer: KeptLayer) -> Float[Tensor, "batch groups entries"]:
         """Return the negative norm of the key."""

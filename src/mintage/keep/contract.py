@@ -11,6 +11,7 @@ Laws (run by `mintage.testing` over every policy):
 - with room for everything, logits equal the unmodified model's, bit for bit;
 - no token sees a later one, and padding changes nothing;
 - the budget, in entries and in bytes, holds after every forward;
+- what was dropped is not read again;
 - rows of a batch equal the same prompts alone; heads may be grouped;
 - a setting that is none of its choices, or out of its range, is refused in one line;
 - leaving the context restores the model, also after an exception.
@@ -29,7 +30,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mintage import keep as front_door
-from mintage.keep.core.attention import attend
 from mintage.keep.core.step import Geometry, Step
 from mintage.keep.core.storage import KeptLayer
 from mintage.options import check_fields
@@ -67,6 +67,11 @@ class Policy(ABC):
         return True
 
     @property
+    def crops_exactly(self) -> bool:
+        """Whether a cropped cache is what it was before the tokens cropped, so that drafted tokens may be read."""
+        return True
+
+    @property
     def looks_ahead(self) -> bool:
         """Whether a step is to guess the queries of the next layer (`Step.ahead`)."""
         return False
@@ -82,17 +87,17 @@ class Policy(ABC):
         self,
         layer: KeptLayer,
         key: Float[Tensor, "batch groups new dim"],
-        value: Float[Tensor, "batch groups new dim"],
+        value: Float[Tensor, "batch groups new width"],
     ) -> None:
         """Take in new tokens' keys (rotated) and values, before attention."""
         layer.append(key=key, value=value)
 
-    def attend(self, layer: KeptLayer, step: Step) -> Float[Tensor, "batch heads queries dim"]:
+    def attend(self, layer: KeptLayer, step: Step) -> Float[Tensor, "batch heads queries width"]:
         """Return the attention output; here over all that is stored."""
         layer.reads = layer["key"].numel() + layer["value"].numel()
         if layer.complete:
             return step.dense()
-        return attend(step.query, layer["key"], layer["value"], scaling=step.scaling, visible=step.visible(layer))
+        return step.attend_to_all(layer)
 
     def settle(self, layer: KeptLayer, step: Step) -> None:  # noqa: B027 (optional hook)
         """Do what is to be done after attention: gather evidence, shrink."""

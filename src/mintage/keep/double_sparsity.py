@@ -20,11 +20,11 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from mintage.errors import UserError
 from mintage.keep.contract import Geometry, Policy, Step
 from mintage.keep.core import kernel
-from mintage.keep.core.attention import attend
 from mintage.keep.core.channels import ChannelOrder, calibrate_channels, channel_scores
 from mintage.keep.core.kernel import Kernel
 from mintage.keep.core.labels import pack, quantise, unpack
@@ -102,6 +102,7 @@ class DoubleSparsity(Selector):
 
     def check(self, geometry: Geometry) -> None:
         """Refuse a calibration of another model, and more label channels than there are."""
+        geometry.need_keys("double-sparsity")
         order = self._calibration()
         if order.fingerprint not in ("", geometry.fingerprint):
             told = "the shipped calibration" if self.channels == "smollm2" else f"{self.channels}"
@@ -136,7 +137,7 @@ class DoubleSparsity(Selector):
         self,
         layer: KeptLayer,
         key: Float[Tensor, "batch groups new dim"],
-        value: Float[Tensor, "batch groups new dim"],
+        value: Float[Tensor, "batch groups new width"],
     ) -> None:
         """Take in new tokens, and the labels of their keys: one set per group, or one per query head behind another."""
         if layer.index < self.dense_layers:
@@ -173,47 +174,60 @@ class DoubleSparsity(Selector):
 
     # -- read: steps 1-5 --
 
-    def _approximate(self, layer: KeptLayer, query: Float[Tensor, "batch heads queries dim"]) -> Tensor:
-        """Scores on the labels alone, [B, G, H / G, Q, M]; their scale does not matter."""
+    def _approximate(
+        self, layer: KeptLayer, query: Float[Tensor, "batch heads queries dim"], rows: slice = slice(None)
+    ) -> Tensor:
+        """Scores on the labels of some rows alone, [B, G, H / G, Q, M]; their scale does not matter."""
         grouped = query.unflatten(1, (layer.geometry.groups, -1))
         label = self._project(layer, grouped)  # [B, G, H / G, Q, r]
         sets = self._sets(layer)
-        held = layer["label"].unflatten(3, (sets, -1)).transpose(2, 3)  # [B, G, sets, M, r packed]
+        held = layer["label"][rows].unflatten(3, (sets, -1)).transpose(2, 3)  # [B, G, sets, M, r packed]
         if self.label_bits == 16:
             return label @ held.transpose(-1, -2)
         codes, step, least = quantise(label, self.label_bits)
         label = codes * step + least
-        step, least = layer["step"].unflatten(3, (sets, 2)).transpose(2, 3).split(1, -1)
+        step, least = layer["step"][rows].unflatten(3, (sets, 2)).transpose(2, 3).split(1, -1)
         held = unpack(held, self.label_bits).to(label.dtype)
         dots = label @ held.transpose(-1, -2)  # q . (codes step + least), without rounding every label back
         return dots * step.transpose(-1, -2) + label.sum(-1, keepdim=True) * least.transpose(-1, -2)
 
-    def _number(self, layer: KeptLayer) -> int:
-        number = self.top_k if isinstance(self.top_k, int) else int(self.top_k * layer.entries)
-        return min(max(number, 1), layer.entries)
+    def _number(self, layer: KeptLayer, row: int = 0) -> int:
+        """Tokens that each head reads in a row, whose padding does not count."""
+        real = layer.entries - (0 if layer.start is None else int(layer.start[row]))
+        number = self.top_k if isinstance(self.top_k, int) else int(self.top_k * real)
+        return min(max(number, 1), real)
 
     def select(self, layer: KeptLayer, step: Step) -> Int[Tensor, "batch choosers chosen"] | None:
         """Choose the tokens with the best label scores, per query head, or by the votes of a group's heads."""
-        number = self._number(layer)
+        batch = 1 if layer.start is None else len(layer.start)
+        numbers = [self._number(layer, row) for row in range(batch)]
+        number = max(numbers)
         if layer.index < self.dense_layers or number >= layer.entries:
             return None
         visible = step.visible(layer)
+        if min(numbers) < number and visible is not None:  # a row that reads fewer fills up with padding
+            chosen = [self._select(layer, step, visible, few, slice(r, r + 1)) for r, few in enumerate(numbers)]
+            return torch.cat([functional.pad(c, (number - c.shape[-1], 0)) for c in chosen])
+        return self._select(layer, step, visible, number, slice(None))
+
+    def _select(self, layer: KeptLayer, step: Step, visible: Tensor | None, number: int, rows: slice) -> Tensor:
+        """Choose `number` tokens in some rows."""
+        query, visible = step.query[rows], None if visible is None else visible[rows]
+        scale = step.scaling * (query.shape[-1] / self.label_channels) ** 0.5
         if self._compiled(step):
-            scale = step.scaling * (step.query.shape[-1] / self.label_channels) ** 0.5
-            channels = self._channels(layer)
-            return kernel.choose(step.query, layer["label"], channels, number, scale=scale, visible=visible)
-        scores = self._approximate(layer, step.query)[..., 0, :]  # [B, G, H / G, M]
+            label, channels = layer["label"][rows], self._channels(layer)
+            return kernel.choose(query, label, channels, number, scale=scale, visible=visible)
+        scores = self._approximate(layer, query, rows)[..., 0, :]  # [B, G, H / G, M]
         if visible is not None:
             scores = scores.masked_fill(~visible, -torch.inf)
         if self.per == "group":
-            scale = step.scaling * (step.query.shape[-1] / self.label_channels) ** 0.5
             return (scores.float() * scale).softmax(-1).sum(2).topk(number, sorted=False).indices
         return scores.topk(number, sorted=False).indices.flatten(1, 2)
 
     def _compiled(self, step: Step) -> bool:
         return self.label_bits == 16 and kernel.serves(self.kernel, step.query)
 
-    def attend(self, layer: KeptLayer, step: Step) -> Float[Tensor, "batch heads queries dim"]:
+    def attend(self, layer: KeptLayer, step: Step) -> Float[Tensor, "batch heads queries width"]:
         """Attend to the choice; a prompt attends to everything, unless `sparse_prefill`."""
         whole = layer["key"].numel() + layer["value"].numel()
         layer.reads, layer.moved = whole, 0
@@ -224,7 +238,7 @@ class DoubleSparsity(Selector):
         if chosen is None:
             out = self._attend_to_all(layer, step, whole)
         else:
-            rows = 2 * chosen.numel() * layer["key"].shape[3]
+            rows = chosen.numel() * (layer["key"].shape[3] + layer["value"].shape[3])
             labels = layer["label"].numel() * layer["label"].element_size() / 2  # in units of 16 bits
             layer.reads = rows + int(labels)
             if "ahead" in layer.state:
@@ -241,18 +255,22 @@ class DoubleSparsity(Selector):
         if layer["key"].device == step.query.device:
             return step.dense()
         key, value = layer["key"].to(step.query.device), layer["value"].to(step.query.device)
-        return attend(step.query, key, value, scaling=step.scaling, visible=step.visible(layer))
+        return step.attend(key, value, layer.positions, visible=step.visible(layer))
 
     def _attend_sparsely(self, layer: KeptLayer, step: Step) -> Tensor:
         """Steps 1-5 for every query of a prompt, by a mask; a query that sees fewer tokens reads them all."""
         scores = self._approximate(layer, step.query).flatten(1, 2)  # [B, H, Q, M]
         visible = step.visible(layer)
         scores = scores if visible is None else scores.masked_fill(~visible, -torch.inf)
-        best = scores.topk(self._number(layer), -1)
-        chosen = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, best.indices, best.values > -torch.inf)
+        numbers = [self._number(layer, row) for row in range(scores.shape[0] if layer.start is not None else 1)]
+        best = scores.topk(max(numbers), -1)
+        ranks = torch.arange(max(numbers), device=scores.device)
+        read = (best.values > -torch.inf) & (ranks < torch.tensor(numbers, device=ranks.device)[:, None, None, None])
+        chosen = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, best.indices, read)
         share = step.query.shape[1] // layer["key"].shape[1]
         key, value = (layer[name].to(step.query.device).repeat_interleave(share, 1) for name in ("key", "value"))
-        return attend(step.query, key, value, scaling=step.scaling, visible=chosen)
+        tokens = layer.positions.expand(*layer["key"].shape[:2], -1).repeat_interleave(share, 1)
+        return step.attend(key, value, tokens, visible=chosen)
 
     def _fetch_ahead(self, step: Step) -> None:
         """Send for the rows that the next layer would choose by a guess of its query."""

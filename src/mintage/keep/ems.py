@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mintage.keep.contract import Step
+from mintage.keep.contract import Geometry, Step
 from mintage.keep.core.attention import attention_weights, weights_by_column
 from mintage.keep.core.evict import Evictor, padding
 from mintage.keep.core.merge import MergedKV, evict_then_merge
@@ -97,6 +97,11 @@ class EMS(Evictor):
     )
     correct_mass: bool = option(False, "Add the logarithm of an entry's number of tokens to its attention score.")
 
+    def check(self, geometry: Geometry) -> None:
+        """Refuse models without keys in their cache, by whose likeness entries are merged."""
+        super().check(geometry)
+        geometry.need_keys("ems")
+
     def take(self, layer: KeptLayer, key: Tensor, value: Tensor) -> None:
         """Append new tokens: no score yet, one token each."""
         zeros = key.new_zeros(key.shape[:3], dtype=torch.float32)
@@ -106,19 +111,8 @@ class EMS(Evictor):
     def observe(self, layer: KeptLayer, step: Step) -> None:
         """Add the attention of all queries to the global score, and of the last `window` to the local one."""
         bias = self.bias(layer)
-        layer["glo"].add_(
-            weights_by_column(
-                step.query,
-                layer["key"],
-                scaling=step.scaling,
-                visible=lambda a, b: step.visible(layer, a, b),
-                bias=bias,
-            )
-        )
-        first = max(step.queries - self.window, 0)
-        last = attention_weights(
-            step.query[:, :, first:], layer["key"], scaling=step.scaling, visible=step.visible(layer, first), bias=bias
-        )
+        layer["glo"].add_(step.received(layer, bias))
+        last = step.weights(layer, max(step.queries - self.window, 0), bias)
         received = last.sum(3).mean(2)
         if step.queries == 1:
             layer["loc"].add_(received)

@@ -179,6 +179,11 @@ class TokenRing(Policy):
         return cls()
 
     @property
+    def crops_exactly(self) -> bool:
+        """Only where a single rank holds the newest tokens."""
+        return self.ring.size == 1
+
+    @property
     def ring(self) -> Ring:
         """The ranks, and what this one has sent."""
         if not self._rings:
@@ -220,7 +225,7 @@ class TokenRing(Policy):
         self,
         layer: KeptLayer,
         key: Float[Tensor, "batch groups new dim"],
-        value: Float[Tensor, "batch groups new dim"],
+        value: Float[Tensor, "batch groups new width"],
     ) -> None:
         """Hold this rank's tokens."""
         if self.ring.size > 1 and layer.is_initialized and self._owner(layer) != self.ring.rank:
@@ -236,7 +241,7 @@ class TokenRing(Policy):
         if self.ring.size > 1:
             raise UserError("a cache over several ranks cannot be cropped; start again from the prompt")
 
-    def attend(self, layer: KeptLayer, step: Step) -> Float[Tensor, "batch heads queries dim"]:
+    def attend(self, layer: KeptLayer, step: Step) -> Float[Tensor, "batch heads queries width"]:
         """Attend over all ranks."""
         key, value = layer["key"], layer["value"]
         layer.reads = key.numel() + value.numel()

@@ -23,10 +23,9 @@ from torch.nn import functional
 
 from mintage.errors import UserError
 from mintage.keep.contract import Geometry, Policy, Step
-from mintage.keep.core.attention import attend
 from mintage.keep.core.step import Rotary
 from mintage.keep.core.storage import KeptCache, KeptLayer, gather_rows
-from mintage.keep.core.votes import Vote, mean_query, pooled, scores_of, select_tokens, votes
+from mintage.keep.core.votes import Vote, check_pool, mean_query, pooled, scores_of, select_tokens, votes
 from mintage.options import option
 
 __all__ = ["TokenSelect", "hit_rate", "mean_query", "select_tokens", "votes"]
@@ -73,8 +72,7 @@ class TokenSelect(Policy):
             raise UserError(
                 f"chunk={self.chunk} is above n_local={self.n_local}, where a chunk reads itself; pass less"
             )
-        if self.pool and self.pool % 2 == 0:
-            raise UserError(f"pool={self.pool} has no middle; pass an odd width, or 0 for none")
+        check_pool(self.pool)
 
     @property
     def reads_prompts_whole(self) -> bool:
@@ -111,7 +109,7 @@ class TokenSelect(Policy):
         self,
         layer: KeptLayer,
         key: Float[Tensor, "batch groups new dim"],
-        value: Float[Tensor, "batch groups new dim"],
+        value: Float[Tensor, "batch groups new width"],
     ) -> None:
         """Take in new tokens; once not all of them can be read, keys are held without rotation."""
         if "plain" in layer.state:
@@ -129,7 +127,7 @@ class TokenSelect(Policy):
 
     # -- read --
 
-    def attend(self, layer: KeptLayer, step: Step) -> Float[Tensor, "batch heads queries dim"]:
+    def attend(self, layer: KeptLayer, step: Step) -> Float[Tensor, "batch heads queries width"]:
         """Attend chunk by chunk, each to its own choice of tokens."""
         if "plain" not in layer.state:
             layer.reads = layer["key"].numel() + layer["value"].numel()
@@ -166,12 +164,13 @@ class TokenSelect(Policy):
             turned = torch.arange(length - queries, length, device=device) - start[:, None]
         key = rotary.near(gather_rows(layer["key"], index), places.clamp(min=0))
         query = rotary.near(query, turned.clamp(min=0))
-        layer.reads += 2 * index.numel() * dim
+        layer.reads += index.numel() * (dim + layer["value"].shape[3])
         visible = None
         if queries > 1 or bool((number < most).any()):
             visible = (rank[:, None] >= 0) & (rank[:, None] <= own[:, :, None])
             visible = (visible | (own < 0)[:, :, None])[:, None]  # padding may see anything, but must see something
-        return attend(query, key, gather_rows(layer["value"], index), scaling=step.scaling, visible=visible)
+        value = gather_rows(layer["value"], index)
+        return step.attend(key, value, tokens[:, None], visible=visible, query=query)
 
     def _start(self, layer: KeptLayer, step: Step, end: int) -> Int[Tensor, " batch"]:
         """First token that a chunk's last query may see: what is before is padding, or outside a sliding window."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import fields, replace
 from functools import cache
+from itertools import pairwise
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from mintage.errors import UserError
 from mintage.keep.contract import Policy
 from mintage.keep.core.evict import Budget
-from mintage.keep.core.storage import KeptCache
+from mintage.keep.core.storage import KeptCache, KeptLayer
 from mintage.models import cache_of, tiny_causal_lm, with_cache
 from mintage.testing.refusals import refused, served
 from mintage.testing.settings import a_wrong_setting_is_refused
@@ -119,9 +122,23 @@ def no_token_sees_a_later_one(policy: Policy) -> None:
 
 
 def padding_changes_nothing(policy: Policy) -> None:
-    """Rows of a batch padded on the left say what the same prompts say alone; padding on the right is refused."""
+    """Rows of a batch padded on the left say what the same prompts say alone; padding on the right is refused.
+
+    Whatever the padding, and where the budget is a share, too: of the tokens, not of the padding.
+    """
+    shares = [replace(policy, budget=0.6)] if _has_budget(policy) else []  # type: ignore[call-arg]
+    for tried in (policy, *shares):
+        _check_padding(tried)
+
+
+def _has_budget(policy: Policy) -> bool:
+    return "budget" in {f.name for f in fields(policy)}
+
+
+def _check_padding(policy: Policy) -> None:
     for _name, model in _served(policy):
         rows = [_ids(seed=3)[0], _ids(seed=4, length=_LENGTH - 7)[0], _ids(seed=5, length=_LENGTH - 20)[0]]
+        rows.append(_ids(seed=6, length=_LENGTH - 1)[0])
         ids = torch.stack([torch.cat((torch.zeros(_LENGTH - len(r), dtype=torch.long), r)) for r in rows])
         mask = torch.stack([torch.arange(_LENGTH) >= _LENGTH - len(r) for r in rows]).long()
         settings: dict[str, Any] = {"max_new_tokens": _NEW, "do_sample": False, "pad_token_id": 0}
@@ -142,7 +159,7 @@ def the_budget_holds_at_every_step(policy: Policy) -> None:
     """Entries never exceed the budget after a forward, nor do the bytes of storage where the budget is in bytes."""
     ids = _ids(2, length=_LENGTH + 12)
     for _name, model in _served(policy):
-        if "budget" not in {f.name for f in fields(policy)}:  # then it promises to hold everything
+        if not _has_budget(policy):  # then it promises to hold everything
             with policy(model):
                 _, past = _read(model, ids, (_LENGTH,))
             assert (past.kept() == ids.shape[1]).all()
@@ -181,6 +198,57 @@ def _check_budget(policy: Policy, model: Any, ids: torch.Tensor, chunks: tuple[i
         assert (session.cache.kept() < start).all(), "nothing was dropped, so nothing was tested"
 
 
+def what_was_dropped_is_not_read(policy: Policy) -> None:
+    """Storage that is dropped, cut off or not yet written may hold anything: filled with NaN, no logit changes."""
+    ids = _ids(2, length=_LENGTH + _NEW)
+    padded = torch.ones_like(ids)
+    padded[0, :5] = 0
+    for _name, model in _served(policy):
+        for mask in (torch.ones_like(ids), padded):
+            wanted, got = [], []
+            for said, spoilt in ((wanted, False), (got, True)):
+                with policy(model), torch.inference_mode(), _spoiling() if spoilt else nullcontext():
+                    past = None
+                    for start, stop in pairwise([0, _LENGTH - 8, *range(_LENGTH, _LENGTH + _NEW + 1)]):
+                        seen = {"attention_mask": mask[:, :stop]}
+                        out = model(ids[:, start:stop], **seen, **with_cache(model, past), use_cache=True)
+                        past = cache_of(out)
+                        said.append(out.logits)
+                        assert past is not None
+            real = mask.bool()[:, : _LENGTH + _NEW]
+            assert torch.equal(torch.cat(got, 1)[real], torch.cat(wanted, 1)[real])
+
+
+@contextmanager
+def _spoiling() -> Iterator[None]:
+    """Fill with NaN whatever storage of a layer is left behind, and what is allocated ahead."""
+
+    def spoil(tensor: torch.Tensor) -> None:
+        if tensor.is_floating_point():
+            tensor.fill_(torch.nan)
+
+    def leaving(change: Any) -> Any:
+        def changed(layer: KeptLayer, *args: Any, **kwargs: Any) -> Any:
+            before = dict(layer._buffers)
+            made = change(layer, *args, **kwargs)
+            left = {id(t.untyped_storage()): t for n, t in before.items() if layer._buffers.get(n) is not t}
+            held = {t.untyped_storage().data_ptr() for t in layer.tensors()}
+            for tensor in left.values():
+                if tensor.untyped_storage().data_ptr() not in held:
+                    spoil(tensor)
+            for name in layer._buffers:
+                spoil(layer._buffers[name][:, :, layer.entries :])
+            return made
+
+        return changed
+
+    names = ("append", "keep", "join", "crop")
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(patch.object(KeptLayer, name, leaving(getattr(KeptLayer, name))))
+        yield
+
+
 def entries_are_distinct_tokens_in_order(policy: Policy) -> None:
     """Every head holds tokens that were read, each once, in ascending order; the newest one among them."""
     for _name, model in _served(policy):
@@ -205,13 +273,10 @@ def the_same_twice(policy: Policy) -> None:
 
 def leaving_restores_the_model(policy: Policy) -> None:
     """After the context, also after an exception, the model, its modules and transformers' registries are as before."""
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface
-
     for _name, model in _served(policy):
         wanted, _ = _read(model, _ids(), (28,))
         before = _trace(model)
-        registries = set(AttentionInterface._global_mapping), set(AttentionMaskInterface._global_mapping)
+        registries = _registries()
         for fail in (False, True):
             try:
                 with policy(model):
@@ -221,9 +286,18 @@ def leaving_restores_the_model(policy: Policy) -> None:
             except KeyboardInterrupt:
                 pass
             assert _trace(model) == before
-            assert (set(AttentionInterface._global_mapping), set(AttentionMaskInterface._global_mapping)) == registries
+            assert _registries() == registries
         got, _ = _read(model, _ids(), (28,))
         assert torch.equal(got, wanted)
+
+
+def _registries() -> Any:
+    from transformers import AttentionInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    mappings = [dict(ALL_ATTENTION_FUNCTIONS), dict(ALL_MASK_ATTENTION_FUNCTIONS)]
+    return *mappings, AttentionInterface.get_interface, sorted(vars(ALL_ATTENTION_FUNCTIONS))
 
 
 def _trace(model: Any) -> Any:
@@ -279,6 +353,7 @@ LAWS = (
     no_token_sees_a_later_one,
     padding_changes_nothing,
     the_budget_holds_at_every_step,
+    what_was_dropped_is_not_read,
     entries_are_distinct_tokens_in_order,
     the_same_twice,
     leaving_restores_the_model,

@@ -1,8 +1,11 @@
 """Attach a policy to a Hugging Face causal LM for the length of a ``with``, and take it off without a trace.
 
-An attention function and its mask function are registered under a name of this attachment, the model is switched to
-it, and a hook on the decoder puts the policy's cache in the place of an empty one. While a layer holds every token, the
-model's own attention function runs on its own mask, so that nothing at all changes.
+A hook on the decoder puts the policy's cache in the place of an empty one. What a forward under way needs stands in a
+context variable: threads do not meet, and neither the model, its configuration nor transformers' registries are
+written to, so that a second model of the same configuration, or a copy of this one, is as it was. Attention functions
+are handed out by `AttentionInterface.get_interface`; while a policy is attached somewhere, that is asked for the
+policy's in the forwards that are its. While a layer holds every token, the model's own attention function runs on its
+own mask, so that nothing at all changes; after that it runs on the entries that are held.
 
 Not here: flash-attn and flex kernels (their masks are not tensors), static caches, recurrent layers.
 """
@@ -10,30 +13,34 @@ Not here: flash-attn and flex kernels (their masks are not tensors), static cach
 from __future__ import annotations
 
 import inspect
-from itertools import count
+import sys
+import threading
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 from types import TracebackType
 from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
+from transformers import AttentionInterface, GenerationMixin
 from transformers.cache_utils import DynamicCache
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mintage.errors import UserError
 from mintage.keep.contract import Policy
+from mintage.keep.core.extras import Extras
 from mintage.keep.core.prefetch import Ahead
+from mintage.keep.core.served import check_served, decoder_of, unwrapped
 from mintage.keep.core.step import Geometry, Step
-from mintage.keep.core.storage import KeptCache, KeptLayer
+from mintage.keep.core.storage import KeptCache, KeptLayer, running
 from mintage.models import cache_argument, cache_of
 
 __all__ = ["Attachment"]
 
-_SERVED = ("sdpa", "eager")
+_get_interface = AttentionInterface.get_interface
 _attached: WeakSet[Any] = WeakSet()
-_numbers = count()
+_lock = threading.Lock()
 
 
 class Attachment:
@@ -41,8 +48,6 @@ class Attachment:
 
     Attributes
     ----------
-    cache
-        The cache of the latest request, or None before the first.
     geometry
         The model's heads and rotation.
 
@@ -50,53 +55,59 @@ class Attachment:
     ------
     UserError
         On entering: the model has no plain key-value cache or another attention function than sdpa or eager, or a
-        policy is attached already. In a forward: a foreign cache that holds tokens, right padding.
+        policy is attached already. In a forward: a foreign cache that holds tokens, right padding, attention weights
+        of an attention function that has none, drafted tokens under a policy that cannot take them back.
     """
 
     def __init__(self, policy: Policy, model: Any) -> None:
-        self.policy, self.model = policy, model
-        self.geometry = _served(model)
+        self.policy, self.model = policy, unwrapped(model)
+        check_served(self.model)
+        self.geometry = Geometry.of(self.model)
         policy.check(self.geometry)
-        self._ahead = Ahead(model, self.geometry) if policy.looks_ahead else None
-        self.cache: KeptCache | None = None
-        self._running: KeptCache | None = None  # the cache of the forward under way, if it has one
-        self._start: Tensor | None = None
-        self._position_ids: Tensor | None = None
+        self._ahead = Ahead(self.model, self.geometry) if policy.looks_ahead else None
+        self._decoder = decoder_of(self.model)
+        self._latest: KeptCache | None = None
+        self._own = threading.local()
+
+    @property
+    def cache(self) -> KeptCache | None:
+        """The cache of this thread's latest request, or of any thread's; None before the first."""
+        return getattr(self._own, "cache", self._latest)
 
     def new_cache(self) -> KeptCache:
         """Make an empty cache to pass on (`mintage.models.with_cache`); without it every request gets its own."""
         return KeptCache([KeptLayer(index, self.policy) for index in range(self.geometry.layers)])
 
     def __enter__(self) -> Attachment:
-        if self.model in _attached:
-            raise UserError(f"a policy is attached to this {self.geometry.model} already; leave its 'with' first")
-        self._before = self.model.config._attn_implementation
-        self._name = f"mintage-{type(self.policy).__name__.lower()}-{next(_numbers)}"
-        self._attention, self._mask = _functions(self.model, self._before)
-        AttentionInterface.register(self._name, self._attend)
-        AttentionMaskInterface.register(self._name, self._make_mask)
-        self._decoder = self.model.base_model
-        self._hooks = [self._decoder.register_forward_pre_hook(self._before_forward, with_kwargs=True)]
+        with _lock:
+            if self.model in _attached:
+                raise UserError(f"a policy is attached to this {self.geometry.model} already; leave its 'with' first")
+            _attached.add(self.model)
+            AttentionInterface.get_interface = _interface  # type: ignore[method-assign]
+        self.modules = frozenset(self._decoder.modules())
+        begin, end, look = _Hook(self._begin), _Hook(self._end), _Hook(self._look)
+        self._hooks = [
+            self._decoder.register_forward_pre_hook(begin, with_kwargs=True),
+            self._decoder.register_forward_hook(end, always_call=True),
+            self.model.register_forward_hook(look),
+        ]
         if self._ahead is not None:
-            self._hooks += self._ahead.watch()
-        self.model.set_attn_implementation(self._name)
-        _attached.add(self.model)
+            self._hooks += self._ahead.watch(_Hook)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.model.set_attn_implementation(self._before)
         for hook in self._hooks:
             hook.remove()
-        AttentionInterface._global_mapping.pop(self._name, None)
-        AttentionMaskInterface._global_mapping.pop(self._name, None)
-        _attached.discard(self.model)
-        self._running = self._start = self._position_ids = None
+        with _lock:
+            _attached.discard(self.model)
+            if not _attached:
+                AttentionInterface.get_interface = _get_interface  # type: ignore[method-assign]
 
     # -- called by the model --------------------------------------------------------------------------------------
 
-    def _before_forward(self, decoder: Any, args: Any, kwargs: Any) -> tuple[tuple[()], dict[str, Any]]:
+    def _begin(self, decoder: Any, args: Any, kwargs: Any) -> tuple[tuple[()], dict[str, Any]]:
         """Put the policy's cache where transformers would put its own, and note the positions."""
         given = inspect.signature(decoder.forward).bind_partial(*args, **kwargs).arguments
         extra = given.pop("kwargs", {})
@@ -109,115 +120,223 @@ class Attachment:
         if wanted is None:
             wanted = cache is not None or decoder.config.use_cache
         if cache is None and not wanted:
-            self._running = None
             return (), given
-        if not isinstance(cache, KeptCache):
-            if cache is not None and not isinstance(cache, DynamicCache):
-                raise UserError(
-                    f"a {type(cache).__name__} does not go with a policy, which brings its own cache; "
-                    f"pass no {name} and no cache_implementation"
-                )
-            if cache is not None and cache.get_seq_length() > 0:
-                raise UserError(
-                    "the cache given was filled without the policy; start again from the prompt inside the 'with'"
-                )
-            cache = given[name] = self.new_cache()
-        elif cache.kept_layers[0].policy is not self.policy:
-            raise UserError("the cache given belongs to another policy; start again from the prompt")
-        self.cache = self._running = cache
+        cache = given[name] = self._cache(cache, name)
         tokens = given.get("input_ids")
         tokens = tokens if tokens is not None else given["inputs_embeds"]
         positions = given.get("position_ids")
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None] + cache.get_seq_length()
-        self._position_ids = positions
-        self._start = _padding(given.get("attention_mask"), cache.get_seq_length() + tokens.shape[1])
+        start = _padding(given.get("attention_mask"), cache.get_seq_length() + tokens.shape[1])
+        eager = decoder.config._attn_implementation == "eager"
+        shown = given.get("output_attentions")
+        shown = getattr(decoder.config, "output_attentions", False) if shown is None else shown
+        if shown and not eager:
+            raise UserError(
+                f"output_attentions: {decoder.config._attn_implementation} attention has no weights to give; "
+                "load the model with attn_implementation='eager'"
+            )
+        drafted = self._drafted(tokens.shape[1])
+        self._latest = self._own.cache = cache
         for layer in cache.kept_layers:
-            layer.start, layer.position_ids, layer.geometry = self._start, positions, self.geometry
+            layer.start, layer.position_ids, layer.geometry = start, positions, self.geometry
+            layer.marks.clear()
+        forward = _Forward(self, cache, positions, bool(shown), eager, drafted)
+        forward.token = running.set(forward)
         return (), given
 
-    def _make_mask(self, **arguments: Any) -> Tensor | None:
-        return self._mask(**{**arguments, "allow_is_causal_skip": arguments.get("allow_is_causal_skip", True)})
+    def _cache(self, cache: Any, name: str) -> KeptCache:
+        """Return the cache given if it is this policy's, a new one for an empty one."""
+        if isinstance(cache, KeptCache):
+            first = cache.kept_layers[0]
+            if first.policy is not self.policy:
+                raise UserError("the cache given belongs to another policy; start again from the prompt")
+            if first.geometry is not None and first.geometry.fingerprint != self.geometry.fingerprint:
+                raise UserError(
+                    f"the cache given is of another model ({first.geometry.fingerprint}, not "
+                    f"{self.geometry.fingerprint}); start again from the prompt"
+                )
+            return cache
+        if cache is not None and not isinstance(cache, DynamicCache):
+            raise UserError(
+                f"a {type(cache).__name__} does not go with a policy, which brings its own cache; "
+                f"pass no {name} and no cache_implementation"
+            )
+        if cache is not None and cache.get_seq_length() > 0:
+            raise UserError(
+                "the cache given was filled without the policy; start again from the prompt inside the 'with'"
+            )
+        return self.new_cache()
 
-    def _attend(
+    def _drafted(self, queries: int) -> int:
+        """Count the last tokens of a forward that are guesses of transformers' assisted decoding.
+
+        Nothing that a model is passed tells, so the loop that called it is asked: the innermost one of `generate`.
+        """
+        frame = sys._getframe(1)
+        while frame is not None and frame.f_code not in _LOOPS:
+            frame = frame.f_back  # type: ignore[assignment]
+        if frame is None or frame.f_code is not _ASSISTED:
+            return 0
+        if not self.policy.crops_exactly:
+            raise UserError(
+                f"{type(self.policy).__name__} does not go with drafted tokens (assistant_model, "
+                "prompt_lookup_num_tokens): those rejected would already have driven others out of the cache; "
+                "generate without, or under a policy that drops nothing, e.g. DoubleSparsity"
+            )
+        held = frame.f_locals
+        return int(held["candidate_length"]) if held["is_first_iteration"] else queries
+
+    def _end(self, decoder: Any, args: Any, output: Any) -> None:
+        """Take the forward off, after an exception, too; refuse what went past the policy."""
+        forward = running.get()
+        if forward is None or forward.session is not self:
+            return
+        running.reset(forward.token)
+        if output is not None and forward.cache.get_seq_length() and forward.met != forward.stored:
+            raise UserError(
+                f"{self.geometry.model} computes attention by itself, not by transformers' attention functions, so "
+                "that a policy does not reach it; use another model, e.g. Llama"
+            )
+
+    def _look(self, model: Any, args: Any, output: Any) -> None:
+        """Refuse a model whose forward went past its decoder."""
+        cache = cache_of(output) if hasattr(output, "get") else None
+        if cache is not None and not isinstance(cache, KeptCache):
+            raise UserError(f"{self.geometry.model} goes past its own decoder, where a policy does not reach it")
+
+
+class _Hook:
+    """A hook of a module that copies and pickles of the module do not have."""
+
+    def __init__(self, act: Any) -> None:
+        self.act = act
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.act(*arguments)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return _nothing
+
+    def __reduce__(self) -> Any:
+        return _unhooked, ()
+
+
+def _nothing(*arguments: Any) -> None:
+    """Stand where a hook stood."""
+
+
+def _unhooked() -> Any:
+    return _nothing
+
+
+def _interface(self: AttentionInterface, name: str, default: Any) -> Any:
+    """Hand out an attention function: in a policy's forward the policy's, which calls the one asked for."""
+    own, forward = _get_interface(self, name, default), running.get()
+    return own if forward is None else partial(forward.attend, own)
+
+
+_generation: Any = GenerationMixin
+_ASSISTED, *_OTHERS = (
+    inspect.unwrap(getattr(_generation, name)).__code__ for name in ("_assisted_decoding", "_sample", "_beam_search")
+)
+_LOOPS = {_ASSISTED, *_OTHERS}
+
+
+@dataclass(eq=False)
+class _Forward:
+    """One call of the decoder under a policy."""
+
+    session: Attachment
+    cache: KeptCache
+    position_ids: Tensor
+    shown: bool  # whether attention weights are to be returned
+    eager: bool
+    drafted: int  # last queries that are decoding steps of their own
+    token: Any = None
+    stored: set[int] = field(default_factory=set)  # layers whose keys came
+    met: set[int] = field(default_factory=set)  # layers that the policy attended in
+    hidden: dict[int, Tensor] = field(default_factory=dict)  # what the latest layer was given
+
+    def attend(
         self,
+        own: Any,
         module: Any,
         query: Tensor,
         key: Tensor,
         value: Tensor,
         attention_mask: Tensor | None,
-        scaling: float | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        def dense() -> Tensor:
-            out = self._attention(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-            return out[0].transpose(1, 2)
-
-        if self._running is None:
-            return dense().transpose(1, 2).contiguous(), None
-        layers, index = self._running.kept_layers, module.layer_idx
-        layer = layers[index]
-
-        def ahead() -> tuple[KeptLayer, Tensor] | None:
-            guess = None if self._ahead is None else self._ahead.query(index, layer.position_ids)
-            return None if guess is None else (layers[index + 1], guess)
-
+        """Stand in the place of `own`, the model's attention function."""
+        if module not in self.session.modules or not hasattr(module, "layer_idx"):
+            return own(module, query, key, value, attention_mask, **kwargs)
+        layer = self.cache.kept_layers[module.layer_idx]
+        self.met.add(layer.index)
         if attention_mask is not None and attention_mask.shape[-1] != layer.seen:
             raise UserError(
                 f"the attention mask has {attention_mask.shape[-1]} columns, but {layer.seen} tokens were read; "
                 "under a policy a mask covers all tokens read, kept or not"
             )
+        queries = query.shape[2]
+        cuts = [*range(queries - self.drafted, queries + 1)]
+        cuts = [0, *(cut for cut in cuts if cut)] if self.drafted else [0, queries]
+        parts = []
+        for begin, end in pairwise(cuts):
+            with layer.up_to(queries - end):
+                rows = slice(begin, end)
+                mask = None if attention_mask is None else attention_mask[:, :, rows, : layer.seen]
+                states = query[:, :, rows], key[:, :, : layer.entries], value[:, :, : layer.entries]
+                parts.append(self._piece(Extras(own, module, self.eager, kwargs), layer, rows, states, mask))
+                if self.drafted:
+                    layer.marks[layer.seen] = dict(layer.state)
+        if len(parts) == 1:
+            return parts[0]
+        outs, weights = zip(*parts, strict=True)
+        shown = [torch.nn.functional.pad(w, (0, layer.seen - w.shape[-1])) for w in weights if w is not None]
+        return torch.cat(outs, 1), torch.cat(shown, 2) if shown else None
+
+    def _piece(
+        self, extras: Extras, layer: KeptLayer, rows: slice, states: tuple[Tensor, Tensor, Tensor], mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Let the policy attend from some of the queries, to the layer as it stood at the last of them."""
+        query, key, value = states
+        policy, ahead = self.session.policy, self.session._ahead
+
+        def next_layer() -> tuple[KeptLayer, Tensor] | None:
+            guess = None if ahead is None else ahead.query(layer.index, self.position_ids, self.hidden)
+            return None if guess is None else (self.cache.kept_layers[layer.index + 1], guess[:, :, rows])
+
+        weights: list[Tensor] = []
+
+        def dense() -> Tensor:
+            out, own = extras.call(query, key, value, mask)
+            weights[:] = [own] if own is not None and self.shown else []
+            return out.transpose(1, 2)
+
+        def show(some: Tensor, tokens: Tensor) -> None:
+            wide = some.new_zeros(*some.shape[:3], layer.seen)
+            index = tokens.clamp(min=0).long().expand(some.shape[0], -1, -1)
+            index = index.repeat_interleave(some.shape[1] // index.shape[1], 1)
+            weights.append(wide.scatter_add(3, index[:, :, None].expand(some.shape), some))
+
         step = Step(
             query=query,
-            mask=attention_mask,
-            scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-            position_ids=self._position_ids,  # type: ignore[arg-type]
-            geometry=self.geometry,
+            mask=mask,
+            scaling=extras.scaling(query),
+            position_ids=self.position_ids[..., rows],
+            geometry=self.session.geometry,
             dense=dense,
-            ahead=ahead,
+            ahead=next_layer,
+            key=key,
+            value=value,
+            extras=extras,
+            show=show if self.shown else None,
         )
-        out = self.policy.attend(layer, step)
+        out = policy.attend(layer, step)
         with torch.no_grad():  # evidence is counted, not learnt from
-            self.policy.settle(layer, step)
-        return out.transpose(1, 2).contiguous(), None
-
-
-def _functions(model: Any, name: str) -> tuple[Any, Any]:
-    """Return the attention and mask functions that the model uses now."""
-    if name == "eager":
-        attention = getattr(inspect.getmodule(type(model)), "eager_attention_forward", None)
-    else:
-        attention = ALL_ATTENTION_FUNCTIONS[name]
-    if attention is None:
-        raise UserError(
-            f"{type(model).__name__} has no eager attention to call; load it with attn_implementation='sdpa'"
-        )
-    return attention, ALL_MASK_ATTENTION_FUNCTIONS[name]
-
-
-def _served(model: Any) -> Geometry:
-    name = type(model).__name__
-    if not hasattr(model, "config") or not hasattr(model, "set_attn_implementation"):
-        raise UserError(f"{name} is no Hugging Face model; a policy attaches to a causal LM such as Llama")
-    config = model.config.get_text_config(decoder=True)
-    if model.config.is_encoder_decoder:
-        raise UserError(f"{name} is an encoder-decoder; a policy needs a decoder-only model such as Llama")
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    if kinds or getattr(model, "_is_stateful", False):
-        listed = ", ".join(sorted(kinds)) or "recurrent"
-        raise UserError(f"{name} has {listed} layers, which keep no keys and values; a policy needs full attention")
-    if getattr(config, "attn_logit_softcapping", None):
-        raise UserError(f"{name} caps its attention scores, which policies do not do; use a model without soft-capping")
-    if not getattr(type(model), "_supports_attention_backend", False):
-        raise UserError(
-            f"{name} does not take attention functions from outside; known to work: Llama, Qwen2, Mistral, GPT-2"
-        )
-    if config._attn_implementation not in _SERVED and not str(config._attn_implementation).startswith("mintage-"):
-        raise UserError(
-            f"attn_implementation={config._attn_implementation!r} has masks of its own; "
-            f"load {name} with one of: {', '.join(_SERVED)}"
-        )
-    return Geometry.of(model)
+            policy.settle(layer, step)
+        return out.transpose(1, 2).contiguous(), torch.cat(weights, 2) if weights else None
 
 
 def _padding(mask: Tensor | None, length: int) -> Tensor | None:

@@ -7,6 +7,7 @@ heads H, key-value heads G, queries Q, entries M, head dimension d.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -37,12 +38,12 @@ def _spread(mask: Tensor, share: int) -> Tensor:
 def attend(
     query: Float[Tensor, "batch heads queries dim"],
     key: Float[Tensor, "batch groups entries dim"],
-    value: Float[Tensor, "batch groups entries dim"],
+    value: Float[Tensor, "batch groups entries width"],
     *,
     scaling: float,
     visible: Bool[Tensor, "#batch #groups queries entries"] | None = None,
-    bias: Float[Tensor, "batch groups entries"] | None = None,
-) -> Float[Tensor, "batch heads queries dim"]:
+    bias: Float[Tensor, "#batch #groups entries"] | None = None,
+) -> Float[Tensor, "batch heads queries width"]:
     """Attend from every query to the visible entries of its group.
 
     Parameters
@@ -78,18 +79,34 @@ def attention_weights(
     scaling: float,
     visible: Bool[Tensor, "#batch #groups queries entries"] | None = None,
     bias: Float[Tensor, "batch groups entries"] | None = None,
+    softcap: float | None = None,
+    sinks: Float[Tensor, " heads"] | None = None,
 ) -> Float[Tensor, "batch groups share queries entries"]:
-    """Softmax weights in float32, heads apart: [B, G, H / G, Q, M]. A query that sees nothing has weights 0."""
+    """Softmax weights in float32, heads apart: [B, G, H / G, Q, M]. A query that sees nothing has weights 0.
+
+    Parameters
+    ----------
+    softcap
+        Scores go smoothly no further than this.
+    sinks
+        A logit of each head that takes part in every softmax, and whose weight goes nowhere.
+    """
     groups, queries = key.shape[1], query.shape[2]
     scores = (group(query, groups) @ key.transpose(-1, -2)).float().mul_(scaling)  # in place: scores are the largest
     scores = scores.unflatten(2, (-1, queries))
+    if softcap is not None:
+        scores = scores.div_(softcap).tanh_().mul_(softcap)
     if bias is not None:
         scores += bias[:, :, None, None, :]
-    if visible is None:
-        return scores.softmax(-1)
-    hidden = ~visible[:, :, None]
-    weights = scores.masked_fill_(hidden, torch.finfo(scores.dtype).min).softmax(-1)
-    return weights.masked_fill_(hidden, 0.0)
+    hidden = None if visible is None else ~visible[:, :, None]
+    if hidden is not None:
+        scores = scores.masked_fill_(hidden, torch.finfo(scores.dtype).min)
+    if sinks is not None:
+        logit = sinks.float().view(1, groups, -1, 1, 1).expand(*scores.shape[:4], 1)
+        weights = torch.cat((scores, logit), -1).softmax(-1)[..., :-1]
+    else:
+        weights = scores.softmax(-1)
+    return weights if hidden is None else weights.masked_fill(hidden, 0.0)
 
 
 def weights_by_column(
@@ -100,6 +117,7 @@ def weights_by_column(
     visible: Callable[[int, int], Tensor | None],
     bias: Float[Tensor, "batch groups entries"] | None = None,
     chunk: int = 64,
+    **own: Any,
 ) -> Float[Tensor, "batch groups entries"]:
     """Attention that each entry receives, summed over all queries and averaged over the query heads of its group.
 
@@ -110,6 +128,8 @@ def weights_by_column(
     ----------
     visible
         ``visible(start, stop)`` gives the mask of these queries (as `attention_weights` takes it), or None.
+    own
+        `softcap` and `sinks` of `attention_weights`.
     """
     total = query.new_zeros(key.shape[:3], dtype=torch.float32)
     for start in range(0, query.shape[2], chunk):
@@ -121,7 +141,7 @@ def weights_by_column(
             seen = seen[..., :width]
         part = None if bias is None else bias[..., :width]
         weights = attention_weights(
-            query[:, :, start:stop], key[:, :, :width], scaling=scaling, visible=seen, bias=part
+            query[:, :, start:stop], key[:, :, :width], scaling=scaling, visible=seen, bias=part, **own
         )
         total[..., :width] += weights.sum(3).mean(2)
     return total

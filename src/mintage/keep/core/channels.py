@@ -48,7 +48,19 @@ class ChannelOrder:
 
     @classmethod
     def of_order(cls, order: Int[Tensor, "layers rows dim"]) -> ChannelOrder:
-        """Make one from channels sorted by importance."""
+        """Make one from channels sorted by importance.
+
+        Raises
+        ------
+        UserError
+            A row does not name every channel once.
+        """
+        whole = torch.arange(order.shape[-1], device=order.device) if order.ndim == 3 else None
+        if whole is None or not torch.equal(order.sort(-1).values.long(), whole.expand_as(order)):
+            raise UserError(
+                f"an order of shape {tuple(order.shape)} is no sorting of channels; pass [layers, heads, dim] whole "
+                f"numbers, each row 0 to {order.shape[-1] - 1 if order.ndim else 0} once"
+            )
         return cls(-order.argsort(dim=-1).float())
 
     @property
@@ -152,6 +164,7 @@ class _Calibrator(Policy):
     sums: dict[int, Tensor] = field(default_factory=dict)
 
     def check(self, geometry: Geometry) -> None:
+        geometry.need_keys("double-sparsity")
         if self.rule != "qk" and geometry.rotary is None and "gpt2" not in geometry.fingerprint:
             geometry.need_rotary(f"rule {self.rule!r}")
 

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from mintage.errors import UserError
 from mintage.keep.contract import Geometry, Policy, Step
-from mintage.keep.core.attention import attend
 from mintage.keep.core.storage import KeptLayer
 from mintage.options import option
 
@@ -125,7 +124,7 @@ class Evictor(Policy):
         return self.window + 1
 
     def allowed(self, layer: KeptLayer, seen: int) -> int:
-        """Entries that `layer` may hold once `seen` tokens are read."""
+        """Entries that a row of `layer` may hold once `seen` of its tokens are read, padding not counted."""
         budget = Budget.parse(self.budget)
         if "key" not in layer:
             return seen
@@ -148,41 +147,68 @@ class Evictor(Policy):
         """Return this policy with a budget of all tokens."""
         return replace(self, budget=1.0)
 
+    @property
+    def crops_exactly(self) -> bool:
+        """Only where nothing is ever dropped: what a rejected token drove out does not come back."""
+        budget = Budget.parse(self.budget)
+        return budget.unit == "share" and budget.amount == 1
+
     def ceiling(self, layer: KeptLayer) -> int | None:
         """Allocate no more than the budget once something was dropped."""
-        return None if layer.complete else self.allowed(layer, layer.seen)
+        if layer.complete:
+            return None
+        first = 0 if layer.start is None else int(layer.start.min())
+        return self.allowed(layer, layer.seen - first)
 
     def store(
         self,
         layer: KeptLayer,
         key: Float[Tensor, "batch groups new dim"],
-        value: Float[Tensor, "batch groups new dim"],
+        value: Float[Tensor, "batch groups new width"],
     ) -> None:
         """Make room for a decoded token, then take it in."""
         new = key.shape[2]
         if layer.entries and new == 1:
-            allowed = self.allowed(layer, layer.seen + 1)
-            if layer.entries + 1 > allowed:
-                self.shrink(layer, max(allowed - self.every, (allowed + self.smallest - 1) // 2))
+            self.fit(layer, new)
         self.take(layer, key, value)
+
+    def fit(self, layer: KeptLayer, new: int = 0) -> None:
+        """Shrink to the budget, with room for `new` more; rows behind padding each to what they may hold alone."""
+        if layer.start is None and not layer.ragged:
+            if (target := self._target(layer, layer.seen, layer.entries, new)) is not None:
+                self.shrink(layer, target)
+            return
+        empty = layer.empty().tolist()
+        start = [0] * len(empty) if layer.start is None else layer.start.tolist()
+        targets = [
+            self._target(layer, layer.seen - first, layer.entries - gone, new)
+            for first, gone in zip(start, empty, strict=True)
+        ]
+        if all(target is None for target in targets):
+            return
+        rows = [layer.row(index, gone) for index, gone in enumerate(empty)]
+        for row, target in zip(rows, targets, strict=True):
+            if target is not None:
+                self.shrink(row, target)
+        layer.join(rows)
+
+    def _target(self, layer: KeptLayer, read: int, held: int, new: int) -> int | None:
+        """Entries to shrink to where `held` of `read` real tokens and `new` more are too many; None where not."""
+        allowed = self.allowed(layer, read + new)
+        if held + new <= allowed:
+            return None
+        return max(allowed - self.every, (allowed + self.smallest - 1) // 2) if new else allowed
 
     def take(self, layer: KeptLayer, key: Tensor, value: Tensor) -> None:
         """Append new tokens with whatever fields the method keeps; here keys and values only."""
         layer.append(key=key, value=value)
 
-    def attend(self, layer: KeptLayer, step: Step) -> Float[Tensor, "batch heads queries dim"]:
+    def attend(self, layer: KeptLayer, step: Step) -> Float[Tensor, "batch heads queries width"]:
         """Attend to all that is held."""
         layer.reads = layer["key"].numel() + layer["value"].numel()
         if layer.complete:
             return step.dense()
-        return attend(
-            step.query,
-            layer["key"],
-            layer["value"],
-            scaling=step.scaling,
-            visible=step.visible(layer),
-            bias=self.bias(layer),
-        )
+        return step.attend_to_all(layer, self.bias(layer))
 
     def bias(self, layer: KeptLayer) -> Float[Tensor, "batch groups entries"] | None:
         """Return what is added to the scores of entries; nothing unless a method merges."""
@@ -191,9 +217,7 @@ class Evictor(Policy):
     def settle(self, layer: KeptLayer, step: Step) -> None:
         """Gather evidence, then shrink to the budget."""
         self.observe(layer, step)
-        allowed = self.allowed(layer, layer.seen)
-        if layer.entries > allowed:
-            self.shrink(layer, allowed)
+        self.fit(layer)
 
     def observe(self, layer: KeptLayer, step: Step) -> None:
         """Update the evidence that `importance` reads, from the queries just answered."""
@@ -219,8 +243,10 @@ def protect(
 
 
 def padding(layer: KeptLayer) -> Bool[Tensor, "#batch #groups entries"] | None:
-    """Which entries are padding; None where there is none."""
-    return None if layer.start is None else layer.positions < layer.start[:, None, None]
+    """Which entries are padding, or empty; None where there are none."""
+    if layer.start is None:
+        return layer.positions < 0 if layer.ragged else None
+    return layer.positions < layer.start[:, None, None]
 
 
 def highest(score: Float[Tensor, "batch groups entries"], number: int) -> Int[Tensor, "batch groups number"]:

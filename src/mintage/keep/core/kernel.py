@@ -11,31 +11,21 @@ Not here: packed labels, GPUs, gradients; torch operations do these, and everyth
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import warnings
-from functools import cache
 from pathlib import Path
 from typing import Literal
 
 import torch
-from filelock import FileLock
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mintage.errors import UserError
-from mintage.files import cache_dir, replace_file
+from mintage.native import Native
 
 __all__ = ["Kernel", "choose", "read", "serves"]
 
 Kernel = Literal["auto", "torch", "compiled"]
 
-_SOURCE = Path(__file__).with_name("kernel.cpp")
-_FLAGS = ("-std=c++17", "-shared", "-fPIC", "-O2", "-march=native")
-"""Not ``-ffast-math``: linking with it makes the whole process flush small numbers to zero."""
+_NATIVE = Native(Path(__file__).with_name("kernel.cpp"), "decoding goes on with torch operations, more slowly")
 
 _TYPES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
@@ -55,63 +45,8 @@ def serves(kernel: Kernel, states: Tensor) -> bool:
                 f"kernel='compiled' serves bfloat16 and float32 on a CPU, not {states.dtype} on {states.device.type}; "
                 "pass kernel='torch'"
             )
-        _library()
-    return kernel != "torch" and fits and not torch.is_grad_enabled() and (kernel == "compiled" or _has_library())
-
-
-@cache
-def _has_library() -> bool:
-    """Whether there is a compiled step; says once why not."""
-    try:
-        _library()
-    except UserError as error:
-        warnings.warn(f"{error}; decoding goes on with torch operations, more slowly", stacklevel=2)
-        return False
-    return True
-
-
-@cache
-def _library() -> ctypes.CDLL:
-    """Return the compiled step, from the cache or compiled now."""
-    path = _path()
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with FileLock(f"{path}.lock"):
-        if not path.exists():
-            _compile(path)
-    if hasattr(os, "getuid") and path.stat().st_uid != os.getuid():
-        raise UserError(f"{path} belongs to another user, and loading it would run their code; set MINTAGE_CACHE")
-    try:
-        return ctypes.CDLL(str(path))
-    except OSError as error:
-        raise UserError(f"{path} is damaged ({error}); delete it to compile again") from None
-
-
-def _path() -> Path:
-    """Where the compiled step lies: its source, the compiler and this machine's instructions go into its name."""
-    listed = Path("/proc/cpuinfo")
-    lines = listed.read_text().splitlines() if listed.exists() else []
-    able = [line for line in lines if line.startswith(("flags", "Features"))][:1]
-    digest = hashlib.blake2b(_SOURCE.read_bytes(), digest_size=16)
-    digest.update(repr((_FLAGS, _compiler(), platform.machine(), platform.processor(), able)).encode())
-    return cache_dir() / "kernels" / f"{digest.hexdigest()}.so"
-
-
-def _compiler() -> str:
-    return os.environ.get("CXX", "g++")
-
-
-def _compile(path: Path) -> None:
-    compiler = _compiler()
-    if shutil.which(compiler) is None:
-        raise UserError(f"the compiled kernel needs a C++ compiler, and {compiler!r} is not on PATH; set CXX")
-    with replace_file(path) as temporary:
-        for threads in (["-fopenmp"], []):  # some compilers come without OpenMP
-            command = [compiler, *_FLAGS, *threads, str(_SOURCE), "-o", str(temporary)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode == 0:
-                return
-        reason = (done.stderr.strip().splitlines() or ["no message"])[0]
-        raise UserError(f"{compiler!r} cannot compile the kernel ({reason}); set CXX to another compiler")
+        _NATIVE.library  # noqa: B018
+    return kernel != "torch" and fits and not torch.is_grad_enabled() and (kernel == "compiled" or _NATIVE.available)
 
 
 def _call(name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None) -> None:
@@ -123,7 +58,7 @@ def _call(name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None
             made.append(ctypes.c_float(value))
         else:
             made.append(value if value is None else ctypes.c_int64(value))
-    getattr(_library(), f"{name}_{_TYPES[dtype]}")(*made, ctypes.c_int(torch.get_num_threads()))
+    getattr(_NATIVE.library, f"{name}_{_TYPES[dtype]}")(*made, ctypes.c_int(torch.get_num_threads()))
 
 
 def _rows(states: Tensor, width: int) -> Tensor:

@@ -85,12 +85,14 @@ def evict_then_merge(
     Raises
     ------
     UserError
-        The budget leaves no entry besides the window, or is more than there is.
+        The budget leaves no entry besides the window.
     """
     older = score.shape[-1]
-    centres = budget - window
-    if not 0 < centres <= older:
-        raise UserError(f"budget={budget} leaves {centres} centres of {older} older entries; pass {window + 1} or more")
+    if budget < older + window and budget <= window:
+        raise UserError(
+            f"budget={budget} leaves {budget - window} centres of {older} older entries; pass {window + 1} or more"
+        )
+    centres = min(budget - window, older)  # with room for all, every entry is a centre and stays as it is
     key_old, value_old = key[:, :, :older], value[:, :, :older]
     if dead is not None:
         score = score.masked_fill(dead, 0)

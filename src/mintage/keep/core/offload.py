@@ -46,8 +46,8 @@ def attend_to_fetched(
     counted = layer.state.get("counted", missing.new_zeros(missing.shape[0], 2, dtype=torch.long))
     hits = (~missing).sum((1, 2))
     layer.state["counted"] = counted + torch.stack((hits, torch.full_like(hits, missing[0].numel())), 1)
-    size = layer["key"].element_size() * layer["key"].shape[3]
-    layer.moved = 2 * size * (ready.numel() + int(missing.sum()))
+    size = layer["key"].element_size() * (layer["key"].shape[3] + layer["value"].shape[3])
+    layer.moved = size * (ready.numel() + int(missing.sum()))
     return attend_to(layer, step, chosen, rows=(rows[0], rows[1]))
 
 

@@ -8,6 +8,7 @@ Not here: layers without a norm in front of their attention, or with queries, ke
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mintage.errors import UserError
+from mintage.keep.core.served import decoder_of
 from mintage.keep.core.step import Geometry
+from mintage.keep.core.storage import running
 
 __all__ = ["Ahead"]
 
@@ -31,23 +34,23 @@ class Ahead:
 
     def __init__(self, model: Any, geometry: Geometry) -> None:
         self.rotary = geometry.need_rotary("looking ahead")
-        self.layers = getattr(model.base_model, "layers", ())
+        self.layers = getattr(decoder_of(model), "layers", ())
         for layer in self.layers:
             if not hasattr(layer, "input_layernorm") or not hasattr(getattr(layer, "self_attn", None), "q_proj"):
                 raise UserError(
                     f"{geometry.model} has no input_layernorm and q_proj in its layers, by which to look ahead; "
                     "known to work: Llama, Qwen2, Mistral"
                 )
-        self._hidden: dict[int, Tensor] = {}
 
-    def watch(self) -> list[Any]:
-        """Hook the layers; returns the handles."""
+    def watch(self, hook: Callable[[Any], Any]) -> list[Any]:
+        """Hook the layers, each by what `hook` makes of a function; returns the handles."""
 
         def watcher(index: int) -> Any:
             def note(layer: Any, args: Any, kwargs: Any) -> None:
-                self._hidden = {index: args[0] if args else kwargs["hidden_states"]}
+                if (forward := running.get()) is not None:
+                    forward.hidden = {index: args[0] if args else kwargs["hidden_states"]}
 
-            return note
+            return hook(note)
 
         return [
             layer.register_forward_pre_hook(watcher(index), with_kwargs=True) for index, layer in enumerate(self.layers)
@@ -55,14 +58,14 @@ class Ahead:
 
     @torch.no_grad()
     def query(
-        self, index: int, position_ids: Int[Tensor, "#batch queries"]
+        self, index: int, position_ids: Int[Tensor, "#batch queries"], hidden: Mapping[int, Tensor]
     ) -> Float[Tensor, "batch heads queries dim"] | None:
-        """Return what layer ``index + 1`` would ask of the hidden states that entered `index`; None after the last."""
-        if index + 1 >= len(self.layers) or index not in self._hidden:
+        """Return what layer ``index + 1`` would ask of the `hidden` states given to `index`; None after the last."""
+        if index + 1 >= len(self.layers) or index not in hidden:
             return None
         layer = self.layers[index + 1]
         attention = layer.self_attn
-        query = attention.q_proj(layer.input_layernorm(self._hidden[index]))
+        query = attention.q_proj(layer.input_layernorm(hidden[index]))
         query = query.unflatten(-1, (-1, attention.head_dim))
         if hasattr(attention, "q_norm"):
             query = attention.q_norm(query)

@@ -14,6 +14,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mintage.errors import UserError
+from mintage.keep.core.attention import attend, attention_weights, weights_by_column
+from mintage.keep.core.extras import Extras
+from mintage.keep.core.served import decoder_of
 from mintage.keep.core.storage import KeptLayer
 
 __all__ = ["Geometry", "Rotary", "Step"]
@@ -79,6 +82,8 @@ class Geometry:
         The rotary embedding; None where positions are learned, or where its layout is unknown.
     fingerprint
         What an artefact for this model must state, e.g. ``"llama, 30 layers, 9/3 heads of 64"``.
+    latent
+        Whether it caches latents, of which keys and values are made when they are read.
     """
 
     model: str
@@ -88,6 +93,7 @@ class Geometry:
     dim: int
     rotary: Rotary | None
     fingerprint: str
+    latent: bool = False
 
     @classmethod
     def of(cls, model: Any) -> Geometry:
@@ -96,13 +102,25 @@ class Geometry:
         heads = config.num_attention_heads
         groups = getattr(config, "num_key_value_heads", None) or heads
         dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-        module = getattr(model.base_model, "rotary_emb", None)
+        latent = bool(getattr(config, "kv_lora_rank", None))
+        module = getattr(decoder_of(model), "rotary_emb", None)
         changing = getattr(module, "rope_type", "default") in ("dynamic", "longrope")  # with the length of the text
         known = module is not None and config.model_type in _HALF_SPLIT and not changing
         rotary = Rotary(module) if known else None
         layers = config.num_hidden_layers
         fingerprint = f"{config.model_type}, {layers} layers, {heads}/{groups} heads of {dim}"
-        return cls(type(model).__name__, layers, heads, groups, dim, rotary, fingerprint)
+        return cls(type(model).__name__, layers, heads, groups, dim, rotary, fingerprint, latent)
+
+    def need_keys(self, method: str) -> None:
+        """Refuse a model that caches latents.
+
+        Raises
+        ------
+        UserError
+            It does.
+        """
+        if self.latent:
+            raise UserError(f"{method} looks at cached keys, and {self.model} caches latents; use snapkv or h2o, e.g.")
 
     def need_rotary(self, method: str) -> Rotary:
         """Return the rotary embedding.
@@ -139,35 +157,135 @@ class Step:
     ahead
         Gives the next layer, and a guess of the queries [B, H, Q, d] that it is going to ask; None after the last
         layer, and where the policy does not say that it `looks_ahead`.
+    key, value
+        What the model made of the entries that the layer gave it: those themselves, or, of latents, keys and values of
+        every head, [B, H, M, d]; None: the layer's.
+    extras
+        The model's own attention function and what else it was passed; None where there is none.
+    show
+        Takes attention weights [B, H, Q, M] and the tokens of their columns, where the caller wants to see them.
     """
 
     query: Float[Tensor, "batch heads queries dim"]
     mask: Tensor | None
     scaling: float
-    position_ids: Int[Tensor, "#batch queries"]
+    position_ids: Int[Tensor, "*axes queries"]
     geometry: Geometry
     dense: Callable[[], Tensor]
     ahead: Callable[[], tuple[KeptLayer, Tensor] | None] = lambda: None
+    key: Float[Tensor, "batch readers entries dim"] | None = None
+    value: Float[Tensor, "batch readers entries width"] | None = None
+    extras: Extras | None = None
+    show: Callable[[Tensor, Tensor], None] | None = None
 
     @property
     def queries(self) -> int:
         """Number of query tokens."""
         return self.query.shape[2]
 
+    @property
+    def plain(self) -> bool:
+        """Whether any attention to entries will do: the model adds nothing of its own, nobody looks at the weights."""
+        return self.extras is None or (self.extras.plain and self.show is None)
+
     def visible(
         self, layer: KeptLayer, start: int = 0, stop: int | None = None
     ) -> Bool[Tensor, "#batch #groups queries entries"] | None:
         """Say which entries of `layer` the queries from `start` to `stop` may see; None where it is all of them."""
         stop = self.queries if stop is None else stop
+        held = None if not layer.ragged else (layer.positions >= 0)[:, :, None]
         if self.mask is None:
             if self.queries == 1:
-                return None
+                return held
             own = torch.arange(layer.seen - self.queries + start, layer.seen - self.queries + stop)
-            return layer.positions[:, :, None, :].to(self.query.device) <= own.to(self.query.device)[:, None]
+            seen = layer.positions[:, :, None, :].to(self.query.device) <= own.to(self.query.device)[:, None]
+            return seen if held is None else seen & held
         mask = self.mask[:, :, start:stop]
         if mask.dtype != torch.bool:
             mask = mask > torch.finfo(mask.dtype).min / 2
         if layer.complete:
             return mask[..., : layer.entries]
-        index = layer.positions.to(mask.device).long()[:, :, None, :].expand(-1, -1, mask.shape[2], -1)
-        return mask.expand(index.shape[0], index.shape[1], -1, -1).gather(3, index)
+        index = layer.positions.to(mask.device).long().clamp(min=0)[:, :, None, :].expand(-1, -1, mask.shape[2], -1)
+        seen = mask.expand(index.shape[0], index.shape[1], -1, -1).gather(3, index)
+        return seen if held is None else seen & held
+
+    def attend_to_all(
+        self, layer: KeptLayer, bias: Float[Tensor, "batch groups entries"] | None = None
+    ) -> Float[Tensor, "batch heads queries width"]:
+        """Attend to all entries of `layer`."""
+        key, value = (
+            layer["key"] if self.key is None else self.key,
+            layer["value"] if self.value is None else self.value,
+        )
+        return self.attend(key, value, layer.positions, visible=self.visible(layer), bias=bias)
+
+    def attend(
+        self,
+        key: Float[Tensor, "batch choosers chosen dim"],
+        value: Float[Tensor, "batch choosers chosen width"],
+        tokens: Int[Tensor, "#batch #choosers chosen"],
+        *,
+        visible: Bool[Tensor, "#batch #choosers queries chosen"] | None = None,
+        bias: Float[Tensor, "#batch #choosers chosen"] | None = None,
+        query: Float[Tensor, "batch heads queries dim"] | None = None,
+    ) -> Float[Tensor, "batch heads queries width"]:
+        """Attend to some entries as the model does, with whatever it passes to its attention function.
+
+        Parameters
+        ----------
+        key, value
+            The entries, for each key-value head or for each query head.
+        tokens
+            Which token each of them is.
+        visible, bias
+            See `mintage.keep.core.attention.attend`.
+        query
+            In the place of the step's own, or of some of them.
+
+        Raises
+        ------
+        UserError
+            The model passes something that does not go with a choice of entries.
+        """
+        query = self.query if query is None else query
+        if self.plain or self.extras is None:
+            return attend(query, key, value, scaling=self.scaling, visible=visible, bias=bias)
+        self.extras.check()
+        mask: Tensor = query.new_ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool)
+        mask = mask if visible is None else visible
+        if bias is not None:
+            added = bias[:, :, None].to(query.dtype)
+            mask = added.masked_fill(~mask, torch.finfo(query.dtype).min)
+        out, weights = self.extras.over(query, key, value, mask, tokens)
+        if self.show is not None and weights is not None:
+            self.show(weights, tokens)
+        return out.transpose(1, 2)
+
+    def weights(
+        self, layer: KeptLayer, first: int = 0, bias: Float[Tensor, "batch groups entries"] | None = None
+    ) -> Float[Tensor, "batch groups share queries entries"]:
+        """Weights that the queries from `first` on give to the entries of `layer`, in float32, heads apart."""
+        key = layer["key"] if self.key is None else self.key
+        visible = self.visible(layer, first)
+        weights = attention_weights(
+            self.query[:, :, first:], key, scaling=self.scaling, visible=visible, bias=bias, **self._own_scores()
+        )
+        return weights.flatten(1, 2).unflatten(1, (layer["key"].shape[1], -1))
+
+    def received(
+        self, layer: KeptLayer, bias: Float[Tensor, "batch groups entries"] | None = None
+    ) -> Float[Tensor, "batch groups entries"]:
+        """Attention that each entry of `layer` receives from all queries, averaged over the heads of its group."""
+
+        def visible(start: int, stop: int) -> Tensor | None:
+            return self.visible(layer, start, stop)
+
+        key, own = layer["key"] if self.key is None else self.key, self._own_scores()
+        total = weights_by_column(self.query, key, scaling=self.scaling, visible=visible, bias=bias, **own)
+        return total.unflatten(1, (layer["key"].shape[1], -1)).mean(2)
+
+    def _own_scores(self) -> dict[str, Any]:
+        if self.extras is None:
+            return {}
+        self.extras.check(looks=True)
+        return {"softcap": self.extras.softcap, "sinks": self.extras.sinks}

@@ -7,7 +7,10 @@ after that a field ``position`` says which token each entry is. `nbytes` counts 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -17,7 +20,10 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from mintage.errors import UserError
 
-__all__ = ["KeptCache", "KeptLayer", "gather_rows"]
+__all__ = ["KeptCache", "KeptLayer", "gather_rows", "running"]
+
+running: ContextVar[Any] = ContextVar("running", default=None)
+"""The forward of a model under a policy that this thread is in, or None (`mintage.keep.core.attach`)."""
 
 _STEP = 128  # entries by which a buffer grows
 
@@ -46,6 +52,10 @@ class KeptLayer(DynamicLayer):
         Bytes that the last forward moved from the host to the device.
     reads
         Elements of keys, values and labels that the last forward read here, over all sequences and heads.
+    ragged
+        Whether rows hold entries in different numbers: the first of a shorter one are empty, with position -1.
+    marks
+        `state` after each drafted token of the last forward, by the number of tokens read then: where `crop` returns.
     """
 
     is_sliding = False
@@ -59,7 +69,17 @@ class KeptLayer(DynamicLayer):
         self.position_ids: Tensor = torch.zeros(1, 0, dtype=torch.long)
         self.geometry: Any = None
         self.state: dict[str, Tensor] = {}
+        self.marks: dict[int, dict[str, Tensor]] = {}
+        self.ragged = False
         self._buffers: dict[str, Tensor] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> KeptLayer:
+        """Copy what is held, not whose it is: a copy goes on under the same policy on the same model."""
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        shared = ("policy", "geometry")
+        vars(twin).update({k: v if k in shared else copy.deepcopy(v, memo) for k, v in vars(self).items()})
+        return twin
 
     # -- what a policy reads and writes ---------------------------------------------------------------------------
 
@@ -121,9 +141,62 @@ class KeptLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Store new tokens as the policy does; called by the model before attention."""
+        """Store new tokens as the policy does; called by the model before attention.
+
+        Raises
+        ------
+        UserError
+            The model is not under the policy now.
+        """
+        forward = running.get()
+        if forward is None or forward.cache.kept_layers[self.index] is not self:
+            name = type(self.policy).__name__
+            raise UserError(
+                f"this cache is kept by {name}; go on with it inside 'with policy(model)', of the same {name}"
+            )
+        forward.stored.add(self.index)
         self.policy.store(self, key_states, value_states)
         return self["key"], self["value"]
+
+    @contextmanager
+    def up_to(self, later: int) -> Iterator[None]:
+        """Hold the newest `later` tokens back for a while, as if they had not come yet."""
+        self.entries, self.seen = self.entries - later, self.seen - later
+        try:
+            yield
+        finally:
+            self.entries, self.seen = self.entries + later, self.seen + later
+
+    # -- rows by themselves ---------------------------------------------------------------------------------------
+
+    def empty(self) -> Int[Tensor, " batch"]:
+        """Count the entries of each sequence that are padding, or empty."""
+        first = 0 if self.start is None else self.start[:, None]
+        return (self.positions[:, 0].expand(self._buffers["key"].shape[0], -1) < first).sum(-1)
+
+    def row(self, index: int, first: int) -> KeptLayer:
+        """Return one sequence's entries from number `first` on as a layer of their own, as if read alone."""
+        part = KeptLayer(self.index, self.policy)
+        part.seen, part.entries, part.geometry = self.seen, self.entries - first, self.geometry
+        part.is_initialized, part.position_ids = True, self.position_ids[-1:]
+        own = slice(index, index + 1)
+        part.start = None if self.start is None else self.start[own]
+        part.state = {name: values[own] for name, values in self.state.items()}
+        part._buffers = {name: values[own, :, first : self.entries] for name, values in self._buffers.items()}
+        if self.complete:
+            positions = self.positions[:, :, first:].to(torch.int32)
+            part._buffers["position"] = positions.expand(1, part["key"].shape[1], -1)
+        return part
+
+    def join(self, rows: Sequence[KeptLayer]) -> None:
+        """Take the entries of all sequences from `rows`; those that hold fewer than others begin with empty ones."""
+        self.entries = most = max(row.entries for row in rows)
+        self.ragged = any(row.entries < most for row in rows)
+        for name, example in rows[0]._buffers.items():
+            buffer = example.new_full((len(rows), *example.shape[1:2], most, *example.shape[3:]), -(name == "position"))
+            for index, row in enumerate(rows):
+                buffer[index, :, most - row.entries :] = row[name][0]
+            self._buffers[name] = buffer
 
     # -- accounting -----------------------------------------------------------------------------------------------
 
@@ -181,13 +254,15 @@ class KeptLayer(DynamicLayer):
         self.entries -= self.seen - cut
         self.seen = cut
         self.policy.cropped(self)
+        if cut in self.marks:
+            self.state = dict(self.marks[cut])
 
     def reset(self) -> None:
         """Forget everything."""
         self.__init__(self.index, self.policy)
 
     def _map(self, change: Any) -> None:
-        for held in (self._buffers, self.state):
+        for held in (self._buffers, self.state, *self.marks.values()):
             for name, values in held.items():
                 held[name] = change(values)
         if self.start is not None:
@@ -242,8 +317,9 @@ class KeptCache(Cache):
         held = {}
         for layer in self.kept_layers:
             positions = layer.positions
-            groups = layer["key"].shape[1]
-            held[layer.index] = positions[row if positions.shape[0] > 1 else 0].expand(groups, layer.entries).cpu()
+            groups, first = layer["key"].shape[1], int(layer.empty()[row])
+            own = positions[row if positions.shape[0] > 1 else 0].expand(groups, layer.entries)
+            held[layer.index] = own[:, first:].cpu()
         return held
 
 

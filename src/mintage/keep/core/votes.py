@@ -10,9 +10,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from mintage.errors import UserError
 from mintage.options import check_literals
 
-__all__ = ["Vote", "mean_query", "pooled", "scores_of", "select_tokens", "votes"]
+__all__ = ["Vote", "check_pool", "mean_query", "pooled", "scores_of", "select_tokens", "votes"]
 
 Vote = Literal["soft", "hard", "sum"]
 Rotate = Callable[[Tensor, Tensor], Tensor]
@@ -64,6 +65,12 @@ def votes(
     return ballots + soft / (scores.shape[1] + 1)
 
 
+def check_pool(pool: int) -> None:
+    """Refuse a width of the pooling that has no middle, or is none."""
+    if pool < 0 or (pool and pool % 2 == 0):
+        raise UserError(f"pool={pool} has no middle; pass an odd width, or 0 for none")
+
+
 def pooled(vote: Float[Tensor, "batch candidates"], kernel: int) -> Float[Tensor, "batch candidates"]:
     """Give every candidate the most votes that any within half of `kernel` of it has; 0 changes nothing."""
     if kernel < 2:
@@ -98,7 +105,16 @@ def select_tokens(
     -------
     Tensor
         Their positions, ascending.
+
+    Raises
+    ------
+    UserError
+        A number of tokens is negative, or `pool` even.
     """
+    check_pool(pool)
+    for name, number in (("n_init", n_init), ("n_local", n_local), ("top_k", top_k)):
+        if number < 0:
+            raise UserError(f"{name}={number} is no number of tokens; pass 0 or more")
     tokens = key.shape[0]
     if n_init + top_k + n_local >= tokens:
         return torch.arange(tokens, device=key.device)
