@@ -303,21 +303,35 @@ def _peer(row: Result) -> str:
 # -- filling pages -------------------------------------------------------------------------------------------------
 
 
+def attention_arguments() -> str:
+    """What becomes of the arguments of transformers' attention functions under a policy."""
+    from mintage.keep.core.extras import KNOWN
+
+    return table(("argument", "under a policy"), [(f"`{name}`", said) for name, said in KNOWN.items()])
+
+
+CLASS = re.compile(r"\b(?:[A-Z]|xLSTM)\w*(?:For[A-Z]\w+|LM\w*|Model|Decoder)\b")
+"""Names of transformers' classes in a refusal."""
+
+
 def served() -> str:
     """Which kinds of models every way to run one serves (docs/served.json, written by the tests), and why not."""
     store = json.loads((ROOT / "docs" / "served.json").read_text(encoding="utf-8"))
     version = store.pop("transformers")
     kinds = sorted({kind for column in store.values() for kind in column})
-    rows = [(f"`{k}`", *("yes" if c.get(k) == "served" else "no" for c in store.values())) for k in kinds]
-    reasons: dict[str, list[str]] = {}
+    alike: dict[tuple[str, ...], list[str]] = {}  # ways that serve the same kinds share a column
+    for name, column in store.items():
+        alike.setdefault(tuple("yes" if column.get(k) == "served" else "no" for k in kinds), []).append(name)
+    rows = [(f"`{kind}`", *said) for kind, *said in zip(kinds, *alike, strict=True)]
+    reasons: dict[str, set[str]] = {}
     for column in store.values():
         for kind, outcome in column.items():
             if outcome != "served":
-                reasons.setdefault(outcome.partition(" ")[2], []).append(f"`{kind}`")
-    why = "\n".join(f"- ... {reason}: {', '.join(sorted(set(kinds)))}" for reason, kinds in sorted(reasons.items()))
+                reasons.setdefault(CLASS.sub("...", outcome), set()).add(f"`{kind}`")
+    why = "\n".join(f"- {reason}: {', '.join(sorted(kinds))}" for reason, kinds in sorted(reasons.items()))
     counts = ", ".join(f"{name} {sum(v == 'served' for v in c.values())} of {len(c)}" for name, c in store.items())
     head = f"With transformers {version}: {counts}."
-    return f"{head}\n\n{table(('kind', *store), rows)}\n\nWhat the refusals say:\n\n{why}"
+    return f"{head}\n\n{table(('kind', *map(', '.join, alike.values())), rows)}\n\nWhat the refusals say:\n\n{why}"
 
 
 _KINDS: dict[str, Callable[..., str]] = {
@@ -332,6 +346,7 @@ _KINDS: dict[str, Callable[..., str]] = {
     "corpora": corpora,
     "whole-corpora": whole_corpora,
     "served": served,
+    "attention-arguments": attention_arguments,
 }
 
 

@@ -103,6 +103,8 @@ class DoubleSparsity(Selector):
     def check(self, geometry: Geometry) -> None:
         """Refuse a calibration of another model, and more label channels than there are."""
         geometry.need_keys("double-sparsity")
+        if not (geometry.dim and geometry.heads):
+            raise UserError(f"{geometry.model}'s layers differ in their heads, which double-sparsity does not serve")
         order = self._calibration()
         if order.fingerprint not in ("", geometry.fingerprint):
             told = "the shipped calibration" if self.channels == "smollm2" else f"{self.channels}"
@@ -112,7 +114,9 @@ class DoubleSparsity(Selector):
             )
         layers, rows, dim = order.score.shape
         if (layers, dim) != (geometry.layers, geometry.dim) or rows not in (geometry.heads, geometry.groups):
-            raise UserError(f"the calibration has {layers} layers of {rows} x {dim}, the model {geometry.fingerprint}")
+            raise UserError(
+                f"the calibration has {layers} layers of {rows} x {dim}, {geometry.model} is {geometry.fingerprint}"
+            )
         if self.label_channels > geometry.dim:
             raise UserError(f"label_channels={self.label_channels} is more than the {geometry.dim} of a head")
         if (self.label_channels * self.label_bits) % 8:

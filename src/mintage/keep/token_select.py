@@ -144,7 +144,7 @@ class TokenSelect(Policy):
         batch, _, queries, dim = query.shape
         groups = layer["key"].shape[1]
         length = layer.entries - step.queries + end
-        start = self._start(layer, step, end)  # first token of each row, [B]
+        start = self._start(layer, step, begin, end)  # first token of each row, [B]
         number = torch.clamp(length - start, max=self.room)  # tokens that each row reads
         most = int(number.max())
         tokens = torch.arange(length - most, length, device=device).expand(batch, -1)
@@ -169,15 +169,20 @@ class TokenSelect(Policy):
         if queries > 1 or bool((number < most).any()):
             visible = (rank[:, None] >= 0) & (rank[:, None] <= own[:, :, None])
             visible = (visible | (own < 0)[:, :, None])[:, None]  # padding may see anything, but must see something
+            masked = step.visible(layer, begin, end) if queries > 1 else None
+            if masked is not None:  # a window begins later for later queries
+                columns = tokens[:, None, None].expand(-1, 1, queries, -1)
+                masked = masked.expand(batch, -1, -1, -1).gather(3, columns)
+                visible = visible & (masked | (own < 0)[:, None, :, None])
         value = gather_rows(layer["value"], index)
         return step.attend(key, value, tokens[:, None], visible=visible, query=query)
 
-    def _start(self, layer: KeptLayer, step: Step, end: int) -> Int[Tensor, " batch"]:
-        """First token that a chunk's last query may see: what is before is padding, or outside a sliding window."""
-        visible = step.visible(layer, end - 1, end)
+    def _start(self, layer: KeptLayer, step: Step, begin: int, end: int) -> Int[Tensor, " batch"]:
+        """First token that any of a chunk's queries sees: what is before is padding, or outside a sliding window."""
+        visible = step.visible(layer, begin, end)
         if visible is None:
             return torch.zeros(step.query.shape[0], dtype=torch.long, device=step.query.device)
-        return visible[:, 0, 0].long().argmax(-1).expand(step.query.shape[0])
+        return visible[:, 0].any(1).long().argmax(-1).expand(step.query.shape[0])
 
     def _choose(
         self, layer: KeptLayer, query: Tensor, rotary: Rotary, start: Tensor, length: int, decoding: Tensor | None

@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -31,8 +32,8 @@ from mintage.errors import UserError
 from mintage.keep.contract import Policy
 from mintage.keep.core.extras import Extras
 from mintage.keep.core.prefetch import Ahead
-from mintage.keep.core.served import check_served, decoder_of, unwrapped
-from mintage.keep.core.step import Geometry, Step
+from mintage.keep.core.served import check_served, check_window, decoder_of, unwrapped, windows_of
+from mintage.keep.core.step import Geometry, Step, own_way
 from mintage.keep.core.storage import KeptCache, KeptLayer, running
 from mintage.models import cache_argument, cache_of
 
@@ -66,6 +67,7 @@ class Attachment:
         policy.check(self.geometry)
         self._ahead = Ahead(self.model, self.geometry) if policy.looks_ahead else None
         self._decoder = decoder_of(self.model)
+        self.windows = windows_of(self.model)
         self._latest: KeptCache | None = None
         self._own = threading.local()
 
@@ -272,6 +274,13 @@ class _Forward:
         if module not in self.session.modules or not hasattr(module, "layer_idx"):
             return own(module, query, key, value, attention_mask, **kwargs)
         layer = self.cache.kept_layers[module.layer_idx]
+        if window := self.session.windows[layer.index]:
+            check_window(self.session.geometry.model, window, layer.seen, attention_mask)
+        changed = "" if self._own_entries(layer, key, value) else "changes cached keys or values before it reads them"
+        if attention_mask is not None and attention_mask.shape[1] > 1:
+            changed = "masks every head in its own way"
+        if changed and not self.session.policy.crops_exactly:
+            raise own_way(self.session.geometry.model, changed)
         self.met.add(layer.index)
         if attention_mask is not None and attention_mask.shape[-1] != layer.seen:
             raise UserError(
@@ -287,7 +296,8 @@ class _Forward:
                 rows = slice(begin, end)
                 mask = None if attention_mask is None else attention_mask[:, :, rows, : layer.seen]
                 states = query[:, :, rows], key[:, :, : layer.entries], value[:, :, : layer.entries]
-                parts.append(self._piece(Extras(own, module, self.eager, kwargs), layer, rows, states, mask))
+                extras = Extras(own, module, self.eager, kwargs)
+                parts.append(self._piece(extras, layer, rows, states, mask, changed))
                 if self.drafted:
                     layer.marks[layer.seen] = dict(layer.state)
         if len(parts) == 1:
@@ -296,8 +306,22 @@ class _Forward:
         shown = [torch.nn.functional.pad(w, (0, layer.seen - w.shape[-1])) for w in weights if w is not None]
         return torch.cat(outs, 1), torch.cat(shown, 2) if shown else None
 
+    def _own_entries(self, layer: KeptLayer, key: Tensor, value: Tensor) -> bool:
+        """Whether these are the layer's keys and values, or made, once in a forward, of latents that heads share."""
+        if layer.index in self.met:
+            return False
+        if layer["key"].shape[1] == 1 < key.shape[1]:
+            return True
+        return layer["key"].data_ptr() == key.data_ptr() and layer["value"].data_ptr() == value.data_ptr()
+
     def _piece(
-        self, extras: Extras, layer: KeptLayer, rows: slice, states: tuple[Tensor, Tensor, Tensor], mask: Tensor | None
+        self,
+        extras: Extras,
+        layer: KeptLayer,
+        rows: slice,
+        states: tuple[Tensor, Tensor, Tensor],
+        mask: Tensor | None,
+        changed: str,
     ) -> tuple[Tensor, Tensor | None]:
         """Let the policy attend from some of the queries, to the layer as it stood at the last of them."""
         query, key, value = states
@@ -330,6 +354,7 @@ class _Forward:
             ahead=next_layer,
             key=key,
             value=value,
+            changed=changed,
             extras=extras,
             show=show if self.shown else None,
         )
@@ -339,8 +364,14 @@ class _Forward:
         return out.transpose(1, 2).contiguous(), torch.cat(weights, 2) if weights else None
 
 
-def _padding(mask: Tensor | None, length: int) -> Tensor | None:
+def _padding(mask: Tensor | Mapping[str, Tensor] | None, length: int) -> Tensor | None:
     """Return the number of padding tokens before each sequence, or None where there are none."""
+    if isinstance(mask, Mapping):  # masks by kind of layer, made by a model around the decoder
+        mask = mask.get("full_attention")
+        if mask is None or mask.ndim != 4:
+            return None
+        seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+        mask = seen.any(2)[:, 0]
     if mask is None or mask.ndim != 2:
         return None
     mask = mask[:, :length].bool()

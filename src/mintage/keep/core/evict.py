@@ -174,6 +174,8 @@ class Evictor(Policy):
 
     def fit(self, layer: KeptLayer, new: int = 0) -> None:
         """Shrink to the budget, with room for `new` more; rows behind padding each to what they may hold alone."""
+        if self.crops_exactly:
+            return
         if layer.start is None and not layer.ragged:
             if (target := self._target(layer, layer.seen, layer.entries, new)) is not None:
                 self.shrink(layer, target)
@@ -184,7 +186,8 @@ class Evictor(Policy):
             self._target(layer, layer.seen - first, layer.entries - gone, new)
             for first, gone in zip(start, empty, strict=True)
         ]
-        if all(target is None for target in targets):
+        most = max(self.allowed(layer, layer.seen + new - first) for first in start)
+        if all(target is None for target in targets) and layer.entries + new <= most:
             return
         rows = [layer.row(index, gone) for index, gone in enumerate(empty)]
         for row, target in zip(rows, targets, strict=True):

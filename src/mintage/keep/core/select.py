@@ -57,7 +57,7 @@ def attend_to(
     visible = step.visible(layer)
     batch, groups, _, dim = layer["key"].shape
     heads = chosen.shape[1]
-    if compiled and rows is None and step.plain and layer["value"].shape[3] == dim:
+    if compiled and rows is None and step.plain and not step.changed and layer["value"].shape[3] == dim:
         key, value = layer["key"], layer["value"]
         return kernel.read(step.query, key, value, chosen, scaling=step.scaling, visible=visible)
     if rows is None:  # one choice per query head: heads take the place of groups

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
 from mintage.errors import UserError
 
-__all__ = ["check_served", "decoder_of", "unwrapped"]
+__all__ = ["check_served", "check_window", "decoder_of", "unwrapped", "windows_of"]
 
 _SERVED = ("sdpa", "eager")
 _KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -27,7 +31,8 @@ def unwrapped(model: Any) -> Any:
 
 def decoder_of(model: Any) -> Any:
     """Return the module that runs the layers: where a model has eyes as well, its text decoder."""
-    return model.get_decoder()
+    found = model.get_decoder()
+    return found if hasattr(found, "config") else model.base_model  # some have a projection of that name
 
 
 def check_served(model: Any) -> None:
@@ -50,6 +55,8 @@ def check_served(model: Any) -> None:
         raise UserError(
             f"{name} has {listed} layers, which keep no plain keys and values; a policy needs full attention"
         )
+    if getattr(config, "cross_attention_layers", None):
+        raise UserError(f"{name} has layers that attend to an image's keys, which a policy does not keep")
     if getattr(config, "num_kv_shared_layers", 0):
         raise UserError(f"{name} has layers that read the keys of others; a policy needs every layer's own")
     if not getattr(type(model), "_supports_attention_backend", False):
@@ -61,3 +68,22 @@ def check_served(model: Any) -> None:
             f"attn_implementation={config._attn_implementation!r} has masks of its own; "
             f"load {name} with one of: {', '.join(_SERVED)}"
         )
+
+
+def windows_of(model: Any) -> list[int | None]:
+    """Return how many tokens each layer's own cache holds of a model; None where it is all."""
+    return [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=model.config).layers]
+
+
+def check_window(model: str, window: int, seen: int, mask: Tensor | None) -> None:
+    """Refuse a layer that forgets by its own cache what its mask still shows: a policy goes by the mask."""
+    if seen <= window:
+        return
+    if mask is not None:
+        outside = mask[:, :, -1, : seen - window]
+        if not (outside if outside.dtype == torch.bool else outside > torch.finfo(outside.dtype).min / 2).any():
+            return
+    raise UserError(
+        f"{model} forgets all but {window} tokens by its cache, while its masks show them; texts of up to {window} "
+        "tokens are served"
+    )

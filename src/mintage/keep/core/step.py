@@ -19,7 +19,7 @@ from mintage.keep.core.extras import Extras
 from mintage.keep.core.served import decoder_of
 from mintage.keep.core.storage import KeptLayer
 
-__all__ = ["Geometry", "Rotary", "Step"]
+__all__ = ["Geometry", "Rotary", "Step", "own_way"]
 
 _HALF_SPLIT = frozenset({"llama", "qwen2", "qwen3", "mistral", "mixtral", "gemma", "smollm3", "olmo2", "granite"})
 """Values of ``config.model_type`` whose rotation turns dimension i together with i + d/2, over all of d."""
@@ -77,7 +77,7 @@ class Geometry:
     model
         Class name of the model, for errors.
     layers, heads, groups, dim
-        Decoder layers, query heads, key-value heads, dimension of a head.
+        Decoder layers, query heads, key-value heads, dimension of a head; 0 where layers differ in it.
     rotary
         The rotary embedding; None where positions are learned, or where its layout is unknown.
     fingerprint
@@ -100,8 +100,11 @@ class Geometry:
         """Read it off a Hugging Face model."""
         config = model.config.get_text_config(decoder=True)
         heads = config.num_attention_heads
-        groups = getattr(config, "num_key_value_heads", None) or heads
-        dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        groups = _alike(config, "num_key_value_heads") or heads
+        dim = _alike(config, "head_dim")
+        dim = config.hidden_size // heads if dim is None else dim
+        if len(set(getattr(config, "num_attention_heads_per_layer", None) or ())) > 1:
+            heads = 0
         latent = bool(getattr(config, "kv_lora_rank", None))
         module = getattr(decoder_of(model), "rotary_emb", None)
         changing = getattr(module, "rope_type", "default") in ("dynamic", "longrope")  # with the length of the text
@@ -136,6 +139,19 @@ class Geometry:
         return self.rotary
 
 
+def _alike(config: Any, name: str) -> int | None:
+    """Return a size of every layer, 0 where layers differ in it."""
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:  # as transformers tells it
+        return 0
+
+
+def own_way(model: str, what: str) -> UserError:
+    """Make the refusal of a choice of entries: `what` a model does with its cached keys and values forbids it."""
+    return UserError(f"{model} {what}, which does not go with a policy that reads some entries only; use full-cache")
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
     """One forward of one layer, as a policy sees it.
@@ -160,6 +176,8 @@ class Step:
     key, value
         What the model made of the entries that the layer gave it: those themselves, or, of latents, keys and values of
         every head, [B, H, M, d]; None: the layer's.
+    changed
+        What the model does to cached keys and values that a choice of entries does not go with, if it does.
     extras
         The model's own attention function and what else it was passed; None where there is none.
     show
@@ -175,6 +193,7 @@ class Step:
     ahead: Callable[[], tuple[KeptLayer, Tensor] | None] = lambda: None
     key: Float[Tensor, "batch readers entries dim"] | None = None
     value: Float[Tensor, "batch readers entries width"] | None = None
+    changed: str = ""
     extras: Extras | None = None
     show: Callable[[Tensor, Tensor], None] | None = None
 
@@ -201,6 +220,8 @@ class Step:
             seen = layer.positions[:, :, None, :].to(self.query.device) <= own.to(self.query.device)[:, None]
             return seen if held is None else seen & held
         mask = self.mask[:, :, start:stop]
+        if mask.shape[1] > 1:
+            raise own_way(self.geometry.model, "masks every head in its own way")
         if mask.dtype != torch.bool:
             mask = mask > torch.finfo(mask.dtype).min / 2
         if layer.complete:
@@ -248,8 +269,10 @@ class Step:
             The model passes something that does not go with a choice of entries.
         """
         query = self.query if query is None else query
-        if self.plain or self.extras is None:
+        if self.extras is None or (self.plain and not self.changed):
             return attend(query, key, value, scaling=self.scaling, visible=visible, bias=bias)
+        if self.changed:
+            raise own_way(self.geometry.model, self.changed)
         self.extras.check()
         mask: Tensor = query.new_ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool)
         mask = mask if visible is None else visible
