@@ -124,8 +124,16 @@ def test_a_full_cache_policy_changes_nothing(lm):
 
 def test_nothing_is_cut_to_fit(lm, monkeypatch):
     monkeypatch.setattr(lm.model.config, "max_position_embeddings", 700)
-    with pytest.raises(UserError, match=r"12 pairs takes \d+ tokens .*; pass at most 4 pairs"):
+    with pytest.raises(UserError, match=r"12 pairs takes \d+ tokens .*; pass at most 6 pairs"):
         NeedleThreading(tasks=("single",), pairs=(4, 12), repeats=1).run(lm)
+    with pytest.raises(UserError, match=r"400 pairs takes \d+ tokens .*; pass at most 6 pairs"):
+        NeedleThreading(tasks=("single",), pairs=(400,), repeats=1).run(lm)
+    with pytest.raises(UserError, match="7 pairs takes"):
+        NeedleThreading(tasks=("single",), pairs=(7,), repeats=1).run(lm)
+    assert list(NeedleThreading(tasks=("single",), pairs=(6,), depths=(0,), repeats=1).ask(lm))
+    monkeypatch.setattr(lm.model.config, "max_position_embeddings", 50)
+    with pytest.raises(UserError, match="no haystack of this form fits it"):
+        NeedleThreading(tasks=("single",), pairs=(4,), repeats=1).run(lm)
 
 
 @pytest.mark.parametrize(

@@ -53,3 +53,23 @@ def test_the_limit_is_monotone(accuracy, threshold, more, place):
 def test_a_limit_needs_ascending_lengths(lengths, accuracy):
     with pytest.raises(UserError):
         effective_context_limit(lengths, accuracy)
+
+
+@pytest.mark.parametrize(
+    ("response", "score"),
+    [
+        ('{"key": "abc"}', 1),
+        ("{'key': 'abc'} is what it says", 1),
+        ('["abc"]', 1),
+        ('{"key": "xyz"}', 0),
+        ('{"key": "xyz", "other": "abc"}', 0),
+    ],
+)
+def test_a_pair_answers_with_its_value(response, score):
+    assert score_value(response, "abc").score == score
+
+
+def test_pairs_are_read_where_a_list_is_asked_for():
+    assert score_list('{"k": "abc", "l": "def"}', ["abc", "def"]) == (1, 1, 1, 1)
+    assert score_list('{"k": "abc", "l": "xyz"}', ["abc", "def"])[:3] == (0.5, 0.5, 0.5)
+    assert score_list('{"k": "abc"} or ["def"]', ["abc", "def"]).score == 0.5

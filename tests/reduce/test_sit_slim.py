@@ -257,3 +257,43 @@ def test_new_modules_for_a_model(model):
     one, two = Slimming.new(anatomy, (1, 3)), Slimming.new(anatomy, (1, 3))
     for mine, other in zip(one.modules.parameters(), two.modules.parameters(), strict=True):
         assert torch.equal(mine, other)
+
+
+def official(slimming, depth):
+    """The names that the authors' code gives (Sense-X/SiT, models/lvvit.py), reverse modules included."""
+    held = {f"blocks.{i}.norm1.weight": torch.ones(slimming.dim) for i in range(depth)}
+    held |= {"head.weight": torch.ones(5, slimming.dim), "aux_head.weight": torch.ones(5, slimming.dim)}
+    left = None
+    for i in range(depth):
+        left = slimming.left_behind.get(i, left)
+        if left is not None:
+            held[f"rtsm.{i}.mlp1.fc1.weight"] = torch.zeros(64, left)
+    for i, module in enumerate(slimming.modules.values()):
+        own = module.state_dict()
+        held[f"tsm.{i}.scale"] = own["scale"].reshape(1, 1, 1)
+        for mine, theirs in (("norm", 0), ("fc1", 1), ("fc2", 3)):
+            held |= {f"tsm.{i}.weight.{theirs}.{k}": own[f"{mine}.{k}"] for k in ("weight", "bias")}
+    return held
+
+
+@pytest.mark.parametrize("stages", [(1, 2, 1), (2, 1, 1), (1, 1, 1, 1)])
+def test_the_authors_weights_are_read_by_their_names(stages, tmp_path):
+    made = Slimming(16, stages, (12, 8, 3)[: len(stages) - 1], init_std=0.5)
+    torch.save({"model": {f"module.{k}": v for k, v in official(made, 4).items()}, "epoch": 3}, tmp_path / "sit.pth")
+    read = Slimming.from_official(torch.load(tmp_path / "sit.pth", weights_only=True))
+    assert (read.stages, read.counts, read.hidden_ratio) == (made.stages, made.counts, 0.5)
+    x = torch.randn(2, 16, 16)
+    for mine, theirs in zip(made.modules.values(), read.modules.values(), strict=True):
+        assert torch.equal(mine.aggregation(x), theirs.aggregation(x))
+    assert set(read.backbone) == {"head.weight", *(f"blocks.{i}.norm1.weight" for i in range(4))}
+
+
+@pytest.mark.parametrize("lost", ["tsm.0.scale", "tsm.1.weight.0.bias", "rtsm.3.mlp1.fc1.weight", "all"])
+def test_other_weights_than_the_authors_are_refused_in_one_line(lost):
+    held = official(Slimming(16, (1, 2, 1), (8, 3)), 4)
+    held = {k: v for k, v in held.items() if k != lost} if lost != "all" else {"vit.weight": torch.ones(2)}
+    with pytest.raises(UserError, match=r"no weights of Sense-X/SiT .*expected tsm") as error:
+        Slimming.from_official(held)
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="no weights by name"):
+        Slimming.from_official({"epoch": 3})

@@ -395,3 +395,30 @@ def test_multiply_adds_by_the_papers_formula(anatomy):
     assert Sparsifiner(keep_rate=1.0, weights=None).mhsa_macs(anatomy) == (full, full)
     pruned = Sparsifiner(keep_rate=0.1, prune=0.5, prune_at=(0, 2), weights=Connectivity.new(anatomy))
     assert pruned.mhsa_macs(anatomy)[1] < now
+
+
+def official(made):
+    """The names that the authors' code gives (lim142857/Sparsifiner, models/sparsifiner.py)."""
+    held = {"cls_token": torch.ones(1, 1, made.heads * made.head_dim)}
+    for i, module in made.modules.items():
+        at, own = f"blocks.{i}.attn.", module.state_dict()
+        held[f"{at}qkv.weight"] = torch.ones(3 * made.heads * made.head_dim, made.heads * made.head_dim)
+        held |= {f"{at}mask_predictor.proj_n": own["down"], f"{at}mask_predictor.proj_back_n": own["up"]}
+        for mine, theirs in (("query", "proj_c_q"), ("key", "proj_c_k")):
+            held |= {f"{at}mask_predictor.{theirs}.{k}": own[f"{mine}.{k}"] for k in ("weight", "bias")}
+    return held
+
+
+def test_the_authors_weights_are_read_by_their_names():
+    made = Connectivity(layers=3, heads=2, head_dim=8, patches=196, prefix=1)
+    read = Connectivity.from_official({"model": official(made)})
+    assert (read.layers, read.heads, read.head_dim, read.patches, read.prefix) == (3, 2, 8, 196, 1)
+    query, key = torch.randn(2, 1, 2, 197, 8)
+    for mine, theirs in zip(made.modules.values(), read.modules.values(), strict=True):
+        for wanted, got in zip(mine.approximate(query, key), theirs.approximate(query, key), strict=True):
+            assert torch.equal(got, wanted)
+    assert set(read.backbone) == {"cls_token", *(f"blocks.{i}.attn.qkv.weight" for i in range(3))}
+    for lost in ("blocks.1.attn.mask_predictor.proj_n", "blocks.0.attn.qkv.weight"):
+        with pytest.raises(UserError, match=r"no weights of lim142857/Sparsifiner .*expected blocks") as error:
+            Connectivity.from_official({k: v for k, v in official(made).items() if k != lost})
+        assert "\n" not in str(error.value)

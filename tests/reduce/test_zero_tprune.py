@@ -146,6 +146,7 @@ def test_a_copy_of_an_important_token_is_dropped_first():
 def test_counts_are_those_asked_for_and_permuting_permutes(order, seed, keep, similar, prefix):
     attention, keys = attention_of(seed, tokens=16 + prefix), keys_of(seed, tokens=16 + prefix)
     method = plain(order=order)
+    similar = min(similar, 16 - keep, keep if order == "IS" else 8)
     given_ = {"similar": similar, "iterations": 5, "prefix": prefix}
     chosen = method.choose(attention, keys, keep, **given_)
     assert chosen.shape == (2, keep)
@@ -239,3 +240,14 @@ def test_keys_and_attention_in_half_precision_are_lifted():
     attention, keys = attention_of(6).float(), keys_of(6).bfloat16().float()
     wanted = plain().choose(attention, keys, 7, similar=3, iterations=30, prefix=1)
     assert torch.equal(plain().choose(attention, keys.bfloat16(), 7, similar=3, iterations=30, prefix=1), wanted)
+
+
+@pytest.mark.parametrize(("keep", "similar"), [(2, 5), (6, 3), (9, 0), (4, -1)])
+def test_more_than_half_is_refused_not_cut(keep, similar):
+    attention, keys = torch.softmax(torch.randn(1, 2, 9, 9), -1), torch.randn(1, 9, 4)
+    rest = {"iterations": 1, "prefix": 1}
+    assert ZeroTPrune().choose(attention, keys, 4, similar=4, **rest).shape == (1, 4)
+    with pytest.raises(UserError, match=f"similar={similar} and keep={keep} of 8 patches"):
+        ZeroTPrune().choose(attention, keys, keep, similar=similar, **rest)
+    with pytest.raises(UserError, match="similar 0 to 2"):
+        ZeroTPrune(order="IS").choose(attention, keys, 2, similar=3, **rest)

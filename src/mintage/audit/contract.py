@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal
 from tokenizers import Tokenizer
 
 from mintage.errors import UserError
-from mintage.files import replace_file
+from mintage.files import parse_json, replace_file
 from mintage.measure.figure import Figure
 from mintage.options import check_fields
 from mintage.progress import Progress, silent
@@ -64,8 +64,10 @@ class Report:
     def from_json(cls, text: str) -> Report:
         """Read what `to_json` wrote."""
         try:
-            held = json.loads(text)
+            held = parse_json(text, "the report", "run the audit again")
             return cls(**{**held, "figures": [Figure(**figure) for figure in held["figures"]]})
+        except UserError:
+            raise
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"this is no audit report ({error}); run the audit again") from None
 

@@ -144,7 +144,7 @@ class DataMixture(Audit):
     rows_per_round: int = option(500, "Constraints added before the program is solved again.", least=1)
     tol: float = option(1e-9, "A constraint violated by less is not added.", least=1e-12)  # 1e-6 stops short: ours
     bootstrap: int = option(20, "Resamples of blocks of documents for the 95% intervals; 0 for none.", least=0)
-    seed: int = option(0, "Of the resamples.", least=0)
+    seed: int = option(0, "Of the resamples.", least=0, below=2**63)
     processes: int = option(1, "That cut the samples into pre-tokens.", least=1)
     work: Path | str | None = option(None, "Folder that keeps the counts; a killed audit goes on.")
 

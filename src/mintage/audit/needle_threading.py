@@ -81,7 +81,7 @@ class NeedleThreading(Audit):
     threshold: float = option(0.75, "Score that a length within the limit must reach.", above=0, most=1)
     policy: Callable[[Any], Any] | None = None
     """Called with the model, gives a context to generate in, e.g. a `mintage.keep.Policy`."""
-    seed: int = option(0, "Of the haystacks.", least=0)
+    seed: int = option(0, "Of the haystacks.", least=0, below=2**63)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,8 +127,8 @@ class NeedleThreading(Audit):
     def ask(self, lm: CausalLM, progress: Progress = silent) -> Iterator[Needle]:
         """Yield every question of the grid with the model's response and its score."""
         grid = list(examples(self))
+        self._check_fit(lm, max((e for _, e in grid), key=lambda e: len(e.haystack.text)))
         prompts = [self._ids(lm, example) for _, example in grid]
-        self._check_fit(lm, [example for _, example in grid], [ids.shape[1] for ids in prompts])
         for done, ((variant, example), ids) in enumerate(zip(grid, prompts, strict=True)):
             response = self._answer(lm, ids, _new_tokens(lm, example))
             if self.form == "complete" and example.many:
@@ -146,17 +146,25 @@ class NeedleThreading(Audit):
             )
             progress("questions", done + 1, len(grid))
 
-    def _check_fit(self, lm: CausalLM, asked: list[Example], lengths: list[int]) -> None:
-        """Refuse haystacks that the model does not read whole."""
-        window, longest = _window(lm), max(lengths)
-        spare = max(_new_tokens(lm, example) for example in asked)
-        if window and longest + spare > window:
-            fits = [e.haystack for e, length in zip(asked, lengths, strict=True) if length + spare <= window]
-            most = max((len(h.pairs) for h in fits), default=0)
-            raise UserError(
-                f"a haystack of {max(self.pairs)} pairs takes {longest} tokens and {spare} to answer, {lm.name} reads "
-                f"{window}; pass at most {most} pairs (nothing is cut: that would delete needles)"
-            )
+    def _check_fit(self, lm: CausalLM, longest: Example) -> None:
+        """Refuse haystacks that the model does not read whole, and say how many pairs it does."""
+        window, spare = _window(lm), _new_tokens(lm, longest)
+
+        def tokens(pairs: int) -> int:
+            return self._ids(lm, single_needle(make_haystack(pairs, self.seed, self.hex_digits), 50)).shape[1]
+
+        needed = self._ids(lm, longest).shape[1] + spare
+        if not window or needed <= window:
+            return
+        room = window - needed + tokens(max(self.pairs))  # for the haystack with the shortest question
+        most = max(self.pairs) * room // tokens(max(self.pairs))
+        while most > 0 and tokens(most) > room:
+            most -= 1
+        told = f"pass at most {most} pairs" if most > 0 else "no haystack of this form fits it"
+        raise UserError(
+            f"a haystack of {max(self.pairs)} pairs takes {needed - spare} tokens and {spare} to answer, {lm.name} "
+            f"reads {window}; {told} (nothing is cut: that would delete needles)"
+        )
 
     def _ids(self, lm: CausalLM, example: Example) -> Tensor:
         text = example.completion if self.form == "complete" else example.prompt

@@ -56,7 +56,7 @@ class NumberTokens(Audit):
     """
 
     size: int = option(3, "Digits per group that the directions are told for.", least=1)
-    max_length: int = option(15, "Digits of the longest number.", least=1)
+    max_length: int = option(15, "Digits of the longest number.", least=1, most=1000)
     samples: int = option(1000, "Numbers per length; of lengths that have no more, every one.", least=1)
     prefix: str = option(
         "", "Text in front of every number, e.g. a space: some tokenizers glue it to the first digits."
@@ -64,7 +64,7 @@ class NumberTokens(Audit):
     examples: tuple[str, ...] = option(
         ("10642122", "2024", "1234567", "999999+1=1000000", "3.14159265"), "Texts whose tokens are drawn."
     )
-    seed: int = option(0, "Of the numbers drawn.", least=0)
+    seed: int = option(0, "Of the numbers drawn.", least=0, below=2**63)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -56,7 +56,7 @@ class Writing(Options):
     top_k: int = option(0, "Keep the k most likely tokens; 0 is off.")
     top_p: float = option(1.0, "Keep this probability mass; 1 is off.")
     repetition_penalty: float = option(1.0, "Above 1 discourages repeats; 1 is off.")
-    seed: int | None = option(None, "Repeat a sample.")
+    seed: int | None = option(None, "Repeat a sample.", least=0, below=2**63)
     raw: bool = option(False, "Continue the text as it is, without the chat template.")
     system: str | None = option(None, "System message of the chat.")
     compile: bool = option(False, "Score with a compiled step (CPU; a minute the first time, then kept).")
@@ -81,6 +81,8 @@ class Writing(Options):
 
     def check(self) -> None:
         """Refuse what does not go together, before anything is loaded."""
+        if 0 < self.temperature < 1e-6:
+            raise UserError(f"--temperature {self.temperature:g} overflows; pass 0 to be greedy, or at least 1e-06")
         if self.raw and self.system is not None:
             raise UserError(
                 "--system is part of the chat, which --raw leaves out; put it into the prompt, or drop --raw"

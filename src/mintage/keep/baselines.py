@@ -237,7 +237,7 @@ class ExpectedAttention(Evictor):
 class RandomEviction(Evictor):
     """Keeps the window and a random choice of the others: what any method must beat."""
 
-    seed: int = option(0, "Of the choice.")
+    seed: int = option(0, "Of the choice.", least=0, below=2**63)
 
     def importance(self, layer: KeptLayer) -> Float[Tensor, "batch groups entries"]:
         """Return a hash of seed, layer, head and position, uniform in [0, 1)."""

@@ -45,9 +45,17 @@ def _literal(text: str) -> object:
 
 
 def score_value(response: str, answer: str) -> Found:
-    """Compare the beginning of a response, stripped of space and quotes, with one value."""
+    """Compare the beginning of a response, stripped of space and quotes, with one value.
+
+    A dictionary or list that holds one value and nothing else answers with that value, in whatever words its key is.
+    """
     text = response.strip()
-    held = _literal(text)
+    opened = re.match(r"\{[^{}]*\}|\[[^\[\]]*\]", text)
+    held = _literal(opened[0] if opened else text)
+    if isinstance(held, dict):
+        held = list(held.values())
+    if isinstance(held, list) and len(held) == 1:
+        held = held[0]
     text = held if isinstance(held, str) else text.lstrip("\"'`")
     score = float(text[: len(answer)] == answer)
     return Found(score, float(answer in response), score, score)
@@ -55,6 +63,8 @@ def score_value(response: str, answer: str) -> Found:
 
 def score_list(response: str, answers: Sequence[str]) -> Found:
     """Read the first list in a response and compare it with the values, in any order; no list scores 0.
+
+    Without a list, the values of the first dictionary are read: some models answer with the pairs.
 
     Raises
     ------
@@ -64,8 +74,10 @@ def score_list(response: str, answers: Sequence[str]) -> Found:
     if not answers:
         raise UserError("there are no answers to score against; pass at least one")
     lenient = sum(answer in response for answer in answers) / len(answers)
-    match = re.search(r"\[[^\[\]]*\]", response)
+    match = re.search(r"\[[^\[\]]*\]", response) or re.search(r"\{[^{}]*\}", response)
     held = _literal(match[0]) if match else None
+    if isinstance(held, dict):
+        held = list(held.values())
     if not isinstance(held, list):
         return Found(0.0, lenient, 0.0, 0.0)
     listed = {str(value) for value in held}

@@ -110,7 +110,7 @@ class RandomDrop(Scheduled):
     Chance is a hash of a token's key, place and layer: every image loses others, and the same ones in any batch.
     """
 
-    seed: int = option(0, "Another one, other patches.")
+    seed: int = option(0, "Another one, other patches.", least=0, below=2**63)
 
     def reduce(self, state: TokenState, evidence: Evidence, keep: int) -> TokenState:
         """Keep the patches of highest chance."""

@@ -27,7 +27,7 @@ from torch.nn import functional
 from mintage.errors import UserError
 from mintage.options import option
 from mintage.reduce.contract import Anatomy, Evidence, Reducer, TokenState
-from mintage.reduce.core.trained import TrainedModules
+from mintage.reduce.core.trained import TrainedModules, authors_weights
 
 __all__ = ["SelfSlimmed", "Slimming", "TokenSlimming", "stage_counts"]
 
@@ -164,6 +164,45 @@ class Slimming(TrainedModules):
         """
         made = cls(anatomy.dim, stages, counts or stage_counts(anatomy.patches, len(stages), ratio), **given)
         SelfSlimmed(weights=made).kept(anatomy)
+        return made
+
+    @classmethod
+    def from_official(cls, given: Mapping[str, Any]) -> Slimming:
+        """Read weights of the authors' repository (Sense-X/SiT): their names become these modules'.
+
+        Its reverse modules say where a stage ends and are left out, as is the head for token labelling. The
+        transformer's own weights keep their names, which are timm's; the released ones are of LV-ViT, which has no
+        adapter, so they serve as modules by themselves, or on a transformer trained with the authors' code.
+
+        Parameters
+        ----------
+        given
+            What was saved there: weights by name, or a checkpoint that holds them as ``"model"``.
+
+        Raises
+        ------
+        UserError
+            Slimming or reverse modules are missing, or do not belong together.
+        """
+        held = authors_weights(given)
+        parts = {"norm": "weight.0", "fc1": "weight.1", "fc2": "weight.3"}
+        times = len({name.split(".")[1] for name in held if name.startswith("tsm.")})
+        depth = len({name.split(".")[1] for name in held if name.startswith("blocks.")})
+        try:
+            counts = tuple(held[f"tsm.{i}.weight.3.weight"].shape[0] for i in range(times))
+            width, dim = held["tsm.0.weight.1.weight"].shape
+            first = next(i for i in range(depth) if f"rtsm.{i}.mlp1.fc1.weight" in held)
+            left = [held[f"rtsm.{i}.mlp1.fc1.weight"].shape[1] for i in range(first, depth)]
+            ends = [first + left.index(count) for count in counts]
+            stages = [after - before for before, after in pairwise([-1, *ends, depth - 1])]
+            made = cls(dim, stages, counts, hidden_ratio=width / dim)
+            for module, i in zip(made.modules.values(), range(times), strict=True):
+                own = {f"{a}.{k}": held[f"tsm.{i}.{b}.{k}"] for a, b in parts.items() for k in ("weight", "bias")}
+                module.load_state_dict(own | {"scale": held[f"tsm.{i}.scale"].reshape(())})
+        except (KeyError, ValueError, RuntimeError, StopIteration) as error:
+            said = (str(error).splitlines() or ["no reverse modules"])[0]
+            raise UserError(f"no weights of Sense-X/SiT ({said}); expected tsm.*, rtsm.*") from None
+        made.backbone = {n: t for n, t in held.items() if not n.startswith(("tsm.", "rtsm.", "aux_head."))}
         return made
 
 

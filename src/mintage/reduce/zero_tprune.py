@@ -151,6 +151,8 @@ class ZeroTPrune(Reducer):
     def reduce(self, state: TokenState, evidence: Evidence, keep: int) -> TokenState:
         """Run the stages of one pruning; what stays keeps its value and its order."""
         _, similar, iterations = self.settings(state.layers, state.input_patches)[state.layer]
+        most = keep if self.order == "IS" else state.patches // 2  # half of what is compared
+        similar = min(similar, most, state.patches - keep)
         with torch.no_grad(), torch.autocast(state.x.device.type, enabled=False):
             keys = evidence.key.transpose(1, 2).flatten(2).detach()
             index = self.choose(
@@ -182,15 +184,22 @@ class ZeroTPrune(Reducer):
             Rounds of votes of the I stage.
         prefix
             Tokens before the patches: they vote, and always stay.
+
+        Raises
+        ------
+        UserError
+            `similar` is more than half of the patches (in order IS: of what importance leaves), or more than go.
         """
         attention, keys = (x.float() if x.dtype.itemsize < 4 else x for x in (attention, keys))
         batch, patches = keys.shape[0], keys.shape[1] - prefix
         everything = torch.arange(patches, device=keys.device).expand(batch, -1)
-        similar = min(similar, patches // 2, patches - keep)
+        most = min(keep if self.order == "IS" else patches // 2, patches - keep)
+        if not 0 < keep <= patches or (not 0 <= similar <= most and self.order != "I"):
+            asked = f"similar={similar} and keep={keep} of {patches} patches"
+            raise UserError(f"{asked}: keep 1 to {patches}, similar 0 to {max(most, 0)}")
         if self.order == "I" or similar == 0:
             return self._important(attention, everything, keep, iterations, prefix)
         if self.order == "IS":
-            similar = min(similar, keep)  # half of what importance leaves
             left = self._important(attention, everything, keep + similar, iterations, prefix)
             importance = self._importance(attention, iterations, prefix).gather(1, left)
             stays = similarity_prune(importance, _rows(keys, left + prefix), similar)

@@ -32,7 +32,7 @@ __all__ = ["FOCUS", "FVT", "OMP", "WECHSEL", "Lexical", "MeanRow"]
 class Lexical(EmbeddingTransfer):
     """Known tokens keep their rows; others are drawn with the rows' mean and deviation, dimension by dimension."""
 
-    seed: int = option(0, "Of the draw.", least=0)
+    seed: int = option(0, "Of the draw.", least=0, below=2**63)
 
     def rows(self, source: Parts, tokens: Sequence[bytes]) -> Composed:
         """Make the embeddings of tokens; a token's draw depends on its bytes alone."""

@@ -459,7 +459,7 @@ class Morfessor(_Baseline):
     max_epochs: int = option(
         10, "Passes over the words at most; training ends when a pass gains less than 0.005 per word.", least=1
     )
-    seed: int = option(0, "Of the order of the words in a pass.")
+    seed: int = option(0, "Of the order of the words in a pass.", least=0, below=2**63)
 
     segmenter = MorfessorSegmenter
 

@@ -132,7 +132,7 @@ class CompoundPiece(Trainer):
     lexicon_size: int = option(100_000, "Of the splitter: most frequent words that it knows.", least=0)
     processes: int = option(1, "Processes that count words; the outcome does not depend on it.", least=1)
     max_words: int = option(10_000_000, "About how many different words are held while counting.", least=1)
-    seed: int = option(0, "Of the splitter's training.")
+    seed: int = option(0, "Of the splitter's training.", least=0, below=2**63)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -77,7 +77,7 @@ class LiB(Trainer):
     character_coverage: float = option(
         1.0, "Share of the characters read that the alphabet must cover; rarer ones become bytes.", least=0, most=1
     )
-    seed: int = option(0, "Of the sample, the articles and the memorising.")
+    seed: int = option(0, "Of the sample, the articles and the memorising.", least=0, below=2**63)
 
     def train(
         self, texts: Iterable[str], *, work: str | Path | None = None, progress: Progress = silent

@@ -150,7 +150,7 @@ class Prompting(Options):
     operator_spaces: int = option(0, "Spaces around + and before =: the control for extra thinking tokens.", least=0)
     trailing_spaces: int = option(0, "Spaces after =.", least=0)
     system: str = option("", "System turn of a chat; empty: none.")
-    seed: int = option(0, "Of the shots.")
+    seed: int = option(0, "Of the shots.", least=0, below=2**63)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from mintage.audit.core.digits import CLASSES, DigitClass, check_sizes, digits_of, first_group, group_digits, whole_run
 from mintage.errors import UserError
-from mintage.files import replace_folder
+from mintage.files import parse_json, replace_folder
 from mintage.options import check_literals
 
 __all__ = ["save_tokenizer", "to_r2l"]
@@ -290,8 +290,10 @@ def _special_tokens(source: str | Path | None) -> dict[str, Any]:
     if source is None or not path.exists():
         return {}
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"), str(path), "get it again")
         named = {name: value for name, value in config.items() if name.endswith("_token") and value is not None}
+    except UserError:
+        raise
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}); get it again") from None
     held = {name: v["content"] if isinstance(v, dict) else v for name, v in named.items() if not isinstance(v, bool)}

@@ -94,6 +94,8 @@ class Warp:
             raise UserError(
                 f"temperature={self.temperature} is negative; pass 0 for greedy decoding, e.g. 0.7 to sample"
             )
+        if 0 < self.temperature < 1e-6:
+            raise UserError(f"temperature={self.temperature:g} overflows; pass 0 to be greedy, or at least 1e-06")
         if self.top_k < 0:
             raise UserError(f"top_k={self.top_k} is negative; pass 0 to switch it off, e.g. 50 to keep 50 tokens")
         if not 0 < self.top_p <= 1:

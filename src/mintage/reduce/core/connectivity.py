@@ -5,7 +5,7 @@ Not here: attention by what they guess (`mintage.reduce.core.sparse_attention`),
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mintage.errors import UserError
 from mintage.reduce.core.schedule import Anatomy
 from mintage.reduce.core.sparse_attention import mhsa_macs
-from mintage.reduce.core.trained import TrainedModules
+from mintage.reduce.core.trained import TrainedModules, authors_weights
 
 __all__ = ["Connectivity", "ConnectivityPredictor"]
 
@@ -142,6 +142,44 @@ class Connectivity(TrainedModules):
         for layer in range(self.layers):
             made = ConnectivityPredictor(self.head_dim, self.tokens, self.heads, prefix=self.prefix, **self.options)
             yield layer, made
+
+    @classmethod
+    def from_official(cls, given: Mapping[str, Any], **options: Any) -> Connectivity:
+        """Read weights of the authors' repository (lim142857/Sparsifiner): their names become these predictors'.
+
+        The transformer's own weights go along; their names are timm's, so a timm DeiT of the same sizes takes them.
+
+        Parameters
+        ----------
+        given
+            What was saved there: weights by name, or a checkpoint that holds them as ``"model"``.
+        **options
+            Of every `ConnectivityPredictor`, where training had others; sizes are read.
+
+        Raises
+        ------
+        UserError
+            Predictors are missing, or do not belong together.
+        """
+        held, mine = authors_weights(given), ".attn.mask_predictor."
+        names = {"query": "proj_c_q", "key": "proj_c_k"}
+        layers = len({name.split(".")[1] for name in held if mine in name})
+        try:
+            tokens, low = held[f"blocks.0{mine}proj_n"].shape
+            channels, head_dim = held[f"blocks.0{mine}proj_c_q.weight"].shape
+            heads = held["blocks.0.attn.qkv.weight"].shape[1] // head_dim
+            rank = next(r for r in range(1, tokens + 1) if tokens // r == low)
+            sizes = {"reduce_tokens": rank, "reduce_channels": head_dim // channels, **options}
+            made = cls(layers=layers, heads=heads, head_dim=head_dim, patches=tokens - 1, prefix=1, options=sizes)
+            for i, module in made.modules.items():
+                at = f"blocks.{i}{mine}"
+                own = {f"{a}.{k}": held[f"{at}{b}.{k}"] for a, b in names.items() for k in ("weight", "bias")}
+                module.load_state_dict(own | {"down": held[f"{at}proj_n"], "up": held[f"{at}proj_back_n"]})
+        except (KeyError, ValueError, RuntimeError, StopIteration) as error:
+            said = (str(error).splitlines() or ["rank"])[0]
+            raise UserError(f"no weights of lim142857/Sparsifiner ({said}); expected blocks.*{mine}*") from None
+        made.backbone = {name: t for name, t in held.items() if mine not in name}
+        return made
 
     @property
     def tokens(self) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mintage.errors import UserError
-from mintage.files import replace_file
+from mintage.files import parse_json, replace_file
 from mintage.reduce.core.schedule import Anatomy
 
 __all__ = ["RateSchedule", "read_schedules", "shipped_schedules", "write_schedules"]
@@ -137,8 +137,8 @@ def read_schedules(path: str | Path) -> list[RateSchedule]:
     if not Path(path).is_file():
         raise UserError(f"{path} does not exist; make it with: {_AGAIN} --out {path}")
     try:
-        held = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        held = parse_json(Path(path).read_text(encoding="utf-8"), str(path), f"make it with: {_AGAIN}")
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}; make it with: {_AGAIN}") from None
     entries = [held] if isinstance(held, dict) else held
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):

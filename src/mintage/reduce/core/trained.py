@@ -17,11 +17,28 @@ from torch import Tensor, nn
 from mintage.errors import UserError
 from mintage.weights import Artefact, Imprint, fill, shipped
 
-__all__ = ["TrainedModules"]
+__all__ = ["TrainedModules", "authors_weights"]
 
 Made = TypeVar("Made", bound="TrainedModules")
 
 _BACKBONE, _MODULES = "backbone.", "modules."
+
+
+def authors_weights(given: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the weights in what authors saved, also beside an optimiser's or from several devices.
+
+    Raises
+    ------
+    UserError
+        There are none.
+    """
+    for name in ("state_dict", "model"):
+        if isinstance(inner := given.get(name), Mapping):
+            return authors_weights(inner)
+    found = {str(name).removeprefix("module."): t for name, t in given.items() if isinstance(t, Tensor)}
+    if not found:
+        raise UserError("no weights by name; pass what torch.load(path, weights_only=True) gives")
+    return found
 
 
 @dataclass(kw_only=True, eq=False)

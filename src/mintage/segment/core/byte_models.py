@@ -522,7 +522,7 @@ class GRUSettings(Options):
     batch_size: int = option(32, "Of the network: sequences per step.", least=1)
     steps: int = option(2000, "Of the network: steps of training.", least=1)
     lr: float = option(2e-3, "Of the network: peak learning rate.", above=0)
-    seed: int = option(0, "Of the network.")
+    seed: int = option(0, "Of the network.", least=0, below=2**63)
 
 
 class ByteGRU(ByteModel):
