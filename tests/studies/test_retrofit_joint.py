@@ -3,19 +3,15 @@
 import json
 
 import pytest
-import torch
-from toys_retrofit import MANY, disturb, save_word_model, write_zett
+from toys_retrofit import MANY, save_word_model, write_hypernetwork, write_zett
 
 from mintage import catalog, weights
 from mintage.bench.retrofit import joint
 from mintage.bench.retrofit.joint import RetrofitBench
 from mintage.bench.run import bench_of
 from mintage.errors import UserError
-from mintage.models import load_causal_lm
 from mintage.retrofit.contract import ByteSampler
-from mintage.retrofit.core.embeddings import EmbeddingTransfer, Parts
-from mintage.retrofit.core.hypernetwork import Hypernetwork, HypernetworkShape
-from mintage.retrofit.core.token_bytes import TokenBytes
+from mintage.retrofit.core.embeddings import EmbeddingTransfer
 from mintage.retrofit.exact_bytes import ByteLM
 from mintage.retrofit.heuristics import FVT
 
@@ -41,14 +37,7 @@ def small(tmp_path, monkeypatch):
 
 @pytest.fixture
 def trained(small, folder):
-    lm = load_causal_lm(folder, dtype="float32")
-    source = Parts(lm.model, TokenBytes(lm.tokenizer))
-    shape = HypernetworkShape(vocabulary=len(source.input), width=32, tied=True, hidden=16, inner=16, layers=1, heads=2)
-    with torch.random.fork_rng():
-        torch.manual_seed(2)
-        net = Hypernetwork(shape)
-        disturb(net)
-    net.bind(source, {"model": folder}).save(small / "zett-smollm2.safetensors")
+    write_hypernetwork(small, folder)
     return small
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from toys_retrofit import disturb, save_word_model, write_zett
+from toys_retrofit import save_word_model, write_hypernetwork, write_zett
 
 from mintage import weights
 from mintage.bench.retrofit.transfers import HeldOutTokenizers
@@ -10,9 +10,6 @@ from mintage.errors import UserError
 from mintage.measure import Result
 from mintage.measure.study import run_study
 from mintage.models import load_causal_lm
-from mintage.retrofit.core.embeddings import Parts
-from mintage.retrofit.core.hypernetwork import Hypernetwork, HypernetworkShape
-from mintage.retrofit.core.token_bytes import TokenBytes
 from mintage.studies.zett import ZettStudy
 
 SMALL = {
@@ -40,14 +37,7 @@ def small(tmp_path, monkeypatch):
 @pytest.fixture
 def trained(small, folder):
     """A hypernetwork of the tiny model, in the place of the one that ships."""
-    lm = load_causal_lm(folder, dtype="float32")
-    source = Parts(lm.model, TokenBytes(lm.tokenizer))
-    shape = HypernetworkShape(vocabulary=len(source.input), width=32, tied=True, hidden=16, inner=16, layers=1, heads=2)
-    with torch.random.fork_rng():
-        torch.manual_seed(2)
-        net = Hypernetwork(shape)
-        disturb(net)
-    net.bind(source, {"model": folder}).save(small / "zett-smollm2.safetensors")
+    write_hypernetwork(small, folder)
     return small
 
 

@@ -55,6 +55,23 @@ def disturb(net):
     torch.nn.init.normal_(head.bias, std=0.2)
 
 
+def write_hypernetwork(path, folder):
+    """Write an untrained hypernetwork of the model in `folder`, in the place of the one that ships."""
+    from mintage.models import load_causal_lm
+    from mintage.retrofit.core.embeddings import Parts
+    from mintage.retrofit.core.hypernetwork import Hypernetwork, HypernetworkShape
+    from mintage.retrofit.core.token_bytes import TokenBytes
+
+    lm = load_causal_lm(folder, dtype="float32")
+    source = Parts(lm.model, TokenBytes(lm.tokenizer))
+    shape = HypernetworkShape(vocabulary=len(source.input), width=32, tied=True, hidden=16, inner=16, layers=1, heads=2)
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        net = Hypernetwork(shape)
+        disturb(net)
+    net.bind(source, {"model": folder}).save(path / "zett-smollm2.safetensors")
+
+
 def write_exact_bytes(folder):
     """Write prose to cut, and two tasks of code."""
     text = "the sea and then the other sea, and another: the end of the sea " * 5
