@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from as_before import assert_fields
 
 from mintage.bench.reduce.inputs import GivenImages
 from mintage.bench.reduce.joint import ReduceBench
@@ -73,24 +74,7 @@ def test_rows_are_the_golden_ones(inputs):
     golden = [json.loads(line.rstrip(",")) for line in GOLDEN.read_text().splitlines()[1:-1]]
     assert len(made) == len(golden)
     for row, wanted in zip(made, golden, strict=True):
-        got = plain(row)
-        for name, value in wanted.items():
-            assert_same(got[name], value, f"{wanted.get('metric') or wanted['title']}, {name}")
-
-
-def assert_same(got, wanted, where):
-    if isinstance(wanted, dict):
-        assert list(got) == list(wanted), where
-        for key, value in wanted.items():
-            assert_same(got[key], value, f"{where}, {key}")
-    elif isinstance(wanted, list):
-        assert len(got) == len(wanted), where
-        for one, other in zip(got, wanted, strict=True):
-            assert_same(one, other, where)
-    elif isinstance(wanted, float):
-        assert got == pytest.approx(wanted, rel=1e-5, abs=1e-6), where
-    else:
-        assert got == wanted, where
+        assert_fields(plain(row), wanted, wanted.get("metric") or wanted["title"])
 
 
 def test_every_arm_is_measured_beside_the_unmodified_model(inputs, tmp_path):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from as_before import near
 
 from mintage.measure import Result
 
@@ -44,19 +45,3 @@ def plain(row, theirs):
 
 def key(row):
     return row.get("metric") or row["name"]
-
-
-def near(mine, theirs, rel):
-    if isinstance(theirs, dict):
-        return (
-            isinstance(mine, dict)
-            and mine.keys() == theirs.keys()
-            and all(near(mine[k], theirs[k], rel) for k in theirs)
-        )
-    if isinstance(theirs, list):
-        return (
-            isinstance(mine, list) and len(mine) == len(theirs) and all(map(lambda a, b: near(a, b, rel), mine, theirs))
-        )
-    if isinstance(theirs, float):
-        return isinstance(mine, float | int) and mine == pytest.approx(theirs, rel=rel, abs=1e-12)
-    return mine == theirs

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from as_before import assert_fields
 
 from mintage.bench.reduce import attention_speed, measures
 from mintage.bench.reduce.attention_masks import MASKS, NearestPatches, kept_mass
@@ -105,21 +106,6 @@ def by_name(rows):
     return {row.metric if isinstance(row, Result) else row.name: row for row in rows}
 
 
-def same(got, wanted, where):
-    if isinstance(wanted, dict):
-        assert list(got) == list(wanted), where
-        for key, value in wanted.items():
-            same(got[key], value, f"{where}, {key}")
-    elif isinstance(wanted, list):
-        assert len(got) == len(wanted), where
-        for one, other in zip(got, wanted, strict=True):
-            same(one, other, where)
-    elif isinstance(wanted, float):
-        assert got == pytest.approx(wanted, rel=1e-5, abs=1e-6), where
-    elif wanted is not None:  # nothing stands for seconds
-        assert got == wanted, where
-
-
 @pytest.mark.parametrize("method", ["pitome", "zero-tprune", "diffrate", "sit-slim", "sparsifiner"])
 def test_rows_are_the_golden_ones(method, slimming, connectivity, tmp_path):
     studies = {study.method: study for study in (PITOME, ZERO_TPRUNE, DIFFRATE, sit_slim(slimming))}
@@ -132,7 +118,7 @@ def test_rows_are_the_golden_ones(method, slimming, connectivity, tmp_path):
         row = json.loads(json.dumps(dataclasses.asdict(made[name])))
         if isinstance(made[name], Figure) and name == "sparse-attention-speed":
             row["data"]["series"] = [{k: v for k, v in line.items() if k != "y"} for line in row["data"]["series"]]
-        same({key: row[key] for key in wanted}, wanted, name)
+        assert_fields(row, wanted, name)
         assert not row.get("claim") or row["rule"] or row["verdict"] != "measured", name
     assert not (tmp_path / "work").exists()  # nothing is left of a run that ended
 

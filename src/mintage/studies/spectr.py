@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mintage.bench.draft.acceptance import acceptance
 from mintage.bench.draft.drafting import DraftStudy, emitted
 from mintage.bench.draft.run import DraftRun
-from mintage.measure.study import Comparison, Finding, at_least
+from mintage.measure.study import Comparison, at_least
 
 __all__ = ["SpecTrStudy"]
 
@@ -27,22 +27,22 @@ class SpecTrStudy(DraftStudy):
     method = "spectr"
     sampling = (MANY, ONE)
 
-    def enumerated(self) -> Iterable[Finding]:
-        """See `DraftStudy.enumerated`."""
-        yield acceptance(
+    exact = (
+        acceptance(
             "on flat laws K-SEQ accepts more than SpecInfer's rule and RSD (exact)",
             "kseq",
             ("specinfer", "rsd"),
             scale=0.7,
             correlation=0.7,
-        )
-        yield acceptance(
+        ),
+        acceptance(
             "K-SEQ accepts more than SpecInfer's rule on peaked laws (exact)",
             "kseq",
             ("specinfer",),
             scale=1.5,
             correlation=0.0,
-        )
+        ),
+    )
 
     def claims(self, run: DraftRun) -> Iterable[Comparison]:
         """See `DraftStudy.claims`."""

@@ -192,13 +192,12 @@ class DraftStudy(Drafting, Study, ABC):
     sampling: ClassVar[Sequence[str]] = ()
     """Arms of the claims about temperature 1, or what is given above 0."""
 
+    exact: ClassVar[Sequence[Finding]] = ()
+    """Claims that need no model: tested by exact enumeration, see `mintage.bench.draft.acceptance`."""
+
     @abstractmethod
     def claims(self, run: DraftRun) -> Iterable[Comparison | Finding]:
         """Yield the claims that a run can test: it has their arms, and is greedy or not as they are."""
-
-    def enumerated(self) -> Iterable[Finding]:
-        """Yield the claims that need no model: tested by exact enumeration."""
-        return ()
 
     def subject(self, run: Run) -> list[Prepared]:
         """Make the arms of the claims, at the temperatures that they are about or that are given."""
@@ -216,7 +215,7 @@ class DraftStudy(Drafting, Study, ABC):
 
     def rows(self, run: Run) -> Iterable[Finding | Result]:
         """Yield what is enumerated, then of every run its claims and a row per arm and metric."""
-        yield from self.enumerated()
+        yield from self.exact
         for prepared in run.subject:
             prepared.measure(run.progress)
             yield from claim_rows(prepared.run, self, note=run.note)
