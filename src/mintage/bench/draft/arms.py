@@ -99,15 +99,17 @@ def _counted(model: Any) -> Iterator[_Read]:
             handle.remove()
 
 
+_NOTHING_ADDED: dict[str, Any] = {"top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+"""What a model's own generation config would add to the sampling is switched off, in every arm."""
+
+
 def _transformers_arm(name: str, lm: CausalLM, **settings: Any) -> Arm:
     assistant = settings.get("assistant_model")
 
     def decode(ids: Tensor, temperature: float, new: int, seed: int) -> tuple[Tensor, Stats]:
         torch.manual_seed(seed)
-        # what the model's generation config would add is switched off: the drafters' arms do not have it
-        sampling: dict[str, Any] = {"do_sample": False, "repetition_penalty": 1.0}
-        if temperature:
-            sampling |= {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        sampling: dict[str, Any] = _NOTHING_ADDED | {"do_sample": bool(temperature)}
+        sampling |= {"temperature": temperature} if temperature else dict.fromkeys(("top_k", "top_p"))
         model: Any = lm.model
         with _counted(model) as target, _counted(assistant) as draft:
             out = model.generate(
@@ -187,7 +189,11 @@ def _drafter_arm(lm: CausalLM, spec: str, draft_model: Any, line: str = "", node
     def decoder(kept: Drafter | None) -> Decode:
         def decode(ids: Tensor, temperature: float, new: int, seed: int) -> tuple[Tensor, Stats]:
             drafter = make() if kept is None else kept
-            sampling = {"temperature": temperature, "seed": seed}
+            sampling = _NOTHING_ADDED | {
+                "temperature": temperature,
+                "seed": seed,
+                "attention_mask": torch.ones_like(ids),
+            }
             out = generate(lm.model, ids, drafter, max_new_tokens=new, compile=compiled, engine=engine, **sampling)
             return out.sequences[0, ids.shape[1] :], out.stats
 

@@ -21,7 +21,6 @@ from functools import partial
 from itertools import pairwise
 from types import TracebackType
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -36,11 +35,11 @@ from mintage.keep.core.served import check_served, check_window, decoder_of, unw
 from mintage.keep.core.step import Geometry, Step, own_way
 from mintage.keep.core.storage import KeptCache, KeptLayer, running
 from mintage.models import cache_argument, cache_of
+from mintage.sessions import sessions
 
 __all__ = ["Attachment"]
 
 _get_interface = AttentionInterface.get_interface
-_attached: WeakSet[Any] = WeakSet()
 _lock = threading.Lock()
 
 
@@ -82,9 +81,9 @@ class Attachment:
 
     def __enter__(self) -> Attachment:
         with _lock:
-            if self.model in _attached:
+            if self.model in sessions:
                 raise UserError(f"a policy is attached to this {self.geometry.model} already; leave its 'with' first")
-            _attached.add(self.model)
+            sessions[self.model] = self
             AttentionInterface.get_interface = _interface  # type: ignore[method-assign]
         self.modules = frozenset(self._decoder.modules())
         begin, end, look = _Hook(self._begin), _Hook(self._end), _Hook(self._look)
@@ -103,8 +102,8 @@ class Attachment:
         for hook in self._hooks:
             hook.remove()
         with _lock:
-            _attached.discard(self.model)
-            if not _attached:
+            sessions.pop(self.model, None)
+            if not sessions:
                 AttentionInterface.get_interface = _get_interface  # type: ignore[method-assign]
 
     # -- called by the model --------------------------------------------------------------------------------------
@@ -138,7 +137,7 @@ class Attachment:
                 f"output_attentions: {decoder.config._attn_implementation} attention has no weights to give; "
                 "load the model with attn_implementation='eager'"
             )
-        drafted = self._drafted(tokens.shape[1])
+        drafted = self._drafted(cache, tokens.shape[1])
         self._latest = self._own.cache = cache
         for layer in cache.kept_layers:
             layer.start, layer.position_ids, layer.geometry = start, positions, self.geometry
@@ -170,11 +169,13 @@ class Attachment:
             )
         return self.new_cache()
 
-    def _drafted(self, queries: int) -> int:
+    def _drafted(self, cache: KeptCache, queries: int) -> int:
         """Count the last tokens of a forward that are guesses of transformers' assisted decoding.
 
         Nothing that a model is passed tells, so the loop that called it is asked: the innermost one of `generate`.
         """
+        if cache.drafted is not None:  # mintage's own loop tells
+            return cache.drafted
         frame = sys._getframe(1)
         while frame is not None and frame.f_code not in _LOOPS:
             frame = frame.f_back  # type: ignore[assignment]

@@ -291,6 +291,7 @@ class KeptCache(Cache):
     def __init__(self, layers: list[KeptLayer]) -> None:
         super().__init__(layers=layers)  # type: ignore[arg-type]
         self.kept_layers = layers
+        self.drafted: int | None = None  # last tokens of the next forward that are guesses, if someone tells
 
     def nbytes(self) -> int:
         """Bytes of storage that the whole cache holds."""
