@@ -4,7 +4,7 @@ from transformers import AutoModelForCausalLM
 
 from mintage.errors import UserError
 from mintage.keep import FullCache, SnapKV, StreamingLLM
-from mintage.keep.core.storage import KeptCache
+from mintage.keep.core.storage import KeptCache, running
 from mintage.models import cache_of, tiny_causal_lm, with_cache
 from mintage.testing.keep import models
 
@@ -65,6 +65,41 @@ def test_a_cache_of_another_policy_is_refused(model):
 def test_a_static_cache_is_refused(model):
     with SnapKV.tiny()(model), pytest.raises(UserError, match="brings its own cache"):
         model.generate(ids(), max_new_tokens=2, cache_implementation="static", pad_token_id=0)
+
+
+def test_no_other_cache_is_dropped_in_silence(model):
+    from transformers import DynamicCache
+
+    class Mine(DynamicCache):
+        pass
+
+    with SnapKV.tiny()(model):
+        with pytest.raises(UserError, match=r"^a cache that is offloaded does not go with a policy"):
+            model.generate(ids(), max_new_tokens=2, cache_implementation="offloaded", pad_token_id=0)
+        with pytest.raises(UserError, match=r"^a Mine does not go with a policy"):
+            model(ids(), **with_cache(model, Mine()), use_cache=True)
+
+
+def test_training_with_checkpoints_caches_nothing_as_without_a_policy(model):
+    model.train().gradient_checkpointing_enable()
+    model(ids(), labels=ids()).loss.backward()
+    wanted = model.model.layers[0].self_attn.k_proj.weight.grad.clone()
+    model.zero_grad()
+    with SnapKV.tiny()(model):
+        model(ids(), labels=ids()).loss.backward()
+    assert torch.equal(model.model.layers[0].self_attn.k_proj.weight.grad, wanted)
+
+
+def test_an_interrupted_forward_leaves_nothing_behind(model):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    hook = model.model.layers[1].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt), SnapKV.tiny()(model):
+        model(ids(), use_cache=True)
+    hook.remove()
+    assert running.get() is None
+    assert logits(model, ids()).isfinite().all()
 
 
 def test_a_mask_of_four_dimensions_is_obeyed(model):

@@ -101,6 +101,8 @@ class Attachment:
     ) -> None:
         for hook in self._hooks:
             hook.remove()
+        if (forward := running.get()) is not None and forward.session is self:  # it was interrupted from outside
+            running.set(None)
         with _lock:
             sessions.pop(self.model, None)
             if not sessions:
@@ -158,9 +160,10 @@ class Attachment:
                     f"{self.geometry.fingerprint}); start again from the prompt"
                 )
             return cache
-        if cache is not None and not isinstance(cache, DynamicCache):
+        if cache is not None and (type(cache) is not DynamicCache or cache.offloading):
+            kind = "cache that is offloaded" if type(cache) is DynamicCache else type(cache).__name__
             raise UserError(
-                f"a {type(cache).__name__} does not go with a policy, which brings its own cache; "
+                f"a {kind} does not go with a policy, which brings its own cache; "
                 f"pass no {name} and no cache_implementation"
             )
         if cache is not None and cache.get_seq_length() > 0:
@@ -272,8 +275,8 @@ class _Forward:
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Stand in the place of `own`, the model's attention function."""
-        if module not in self.session.modules or not hasattr(module, "layer_idx"):
-            return own(module, query, key, value, attention_mask, **kwargs)
+        if module not in self.session.modules or getattr(module, "layer_idx", None) not in self.stored:
+            return own(module, query, key, value, attention_mask, **kwargs)  # it caches nothing now
         layer = self.cache.kept_layers[module.layer_idx]
         if window := self.session.windows[layer.index]:
             check_window(self.session.geometry.model, window, layer.seen, attention_mask)
