@@ -115,6 +115,7 @@ def test_greedy_is_temperature_0_and_plain_sampling_needs_no_warper():
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
+        ({"temperature": 1e-300}, "temperature=1e-300 overflows; pass 0 to be greedy"),
         ({"temperature": -0.5}, "temperature=-0.5 is negative; pass 0 for greedy decoding"),
         ({"temperature": math.nan}, "temperature=nan"),
         ({"top_k": -1}, "top_k=-1 is negative; pass 0 to switch it off"),

@@ -14,6 +14,7 @@ from transformers import CLIPModel, ViTConfig, ViTForImageClassification, ViTFor
 from mintage.errors import UserError
 from mintage.measure import count_flops
 from mintage.reduce import AveragePool, ClassAttention, RandomDrop, ToMe
+from mintage.reduce.core.adapters import adapter_for
 from mintage.reduce.core.families import FAMILIES
 from mintage.testing.reduce import law_models
 
@@ -327,3 +328,32 @@ def test_a_forward_that_fails_leaves_the_session_usable(vit):
             vit(torch.zeros(2, 3, 8, 8))
         assert torch.equal(vit(PIXELS).logits, wanted)
         assert session.tokens == [17, 13, 9, 5]
+
+
+@pytest.mark.parametrize("wrap", [torch.nn.Sequential, torch.nn.DataParallel])
+@torch.no_grad()
+def test_a_wrapped_classifier_is_pooled_by_size_as_it_is(wrap):
+    model = copy.deepcopy(law_models()["dinov2-classifier"].model)
+    with QUARTERS(model) as session:
+        wanted, tokens = model(PIXELS).logits, session.tokens
+    plain = model(PIXELS).logits
+    wrapped = wrap(model)
+    with QUARTERS(wrapped) as session:
+        torch.testing.assert_close(wrapped(PIXELS).logits, wanted)
+        assert session.tokens == tokens
+    torch.testing.assert_close(wrapped(PIXELS).logits, plain)
+
+
+@torch.no_grad()
+def test_a_quantised_model_costs_what_it_costs(vit):
+    quantised = torch.ao.quantization.quantize_dynamic(vit, {torch.nn.Linear})
+    with QUARTERS(quantised) as session:
+        assert quantised(PIXELS).logits.isfinite().all()
+    assert session.tokens == [17, 13, 9, 5]
+    assert session.anatomy.hidden == adapter_for(vit).anatomy().hidden == 32
+
+
+def test_a_forward_that_something_else_wraps_is_refused(vit):
+    layer = vit.vit.layers[2]
+    layer.forward = layer.forward  # as hooks of device maps do: a class cannot take its place
+    refused("the forward of this ViTLayer is wrapped", lambda: ToMe()(vit))

@@ -34,6 +34,10 @@ class Adapter:
         Its blocks.
     prefix
         Leading tokens that are no patches.
+    dense
+        Whether something in `model` reads the transformer's output row by row.
+    averaged
+        Whether something in `model` averages it.
     """
 
     def __init__(self, model: nn.Module, tower: nn.Module, parts: BlockParts) -> None:
@@ -41,14 +45,10 @@ class Adapter:
         self.layers: list[nn.Module] = list(tower.get_submodule(parts.layers).children())
         self.prefix: int = parts.prefix(tower)
         self.timm = any(t.__module__.startswith("timm.") for t in type(tower).__mro__)
-        self.dense = parts.dense or self._rows_are_read()
-
-    def _rows_are_read(self) -> bool:
-        """Whether something in `model` reads the transformer's output row by row, see `pools`."""
-        if self.timm and self.tower.attn_pool is None and not self.tower.global_pool:
-            return True
-        around = [m for m in self.model.modules() if m is not self.tower and self.tower in set(m.modules())]
-        return not all(pools(m) for m in around)
+        around = [m for m in model.modules() if m is not tower and tower in set(m.modules())]
+        unpooled = self.timm and self.tower.attn_pool is None and not self.tower.global_pool
+        self.dense = parts.dense or unpooled or not all(pools(m) for m in around)
+        self.averaged = any(type(m).__name__ in MEAN_OF_TOKENS for m in around)
 
     def attention(self, layer: nn.Module) -> nn.Module:
         """Return the attention module of a block."""
@@ -77,7 +77,9 @@ class Adapter:
         mlp: Any = first.get_submodule(self.parts.mlp)
         tower: Any = self.tower
         dim = int(tower.embed_dim if self.timm else tower.config.hidden_size)
-        weights = sum(m.weight.numel() for m in mlp.modules() if isinstance(m, nn.Linear))
+        linear = [m for m in mlp.modules() if hasattr(m, "in_features")]  # quantised ones, too, but no wrapper of them
+        inner = [m for m in linear if not any(hasattr(part, "in_features") for part in list(m.modules())[1:])]
+        weights = sum(m.in_features * m.out_features for m in inner)
         heads = getattr(attention, "num_attention_heads", None) or attention.num_heads
         size, (rows, columns) = self._image()
         ends = ("classifier", "head", "head_dist")  # DeiT has two classifiers, of names that end alike
@@ -137,7 +139,7 @@ class Adapter:
 
     def scale_output(self, out: Any, sizes: Tensor | None) -> Any:
         """Scale what the transformer returns where the model around it takes the plain mean."""
-        if self.timm or type(self.model).__name__ not in MEAN_OF_TOKENS:
+        if not self.averaged:
             return out
         first = _scaled(out[0], sizes, self.prefix)
         if isinstance(out, tuple):
@@ -206,6 +208,10 @@ def _check_blocks(adapter: Adapter) -> None:
             strange = [m for m in (layer, attention) if type(m).__module__ != home]
         if strange:
             raise UserError(f"this {tower.__name__} has {type(strange[0]).__name__} blocks; supported: {SUPPORTED}")
+        for module in (adapter.tower, layer, attention):
+            if "forward" in vars(module):
+                kind = type(module).__name__
+                raise UserError(f"the forward of this {kind} is wrapped (device_map, a patch); take it off first")
 
 
 def timm_attention(module: Any, x: Tensor, attend: Callable[..., Tensor]) -> Tensor:
