@@ -244,7 +244,7 @@ def _unfit(model: Any, kinds: Collection[str]) -> str:
         return "a forward in it was replaced, which the step would not call"
     if long_rotation(config := model.config):
         return "its rotation depends on a forward's last position"
-    body = getattr(model, "model", None)
+    body: Any = getattr(model, "model", None)
     layers = getattr(body, "layers", None)
     if layers is None or not hasattr(body, "rotary_emb") or not hasattr(model, "lm_head"):
         return "it is not built like Llama"

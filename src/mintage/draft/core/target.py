@@ -163,7 +163,8 @@ class Target:
         given = inputs["inputs_embeds"] if given is None else given
         even = min(lengths) == max(lengths)
         logits = self._read(dict(inputs), given, lengths, cache, int(even))
-        if any(layer.get_seq_length() != max(lengths) for layer in cache.layers):
+        held = {layer.get_seq_length() for layer in cache.layers}  # type: ignore[attr-defined]
+        if held != {max(lengths)}:
             raise UserError(
                 f"{type(self.model).__name__} keeps more than its prompt's tokens in the cache (pictures before the "
                 "text?), which drafting cannot follow; generate without a drafter"

@@ -173,7 +173,7 @@ class Warp:
                 continue
             if isinstance(ignored := getattr(penalty, "prompt_ignore_length", None), Tensor):  # one number a row
                 penalty = copy.copy(penalty)
-                penalty.prompt_ignore_length = int(ignored[row])
+                penalty.prompt_ignore_length = int(ignored[row])  # type: ignore[attr-defined]
             scores = penalty(ids, scores)  # type: ignore[arg-type]
         return scores
 
