@@ -8,6 +8,7 @@ import json
 import os
 import random
 import time
+import unicodedata
 import warnings
 from pathlib import Path
 
@@ -396,6 +397,44 @@ def test_user_defined_pieces_and_flags_give_sentencepieces_ids(tmp_path, kind, s
             assert open_segmenter(tmp_path / "it.model").encode(text) == ids
         for text in TEXTS[:2]:
             assert ours.decode(theirs.encode(text)) == theirs.decode(theirs.encode(text))
+
+
+def test_a_unigram_model_with_runs_of_spaces_says_that_ids_may_differ(tmp_path):
+    learnt(tmp_path / "it.model", "unigram", ["▁▁", "▁▁▁▁"])
+    with pytest.warns(Notice, match="some cuts weigh the same.*sentencepiece lets its rounding decide"):
+        load_tokenizer(tmp_path / "it.model")
+
+
+MARKED = (
+    "ｶﾞｷﾞ ﾊﾟ ｱﾞ|①\u0301 T\u0303 E\u0301 ﬁ\u0301|e\u0329\u0300 o\u0331\u0301 ê\u0301 ơ\u0323"
+    "|\u09c7\u09be|a\u0323\u0302 Ȉ\u0301|\r\n|👩‍👩‍👧"
+)
+
+
+@pytest.mark.parametrize("rule", ["nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf"])
+@pytest.mark.parametrize("form", ["NFC", "NFD", None])
+def test_letters_with_marks_are_normalised_as_sentencepiece_does(tmp_path, rule, form):
+    options = {"add_dummy_prefix": False, "remove_extra_whitespaces": False, "normalization_rule_name": rule}
+    theirs = learnt(tmp_path / "it.model", "char", [], **options)
+    ours = load_tokenizer(tmp_path / "it.model").normalizer
+    words = "한글 Ελλάδα Ὅμηρος ガギグ tiếng Việt ợ বাংলা ঘোড়া ಕನ್ನಡ മലയാളം မြန်မာ ဆင့် हिन्दी क़ ไทย Yorùbá ẹ̀kọ́ Ŝ ÀÉÎõü"
+    for text in [*MARKED.split("|"), *words.split()]:
+        written = text if form is None else unicodedata.normalize(form, text)
+        assert ours.normalize_str(written) == theirs.normalize(written), ascii(written)
+
+
+@pytest.mark.parametrize(
+    ("rules", "served"), [("DF\t73 73\n", True), ("28 63 29\tA9\n", False), ("61 62\t78\n", False)]
+)
+def test_a_table_of_ones_own_is_served_or_refused(tmp_path, rules, served):
+    """``ß`` to ``ss`` is one letter; ``(c)`` and ``ab`` are several, which tokenizers does not find."""
+    (tmp_path / "rules.tsv").write_text(rules, encoding="utf-8")
+    theirs = learnt(tmp_path / "it.model", "bpe", [], normalization_rule_tsv=str(tmp_path / "rules.tsv"))
+    if served:
+        assert load_tokenizer(tmp_path / "it.model").encode("Maß").ids == theirs.encode("Maß") == theirs.encode("Mass")
+        return
+    with pytest.raises(UserError, match="in a way of its own"):
+        load_tokenizer(tmp_path / "it.model")
 
 
 def test_a_model_of_whole_words_is_refused_and_served_by_its_library(tmp_path):

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from mintage.errors import Notice, UserError, missing_extra
+from mintage.tokenizer_files.charsmap import keys_of, rewriting
 from mintage.tokenizer_files.letters import longest_match_pattern
 from mintage.tokenizer_files.ranks import splits
 
@@ -146,11 +147,19 @@ def tokenizer_of_pieces(path: Path, data: bytes) -> Tokenizer:
         tokenizer = _assembled(model, user, bonus)
         wrong, tied = _differing(tokenizer, theirs, model, user)
         if wrong is None:
+            tied = tied or _run(model)
             if tied is not None:
                 told = f"{path}: some cuts weigh the same, e.g. of {tied!r}; sentencepiece lets its rounding decide"
                 warnings.warn(f"{told}, so ids may differ there", Notice, stacklevel=3)
             return tokenizer
     raise _cannot(path, f"it cuts {wrong!r} in a way of its own")
+
+
+def _run(model: _Model) -> str | None:
+    """Return spaces in a row, or a user-defined piece, that a Unigram model can cut in ways that weigh the same."""
+    user = model.of(_USER_DEFINED) if model.kind == _UNIGRAM else []
+    spaces = [piece for piece in model.of(_NORMAL) if model.kind == _UNIGRAM and set(piece) == {_SPACE}]
+    return next((piece + piece[0] for piece in [*user, *spaces] if len(piece) > 1 and len(set(piece)) == 1), None)
 
 
 def _differing(tokenizer: Tokenizer, theirs: Any, model: _Model, user: Sequence[str]) -> tuple[str | None, str | None]:
@@ -182,6 +191,7 @@ def _assembled(model: _Model, user: Sequence[str], bonus: Callable[[int, float],
 
 def _probes(model: _Model, user: Sequence[str]) -> Iterator[str]:
     yield from _TEXTS
+    yield from (f"a{key}b" for key in keys_of(model.spec.precompiled_charsmap))
     for name in [*model.of(_CONTROL, _UNKNOWN)[:20], *user[:20], *user[20 :: 1 + len(user) // 20]]:
         yield from (name, f"the {name} sea", f"a{name}b", f"{name}{name} {name}")
     learnt = [piece.replace(_SPACE, " ") for piece in model.of(_NORMAL)]
@@ -245,14 +255,11 @@ def _normalizer(model: _Model, user: Sequence[str]) -> normalizers.Normalizer:
     spec, steps = model.spec, list[Any]()
     mark = _SPACE if spec.escape_whitespaces else " "
     if spec.precompiled_charsmap:
-        rewrites = normalizers.Precompiled(spec.precompiled_charsmap)
+        rewrites = normalizers.Sequence(rewriting(spec.precompiled_charsmap))
         kept = [piece for piece in user if rewrites.normalize_str(piece) != piece]
         letters = [chr(_STANDS_IN + number) for number in range(len(kept))]
         steps += [normalizers.Replace(piece, letter) for piece, letter in zip(kept, letters, strict=True)]
-        lines = "".join(map(rewrites.normalize_str, "\r\n"))
-        if "\r\n" not in user and rewrites.normalize_str("\r\n") != lines:  # which tokenizers takes for one letter
-            steps.append(normalizers.Replace("\r\n", lines))
-        steps.append(rewrites)
+        steps += rewriting(spec.precompiled_charsmap)
         steps += [normalizers.Replace(letter, piece) for piece, letter in zip(kept, letters, strict=True)]
     if spec.remove_extra_whitespaces:
         steps += [normalizers.Replace(Regex(r"\A +"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
