@@ -152,8 +152,8 @@ class Drafter(ABC):
     ) -> Any:
         """Serve as ``model.generate(input_ids, custom_generate=drafter)``.
 
-        transformers 5.23 hands a function neither the `streamer` nor the tokenizer of `stop_strings`: stream with
-        `mintage.draft.generate`, and put ``StopStringCriteria(tokenizer, strings)`` among the `stopping_criteria`.
+        transformers hands a function neither the `streamer`, which is taken from its call, nor the tokenizer of
+        `stop_strings`: put ``StopStringCriteria(tokenizer, strings)`` among the `stopping_criteria`.
         """
         from mintage.draft import generate_inside_transformers
 
