@@ -233,9 +233,7 @@ def prepare(model: Any, ids: Tensor | None, settings: dict[str, Any]) -> Request
         if settings.get(option) is not None:
             raise UserError(f"{option}= does not go with a drafter, which is the way to decode; leave it out")
     if settings.get("token_healing") or getattr(model.generation_config, "token_healing", False):
-        raise UserError(
-            "token_healing=True cannot be prepared for a drafter; heal first: model.heal_tokens(ids, tokenizer)"
-        )
+        raise UserError("token_healing=True cannot be drafted; heal first: model.heal_tokens(ids, tokenizer)")
     settings = _with_stop_strings(model, settings)
 
     def take(
