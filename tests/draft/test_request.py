@@ -187,6 +187,11 @@ def test_the_models_own_sampling_applies(lm):
     assert len(hotter) > 5
 
 
+def test_settings_that_contradict_each_other_are_refused(lm):
+    for settings in ({"do_sample": False, "temperature": 0.7}, {"do_sample": True, "temperature": 0.0}):
+        assert "contradict each other; pass one of them" in refusal(lambda s=settings: generate(lm, IDS, Plain(), **s))
+
+
 def test_several_sequences_of_a_prompt(lm):
     lm.generation_config = GenerationConfig(do_sample=True, num_return_sequences=3, max_new_tokens=4, pad_token_id=0)
     out = generate(lm, IDS, hot(lm), attention_mask=MASK, seed=1).sequences

@@ -234,6 +234,9 @@ def _settings(
     values = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": repetition_penalty}
     given = {name: value for name, value in values.items() if value is not None}
     Warp(**given)  # checks the ranges
+    sample = settings.get("do_sample")
+    if sample is not None and temperature is not None and sample != bool(temperature):
+        raise UserError(f"do_sample={sample} and temperature={temperature} contradict each other; pass one of them")
     settings |= {name: type(Warp.__dataclass_fields__[name].default)(value) for name, value in given.items()}
     if temperature == 0:
         settings |= {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
