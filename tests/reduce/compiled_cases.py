@@ -47,3 +47,17 @@ def test_a_model_that_is_compiled_already_is_served():
         torch.testing.assert_close(compiled(pixels).logits, wanted)
         assert session.tokens == [17, 13, 9, 5]
     torch.testing.assert_close(compiled(pixels).logits, plain)
+
+
+@pytest.mark.parametrize("method", [ToMe, SelfSlimmed])
+@torch.no_grad()
+def test_a_reduced_model_is_exported(method):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
+    model = ViTForImageClassification(ViTConfig(image_size=16, patch_size=4, **sizes)).eval()
+    pixels = torch.randn(2, 3, 16, 16)
+    with method.tiny()(model):
+        wanted = model(pixels).logits
+        exported = torch.export.export(model, (pixels,))
+    torch.testing.assert_close(exported.module()(pixels).logits, wanted)
+    torch.testing.assert_close(exported.module()(pixels.flip(0)).logits, wanted.flip(0))

@@ -147,7 +147,11 @@ def test_what_cannot_be_served_is_refused_in_one_line(vit):
         refused("attach with trace=True", session.groups)
         refused("attach with trace=True", lambda: session.unmerge(torch.zeros(1, 1, 1)))
         hidden = torch.zeros(1, 17, 16)
+        vit(PIXELS)
         refused("a mask over patches", lambda: vit.vit.layers[0](hidden, torch.zeros(1, 1, 1, 17)))
+        hidden_patches = torch.tensor([[1] * 17, [1] * 10 + [0] * 7])
+        refused("a mask over patches", lambda: vit(PIXELS, attention_mask=hidden_patches))
+        refused("a mask over patches", lambda: vit.vit(PIXELS, None, None, hidden_patches))
     refused("counts=0x0x0x0: at least one token must stay", lambda: ToMe(schedule="counts=0x0x0x0"))
     refused("counts=8x8 has 2 numbers; this model has 4 layers", lambda: ToMe(schedule="counts=8x8")(vit))
     vit.config._attn_implementation = vit.vit.config._attn_implementation = "flex_attention"

@@ -17,7 +17,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial, partialmethod, wraps
+from functools import partial
 from itertools import count
 from threading import RLock
 from types import TracebackType
@@ -34,6 +34,16 @@ from mintage.reduce.contract import Reducer
 from mintage.reduce.core.adapters import Undo, adapter_for, sdpa, timm_attention
 from mintage.reduce.core.schedule import Anatomy
 from mintage.reduce.core.state import Evidence, TokenState
+from mintage.reduce.core.swapped import (
+    SwitchedConfig,
+    layer_forward,
+    pool_forward,
+    swap,
+    timm_forward,
+    timm_intermediates,
+    timm_pool,
+    tower_forward,
+)
 
 __all__ = ["Attachment"]
 
@@ -78,6 +88,7 @@ class Attachment:
         self._bias: Tensor | None = None
         self._evidence: Evidence | None = None
         self._layer = 0
+        self._unmasked = False
 
     def __enter__(self) -> Attachment:
         tower, adapter = self.adapter.tower, self.adapter
@@ -89,19 +100,19 @@ class Attachment:
             raise UserError("gradient checkpointing runs layers twice; switch it off before attaching a reducer")
         self._undo: list[Undo] = []
         try:
-            methods: dict[str, Any] = {"forward": _tower_forward(type(tower))}
+            methods: dict[str, Any] = {"forward": tower_forward(type(tower))}
             if adapter.timm:
                 for layer in adapter.layers:
-                    self._swap(adapter.attention(layer), self, forward=_timm_forward)
-                methods |= {"pool": _timm_pool, "forward_intermediates": _timm_intermediates}
+                    self._swap(adapter.attention(layer), self, forward=timm_forward)
+                methods |= {"pool": timm_pool, "forward_intermediates": timm_intermediates}
             else:
                 self._switch_attention()
             self._kind: Any = type(tower)
             self._swap(tower, self, **methods)
             for index, layer in enumerate(adapter.layers):
-                self._swap(layer, (self, index), forward=_layer_forward)
+                self._swap(layer, (self, index), forward=layer_forward)
             for pool, mask in adapter.attention_pools():
-                self._swap(pool, (self, mask), forward=_pool_forward(type(pool)))
+                self._swap(pool, (self, mask), forward=pool_forward(type(pool)))
             modules = self.reducer.modules()
             if modules is not None:
                 parameter = next(tower.parameters())
@@ -178,12 +189,7 @@ class Attachment:
     # -- surgery ------------------------------------------------------------------------------------------------------
 
     def _swap(self, module: nn.Module, held: Any, **methods: Any) -> None:
-        before = type(module)
-        own = {**methods, "__reduce_ex__": partialmethod(_as_it_was, before), "__module__": before.__module__}
-        module._reduction = held  # type: ignore[assignment]
-        module.__class__ = type(before.__name__, (before,), own)
-        self._undo.append(lambda: delattr(module, "_reduction"))
-        self._undo.append(lambda: setattr(module, "__class__", before))
+        self._undo.extend(swap(module, held, **methods))
 
     def _swap_weights(self, weights: Mapping[str, Tensor]) -> None:
         own = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
@@ -213,7 +219,7 @@ class Attachment:
             source = sys.modules[type(module).__module__]
             self._own = source.eager_attention_forward if before == "eager" else ALL_ATTENTION_FUNCTIONS[before]
             self._undo.append(lambda module=module, own=module.config: setattr(module, "config", own))
-            module.config = _Switched(module.config, name)
+            module.config = SwitchedConfig(module.config, name)
         AttentionInterface.register(name, self._attend_hf)
         self._undo.append(lambda: AttentionInterface._global_mapping.pop(name, None))
 
@@ -221,13 +227,24 @@ class Attachment:
 
     def run_tower(self, tower: Any, args: Any, kwargs: Any) -> Any:
         """Run the transformer; a forward of another thread waits."""
+        given = (kwargs.get("attention_mask"), *args[1:])
+        unmasked = not self.adapter.timm and not any(isinstance(mask, Tensor) for mask in given)
         if torch.compiler.is_compiling():
-            return self.adapter.scale_output(self._kind.forward(tower, *args, **kwargs), self._sizes())
+            self._unmasked = unmasked
+            out = self._kind.forward(tower, *args, **kwargs)
+            self._unmasked = False
+            return self.adapter.scale_output(out, self._sizes())
         with self._lock:
-            return self.adapter.scale_output(self._kind.forward(tower, *args, **kwargs), self._sizes())
+            self._unmasked = unmasked
+            try:
+                return self.adapter.scale_output(self._kind.forward(tower, *args, **kwargs), self._sizes())
+            finally:
+                self._unmasked = False
 
     def run_layer(self, layer: nn.Module, index: int, x: Tensor, args: Any, kwargs: Any) -> Tensor:
         """Run one block, with the reducer at its hook."""
+        if self._unmasked:  # while a model is exported, transformers makes a mask that hides nothing
+            args = tuple(None if isinstance(mask, Tensor) else mask for mask in args)
         if any(isinstance(mask, Tensor) for mask in (*args, *kwargs.values())) or kwargs.get("is_causal"):
             raise UserError("a mask over patches does not go with a reducer; pass images without padding")
         if index == 0:
@@ -380,63 +397,3 @@ def _spread(source: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     share = source.sum(1, keepdim=True).transpose(1, 2)  # of a soft mixture: its mean
     full = source.transpose(1, 2) @ rows.to(source.dtype) / share.clamp_min(1e-12)
     return full.to(rows.dtype), share
-
-
-class _Switched:
-    """A configuration that names another attention; copied or pickled it is the one that it stands for."""
-
-    def __init__(self, own: Any, name: str) -> None:
-        self._own, self._attn_implementation = own, name
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._own, name)
-
-    def __reduce__(self) -> Any:
-        return _itself, (self._own,)
-
-
-def _itself(value: Any) -> Any:
-    return value
-
-
-def _as_it_was(module: Any, before: type, protocol: int) -> Any:
-    """Copy or pickle a module as the one that it was before a reducer came."""
-    _, _, state, *others = super(type(module), module).__reduce_ex__(protocol)
-    return _new, (before,), {k: v for k, v in state.items() if k != "_reduction"}, *others
-
-
-def _new(kind: Any) -> Any:
-    return kind.__new__(kind)
-
-
-def _layer_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    run, index = self._reduction
-    return run.run_layer(self, index, x, args, kwargs)
-
-
-def _tower_forward(kind: Any) -> Any:
-    @wraps(kind.forward)  # some models look at the names of its arguments
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return self._reduction.run_tower(self, args, kwargs)
-
-    return forward
-
-
-def _pool_forward(kind: Any) -> Any:
-    def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        run, mask = self._reduction
-        return run.run_pool(partial(kind.forward, self, x, *args, **kwargs), mask, args[0] if args else x)
-
-    return forward
-
-
-def _timm_forward(self: Any, x: Tensor, *_: Any, **__: Any) -> Tensor:
-    return self._reduction.attend_timm(self, x)
-
-
-def _timm_pool(self: Any, x: Tensor, pool_type: str | None = None) -> Tensor:
-    return self._reduction.pool_timm(self, x, pool_type)
-
-
-def _timm_intermediates(self: Any, *args: Any, **kwargs: Any) -> Any:
-    return self._reduction.intermediates_timm(self, args, kwargs)
