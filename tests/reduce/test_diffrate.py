@@ -139,7 +139,7 @@ def test_files_come_back_as_they_went(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "cannot read"),
+        ("{", "not JSON"),
         ("[]", "no schedules"),
         ("[1]", "no schedules"),
         ('{"prune_kept": [4]}', "needs merge_kept, a list of whole numbers; found None"),
