@@ -34,7 +34,7 @@ from mintage.retrofit.core.dynamic_tokenizer import DynamicBatch, DynamicTokeniz
 from mintage.retrofit.core.embedding_table import table_for
 from mintage.retrofit.core.embeddings import Parts, Provider
 from mintage.retrofit.core.merging import Boundary
-from mintage.retrofit.core.next_token import croppable_cache
+from mintage.retrofit.core.next_token import with_croppable_cache
 
 __all__ = ["DynamicModel", "DynamicTokens", "Prefilled"]
 
@@ -208,9 +208,8 @@ class DynamicModel:
         """
         self._must_be_causal("prefill")
         batch = texts if isinstance(texts, DynamicBatch) else self._encode(texts, settings)
-        inputs, cache = self.embed(batch), croppable_cache(self.model)
-        kept = {} if cache is None else with_cache(self.model, cache)
-        out = self.model(**inputs, **_positions(inputs), **kept, use_cache=True, logits_to_keep=1)
+        inputs, cache = self.embed(batch), with_croppable_cache(self.model)
+        out = self.model(**inputs, **_positions(inputs), **cache, use_cache=True, logits_to_keep=1)
         return Prefilled(out.logits[:, -1], cache_of(out), inputs["attention_mask"], batch)
 
     @torch.no_grad()
@@ -244,21 +243,20 @@ class DynamicModel:
             ids = self.tokenizer(answer, add_special_tokens=False, return_tensors="pt")["input_ids"].to(first.device)
             if not ids.numel():
                 raise UserError("an answer is empty; pass some text for each")
-            total = first[ids[0, 0]]
+            found.append(float(first[ids[0, 0]]))
             if ids.shape[1] > 1:
                 rest = self._after(read, ids[:, :-1]).float().log_softmax(-1)
-                total = total + rest.gather(-1, ids[0, 1:, None]).sum()
-            found.append(float(total))
+                found[-1] += float(rest.gather(-1, ids[0, 1:, None]).sum())
         return found
 
     def _after(self, read: Prefilled, ids: Int[Tensor, "1 tokens"]) -> Float[Tensor, "tokens vocabulary"]:
         """Logits behind each token of an answer; what was read of the prompt stays as it is."""
-        if croppable_cache(self.model) is None:
+        if not with_croppable_cache(self.model):
             rows = torch.cat([self.embed(read.batch)["inputs_embeds"], self._embedding(ids)], 1)
             return self.model(inputs_embeds=rows, use_cache=False, logits_to_keep=ids.shape[1]).logits[0]
-        logits = self.model(ids, **with_cache(self.model, read.cache), use_cache=True).logits[0]
+        out = self.model(ids, **with_cache(self.model, read.cache), use_cache=True)
         read.cache.crop(-ids.shape[1])
-        return logits
+        return out.logits[0]
 
     # -- encoders --
 

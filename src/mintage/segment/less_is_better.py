@@ -48,10 +48,7 @@ class LiB(Trainer):
     """
 
     vocab_size: int | None = option(
-        None,
-        "Entries: 256 bytes, the alphabet, the units of best rank, as many as were learned; None: all.",
-        least=257,
-        most=MOST_ENTRIES,
+        None, "Entries: bytes, alphabet, best units, as many as were learned; None: all.", least=257, most=MOST_ENTRIES
     )
     max_len: int = option(
         12,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mintage.errors import UserError
 from mintage.models import with_cache
 
-__all__ = ["ModelDistribution", "TokenDistribution", "croppable_cache", "enumerated"]
+__all__ = ["ModelDistribution", "TokenDistribution", "croppable_cache", "enumerated", "with_croppable_cache"]
 
 Tokens = tuple[int, ...]
 TokenDistribution = Callable[[Tokens], NDArray[np.float64]]
@@ -37,6 +37,12 @@ def croppable_cache(model: Any) -> Any:
     if kinds <= {DynamicLayer}:
         return made
     return DynamicCache() if kinds <= {DynamicLayer, DynamicSlidingWindowLayer} else None
+
+
+def with_croppable_cache(model: Any) -> dict[str, Any]:
+    """Return the keyword argument that passes a new `croppable_cache`; nothing where there is none."""
+    made = croppable_cache(model)
+    return {} if made is None else with_cache(model, made)
 
 
 class ModelDistribution:
