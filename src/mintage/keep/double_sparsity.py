@@ -195,17 +195,15 @@ class DoubleSparsity(Selector):
         dots = label @ held.transpose(-1, -2)  # q . (codes step + least), without rounding every label back
         return dots * step.transpose(-1, -2) + label.sum(-1, keepdim=True) * least.transpose(-1, -2)
 
-    def _number(self, layer: KeptLayer, row: int = 0) -> int:
-        """Tokens that each head reads in a row, whose padding does not count."""
-        real = layer.entries - (0 if layer.start is None else int(layer.start[row]))
-        number = self.top_k if isinstance(self.top_k, int) else int(self.top_k * real)
-        return min(max(number, 1), real)
+    def _numbers(self, layer: KeptLayer) -> list[int]:
+        """Tokens that each head reads, row by row; padding does not count. One number for all rows without any."""
+        real = [layer.entries - first for first in ([0] if layer.start is None else layer.start.tolist())]
+        share = 0 if isinstance(self.top_k, int) else self.top_k
+        return [min(max(int(share * tokens) if share else int(self.top_k), 1), tokens) for tokens in real]
 
     def select(self, layer: KeptLayer, step: Step) -> Int[Tensor, "batch choosers chosen"] | None:
         """Choose the tokens with the best label scores, per query head, or by the votes of a group's heads."""
-        batch = 1 if layer.start is None else len(layer.start)
-        numbers = [self._number(layer, row) for row in range(batch)]
-        number = max(numbers)
+        number = max(numbers := self._numbers(layer))
         if layer.index < self.dense_layers or number >= layer.entries:
             return None
         visible = step.visible(layer)
@@ -266,7 +264,7 @@ class DoubleSparsity(Selector):
         scores = self._approximate(layer, step.query).flatten(1, 2)  # [B, H, Q, M]
         visible = step.visible(layer)
         scores = scores if visible is None else scores.masked_fill(~visible, -torch.inf)
-        numbers = [self._number(layer, row) for row in range(scores.shape[0] if layer.start is not None else 1)]
+        numbers = self._numbers(layer)
         best = scores.topk(max(numbers), -1)
         ranks = torch.arange(max(numbers), device=scores.device)
         read = (best.values > -torch.inf) & (ranks < torch.tensor(numbers, device=ranks.device)[:, None, None, None])
