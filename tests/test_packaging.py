@@ -113,7 +113,7 @@ import torch
 from mintage.data import read_prompts
 from mintage.draft import TokenRecycling, generate
 from mintage.models import tiny_causal_lm
-assert len(read_prompts()) == 72
+assert len(read_prompts()) == 84
 out = generate(tiny_causal_lm(), torch.tensor([[1, 2, 3]]), TokenRecycling(), max_new_tokens=9)
 print(out.sequences.shape[1])
 """

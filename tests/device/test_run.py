@@ -37,9 +37,7 @@ def test_a_device_that_is_not_there_is_one_line(called, capsys):
 
 
 @pytest.mark.parametrize(("end", "status"), [(0, 0), (1, 1), ("late", 1)])
-def test_all_steps_run_and_take_eight_minutes_at_most(
-    called, monkeypatch, tmp_path, end, status
-):
+def test_all_steps_run_and_take_eight_minutes_at_most(called, monkeypatch, tmp_path, end, status):
     monkeypatch.setenv("MINTAGE_DATA", str(tmp_path))
     got, commands = called("--device", "cpu", end=end)
     assert got == status
