@@ -148,5 +148,5 @@ def table():
 
 
 if __name__ == "__main__" and "--update" in sys.argv:
-    head, mark, _ = PAGE.read_text(encoding="utf-8").partition("<!-- table -->")
+    head, mark, _ = PAGE.read_text(encoding="utf-8").partition("<!-- the table follows -->")
     PAGE.write_text(f"{head}{mark}\n\n{table()}\n", encoding="utf-8")

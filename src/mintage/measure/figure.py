@@ -125,7 +125,7 @@ def bars(y_label: str, categories: Sequence[str], series: Mapping[str, Iterable[
     return {"kind": "bars", "data": {"y_label": y_label, "categories": list(categories), "series": drawn}}
 
 
-def curve(x_label: str, y_label: str, series: Mapping[str, Iterable[tuple[float, Any]]]) -> dict[str, Any]:
+def curve(x_label: str, y_label: str, series: Mapping[str, Iterable[tuple[Any, Any]]]) -> dict[str, Any]:
     """Return `kind` and `data` of lines; `series` is name to pairs of x and what `bars` takes, see there."""
     drawn = []
     for name, points in series.items():

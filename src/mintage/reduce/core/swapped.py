@@ -52,7 +52,8 @@ def _itself(value: Any) -> Any:
 
 def as_it_was(module: Any, before: type, protocol: int) -> Any:
     """Copy or pickle a module as the one that it was before a reducer came."""
-    _, _, state, *others = super(type(module), module).__reduce_ex__(protocol)
+    made: tuple[Any, ...] = super(type(module), module).__reduce_ex__(protocol)  # type: ignore[assignment]
+    _, _, state, *others = made
     return _new, (before,), {k: v for k, v in state.items() if k != "_reduction"}, *others
 
 
