@@ -239,3 +239,17 @@ def test_an_unknown_engine_and_two_ways_at_once_are_refused():
         target_for(small(), "onnx")
     with pytest.raises(UserError, match="two ways to run a step"):
         generate(small(), torch.tensor([[1, 2]]), Plain(), compile=True, engine="native")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_any_number_of_tokens_is_one_product(dtype):
+    """Tiles take one to six tokens, more are split: every split gives torch's logits."""
+    exact = small().to(dtype).float()  # what the stored weights are
+    model = small(dtype=dtype)
+    for count in range(1, 21):
+        ids = torch.arange(3, 3 + count)[None]
+        target = NativeTarget(model)
+        mine = target.prefill(ids, [count], target.new_cache(1, count), all_logits=True)
+        with torch.no_grad():
+            wanted = exact(input_ids=ids).logits
+        assert torch.allclose(mine, wanted, atol=2e-4, rtol=1e-4), count

@@ -10,6 +10,9 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 constexpr int W = 16;
@@ -52,59 +55,128 @@ struct Model {
 
 static inline F load(const float *p) { F v; memcpy(&v, p, sizeof v); return v; }
 static inline void store(float *p, F v) { memcpy(p, &v, sizeof v); }
+#if defined(__AVX512F__)
+static inline F all(float x) { return (F)_mm512_set1_ps(x); }
+static inline F wide_unsigned(__m128i bytes) { return (F)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)); }
+static inline F wide_signed(const void *p) { return (F)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p))); }
+static inline F wide_half(const void *p) { return (F)_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16)); }
+static inline void nibbles(const uint8_t *p, F *low) {
+  const __m128i b = _mm_loadu_si128((const __m128i *)p), mask = _mm_set1_epi8(15);
+  low[0] = wide_unsigned(_mm_and_si128(b, mask));
+  low[1] = wide_unsigned(_mm_and_si128(_mm_srli_epi16(b, 4), mask));
+}
+#elif defined(__AVX2__)
+static inline F all(float x) { return (F)_mm256_set1_ps(x); }
+static inline F wide_unsigned(__m128i bytes) { return (F)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)); }
+static inline F wide_signed(const void *p) { return (F)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p))); }
+static inline F wide_half(const void *p) { return (F)_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16)); }
+static inline void nibbles(const uint8_t *p, F *to) {
+  const __m128i b = _mm_loadu_si128((const __m128i *)p), mask = _mm_set1_epi8(15);
+  const __m128i low = _mm_and_si128(b, mask), high = _mm_and_si128(_mm_srli_epi16(b, 4), mask);
+  to[0] = wide_unsigned(low), to[1] = wide_unsigned(_mm_srli_si128(low, 8));
+  to[2] = wide_unsigned(high), to[3] = wide_unsigned(_mm_srli_si128(high, 8));
+}
+#else
 static inline F all(float x) { F v; for (int i = 0; i < W; i++) v[i] = x; return v; }
+static inline F wide_signed(const void *p) { S s; memcpy(&s, p, sizeof s); return __builtin_convertvector(__builtin_convertvector(s, I), F); }
+static inline F wide_half(const void *p) {
+  H h; memcpy(&h, p, sizeof h);
+  U u = __builtin_convertvector(h, U) << 16;
+  F f; memcpy(&f, &u, sizeof f); return f;
+}
+static inline void nibbles(const uint8_t *p, F *to) {
+  for (int part = 0; part < 16 / W; part++) {
+    B b; memcpy(&b, p + part * W, sizeof b);
+    B low = b & 15, high = b >> 4;
+    to[part] = __builtin_convertvector(__builtin_convertvector(low, I), F);
+    to[part + 16 / W] = __builtin_convertvector(__builtin_convertvector(high, I), F);
+  }
+}
+#endif
 static inline float sum(F v) {
   float s[W]; memcpy(s, &v, sizeof v);
   for (int half = W / 2; half; half /= 2) for (int i = 0; i < half; i++) s[i] += s[i + half];
   return s[0];
 }
 
-// Weights k .. k+W of a row.
-template <int FORMAT> static inline F weights(const Matrix &m, int64_t row, int64_t k) {
-  if (FORMAT == FLOAT32) return load((const float *)m.data + row * m.columns + k);
-  if (FORMAT == BFLOAT16) {
-    H h; memcpy(&h, (const uint16_t *)m.data + row * m.columns + k, sizeof h);
-    U u = __builtin_convertvector(h, U) << 16;
-    F f; memcpy(&f, &u, sizeof f); return f;
+// Weights k .. k + 32 of a row, with k a multiple of 32 (of 16, and 16 of them, where nothing is in blocks).
+constexpr int PARTS = 32 / W;
+template <int FORMAT> constexpr int parts() { return FORMAT == FLOAT32 || FORMAT == BFLOAT16 ? 16 / W : PARTS; }
+template <int FORMAT> static inline void weights(const Matrix &m, int64_t row, int64_t k, F *w) {
+  const int64_t at = row * m.columns + k, block = at / 32;
+  if (FORMAT == FLOAT32) {
+    for (int i = 0; i < parts<FORMAT>(); i++) w[i] = load((const float *)m.data + at + i * W);
+  } else if (FORMAT == BFLOAT16) {
+    for (int i = 0; i < parts<FORMAT>(); i++) w[i] = wide_half((const uint16_t *)m.data + at + i * W);
+  } else if (FORMAT == Q4_1) {  // byte i holds weight i below and weight i + 16 above
+    nibbles((const uint8_t *)m.data + block * 16, w);
+    const F scale = all(m.scales[2 * block]), offset = all(m.scales[2 * block + 1]);
+    for (int i = 0; i < PARTS; i++) w[i] = w[i] * scale + offset;
+  } else {
+    const F scale = all(m.scales[block]);
+    for (int i = 0; i < PARTS; i++) w[i] = wide_signed((const int8_t *)m.data + block * 32 + i * W) * scale;
   }
-  const int64_t block = (row * m.columns + k) / 32, inside = k % 32;
-  if (FORMAT == Q4_1) {  // byte i holds weight i below and weight i + 16 above
-    B b; memcpy(&b, (const uint8_t *)m.data + block * 16 + inside % 16, sizeof b);
-    b = inside < 16 ? b & 15 : b >> 4;
-    return __builtin_convertvector(__builtin_convertvector(b, I), F) * all(m.scales[2 * block]) + all(m.scales[2 * block + 1]);
-  }
-  S s; memcpy(&s, (const int8_t *)m.data + block * 32 + inside, sizeof s);
-  return __builtin_convertvector(__builtin_convertvector(s, I), F) * all(m.scales[block]);
 }
 
 // R rows against N tokens; `wide` holds the rows as float32 if they were widened before.
 template <int FORMAT, int R, int N>
 static inline void tile(const Matrix &m, int64_t row, const float *x, float *y, int64_t stride) {
   F acc[R][N] = {};
-  for (int64_t k = 0; k < m.columns; k += W) {
-    F w[R];
-    for (int r = 0; r < R; r++) w[r] = weights<FORMAT>(m, row + r, k);
-    for (int n = 0; n < N; n++) {
-      F a = load(x + n * m.columns + k);
-      for (int r = 0; r < R; r++) acc[r][n] += w[r] * a;
+  if (FORMAT == FLOAT32) {  // all rows beside each other: every x is read once for them
+    for (int64_t k = 0; k < m.columns; k += W) {
+      F w[R];
+      for (int r = 0; r < R; r++) w[r] = load((const float *)m.data + (row + r) * m.columns + k);
+      for (int n = 0; n < N; n++) {
+        F a = load(x + n * m.columns + k);
+        for (int r = 0; r < R; r++) acc[r][n] += w[r] * a;
+      }
     }
+  } else {
+    constexpr int P = parts<FORMAT>();
+    for (int64_t k = 0; k < m.columns; k += P * W)
+      for (int r = 0; r < R; r++) {
+        F w[P];
+        weights<FORMAT>(m, row + r, k, w);
+        for (int n = 0; n < N; n++)
+          for (int i = 0; i < P; i++) acc[r][n] += w[i] * load(x + n * m.columns + k + i * W);
+      }
   }
   for (int n = 0; n < N; n++)
     for (int r = 0; r < R; r++) y[n * stride + row + r] = sum(acc[r][n]) + (m.bias ? m.bias[row + r] : 0.f);
 }
 
+constexpr int MOST = W == 16 ? 6 : 3;  // tokens whose sums fit into the registers beside four rows
+
+template <int FORMAT, int R>
+static inline void tile_of(const Matrix &m, int64_t row, const float *x, float *y, int64_t stride, int tokens) {
+  switch (tokens) {
+    case 1: return tile<FORMAT, R, 1>(m, row, x, y, stride);
+    case 2: return tile<FORMAT, R, 2>(m, row, x, y, stride);
+    case 3: return tile<FORMAT, R, 3>(m, row, x, y, stride);
+#if defined(__AVX512F__)
+    case 4: return tile<FORMAT, R, 4>(m, row, x, y, stride);
+    case 5: return tile<FORMAT, R, 5>(m, row, x, y, stride);
+    default: return tile<FORMAT, R, 6>(m, row, x, y, stride);
+#endif
+  }
+}
+
 template <int FORMAT, int R>
 static void rows(const Matrix &m, int64_t row, const float *x, float *y, int64_t stride, int tokens, float *wide) {
-  constexpr int MOST = W == 16 ? 6 : 3;  // tokens whose sums fit into the registers beside four rows
-  if (tokens <= 2 || FORMAT == FLOAT32) {
-    int n = 0;
-    for (; n + MOST <= tokens; n += MOST) tile<FORMAT, R, MOST>(m, row, x + n * m.columns, y + n * stride, stride);
-    for (; n + 2 <= tokens; n += 2) tile<FORMAT, R, 2>(m, row, x + n * m.columns, y + n * stride, stride);
-    for (; n < tokens; n++) tile<FORMAT, R, 1>(m, row, x + n * m.columns, y + n * stride, stride);
+  if (tokens <= MOST || FORMAT == FLOAT32) {
+    const int groups = (tokens + MOST - 1) / MOST;  // of nearly equal size: a tile of one token costs half of one of six
+    for (int g = 0; g < groups; g++) {
+      const int64_t n = g * tokens / groups;
+      tile_of<FORMAT, R>(m, row, x + n * m.columns, y + n * stride, stride, (g + 1) * tokens / groups - n);
+    }
     return;
   }
   for (int r = 0; r < R; r++)
-    for (int64_t k = 0; k < m.columns; k += W) store(wide + r * m.columns + k, weights<FORMAT>(m, row + r, k));
+    for (int64_t k = 0; k < m.columns; k += parts<FORMAT>() * W) {
+      F w[parts<FORMAT>()];
+      weights<FORMAT>(m, row + r, k, w);
+      for (int i = 0; i < parts<FORMAT>(); i++) store(wide + r * m.columns + k + i * W, w[i]);
+    }
   Matrix w{wide, nullptr, m.bias ? m.bias + row : nullptr, R, m.columns, FLOAT32};
   rows<FLOAT32, R>(w, 0, x, y + row, stride, tokens, nullptr);
 }
