@@ -55,6 +55,41 @@ struct Model {
 
 static inline F load(const float *p) { F v; memcpy(&v, p, sizeof v); return v; }
 static inline void store(float *p, F v) { memcpy(p, &v, sizeof v); }
+#if defined(__AVX512F__) || defined(__AVX2__)
+#if defined(__AVX512F__)
+static inline __m128 quarter(F v) {
+  const __m512d d = (__m512d)v;
+  const __m256 half = _mm256_add_ps((__m256)_mm512_castpd512_pd256(d), (__m256)_mm512_extractf64x4_pd(d, 1));
+  return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
+#else
+static inline __m128 quarter(F v) {
+  return _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+}
+#endif
+static inline float sum(F v) {
+  __m128 q = quarter(v);
+  q = _mm_add_ps(q, _mm_movehl_ps(q, q));
+  return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
+}
+static inline void two_sums(const F *v, float *to) {
+  const __m128 both = _mm_hadd_ps(quarter(v[0]), quarter(v[1]));
+  _mm_storel_pi((__m64 *)to, _mm_hadd_ps(both, both));
+}
+static inline void four_sums(const F *v, float *to) {
+  const __m128 one = _mm_hadd_ps(quarter(v[0]), quarter(v[1])), two = _mm_hadd_ps(quarter(v[2]), quarter(v[3]));
+  _mm_storeu_ps(to, _mm_hadd_ps(one, two));
+}
+#else
+static inline float sum(F v) {
+  float s[W]; memcpy(s, &v, sizeof v);
+  for (int half = W / 2; half; half /= 2) for (int i = 0; i < half; i++) s[i] += s[i + half];
+  return s[0];
+}
+static inline void two_sums(const F *v, float *to) { for (int r = 0; r < 2; r++) to[r] = sum(v[r]); }
+static inline void four_sums(const F *v, float *to) { for (int r = 0; r < 4; r++) to[r] = sum(v[r]); }
+#endif
+
 #if defined(__AVX512F__)
 static inline F all(float x) { return (F)_mm512_set1_ps(x); }
 static inline F wide_unsigned(__m128i bytes) { return (F)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)); }
@@ -93,11 +128,6 @@ static inline void nibbles(const uint8_t *p, F *to) {
   }
 }
 #endif
-static inline float sum(F v) {
-  float s[W]; memcpy(s, &v, sizeof v);
-  for (int half = W / 2; half; half /= 2) for (int i = 0; i < half; i++) s[i] += s[i + half];
-  return s[0];
-}
 
 // Weights k .. k + 32 of a row, with k a multiple of 32 (of 16, and 16 of them, where nothing is in blocks).
 constexpr int PARTS = 32 / W;
@@ -121,14 +151,14 @@ template <int FORMAT> static inline void weights(const Matrix &m, int64_t row, i
 // R rows against N tokens; `wide` holds the rows as float32 if they were widened before.
 template <int FORMAT, int R, int N>
 static inline void tile(const Matrix &m, int64_t row, const float *x, float *y, int64_t stride) {
-  F acc[R][N] = {};
+  F acc[N][R] = {};
   if (FORMAT == FLOAT32) {  // all rows beside each other: every x is read once for them
     for (int64_t k = 0; k < m.columns; k += W) {
       F w[R];
       for (int r = 0; r < R; r++) w[r] = load((const float *)m.data + (row + r) * m.columns + k);
       for (int n = 0; n < N; n++) {
         F a = load(x + n * m.columns + k);
-        for (int r = 0; r < R; r++) acc[r][n] += w[r] * a;
+        for (int r = 0; r < R; r++) acc[n][r] += w[r] * a;
       }
     }
   } else {
@@ -138,14 +168,19 @@ static inline void tile(const Matrix &m, int64_t row, const float *x, float *y, 
         F w[P];
         weights<FORMAT>(m, row + r, k, w);
         for (int n = 0; n < N; n++)
-          for (int i = 0; i < P; i++) acc[r][n] += w[i] * load(x + n * m.columns + k + i * W);
+          for (int i = 0; i < P; i++) acc[n][r] += w[i] * load(x + n * m.columns + k + i * W);
       }
   }
-  for (int n = 0; n < N; n++)
-    for (int r = 0; r < R; r++) y[n * stride + row + r] = sum(acc[r][n]) + (m.bias ? m.bias[row + r] : 0.f);
+  for (int n = 0; n < N; n++) {
+    float *to = y + n * stride + row;
+    if (R == 4) four_sums(acc[n], to);
+    else if (R == 2) two_sums(acc[n], to);
+    else for (int r = 0; r < R; r++) to[r] = sum(acc[n][r]);
+    if (m.bias) for (int r = 0; r < R; r++) to[r] += m.bias[row + r];
+  }
 }
 
-constexpr int MOST = W == 16 ? 6 : 3;  // tokens whose sums fit into the registers beside four rows
+constexpr int MOST = W == 16 ? 6 : 3;  // tokens whose sums fit into the registers beside four rows; twice beside two
 
 template <int FORMAT, int R>
 static inline void tile_of(const Matrix &m, int64_t row, const float *x, float *y, int64_t stride, int tokens) {
@@ -153,11 +188,9 @@ static inline void tile_of(const Matrix &m, int64_t row, const float *x, float *
     case 1: return tile<FORMAT, R, 1>(m, row, x, y, stride);
     case 2: return tile<FORMAT, R, 2>(m, row, x, y, stride);
     case 3: return tile<FORMAT, R, 3>(m, row, x, y, stride);
-#if defined(__AVX512F__)
     case 4: return tile<FORMAT, R, 4>(m, row, x, y, stride);
     case 5: return tile<FORMAT, R, 5>(m, row, x, y, stride);
     default: return tile<FORMAT, R, 6>(m, row, x, y, stride);
-#endif
   }
 }
 
@@ -170,6 +203,10 @@ static void rows(const Matrix &m, int64_t row, const float *x, float *y, int64_t
       tile_of<FORMAT, R>(m, row, x + n * m.columns, y + n * stride, stride, (g + 1) * tokens / groups - n);
     }
     return;
+  }
+  if (W < 16 && R == 4 && tokens <= 2 * MOST) {
+    tile_of<FORMAT, 2>(m, row, x, y, stride, tokens);
+    return tile_of<FORMAT, 2>(m, row + 2, x, y, stride, tokens);
   }
   for (int r = 0; r < R; r++)
     for (int64_t k = 0; k < m.columns; k += parts<FORMAT>() * W) {
