@@ -78,8 +78,12 @@ class Native:
         except OSError as error:
             raise UserError(f"{path} is damaged ({error}); delete it to compile again") from None
 
+    @property
+    def name(self) -> str:
+        """What tells the library from others: a digest of its source, the compiler and this machine's instructions."""
+        return self._path().stem
+
     def _path(self) -> Path:
-        """Where the library lies: its source, the compiler and this machine's instructions go into its name."""
         listed = Path("/proc/cpuinfo")
         lines = listed.read_text().splitlines() if listed.exists() else []
         able = [line for line in lines if line.startswith(("flags", "Features"))][:1]

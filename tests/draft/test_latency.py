@@ -139,3 +139,16 @@ def test_another_model_dtype_attention_or_thread_count_has_its_own_curve(folder,
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     latency_curve(Target(models[0]))
     assert len(measured) == len(list(folder.iterdir())) == 5
+
+
+def test_what_was_measured_with_other_code_or_instructions_is_not_taken_over(monkeypatch):
+    from mintage.draft.core.latency import fingerprint_of
+
+    target = Target(tiny_causal_lm())
+    before = fingerprint_of(target)
+    monkeypatch.setattr(target, "code", "another library")
+    assert fingerprint_of(target) != before
+    monkeypatch.undo()
+    assert fingerprint_of(target) == before
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "less")
+    assert fingerprint_of(target) != before

@@ -131,9 +131,10 @@ def test_two_targets_of_a_model_point_at_their_own_caches():
     ids = torch.tensor([[1, 5, 7, 9, 11]])
     one, other = NativeTarget(model), NativeTarget(model)
     with torch.no_grad():
-        one.prefill(ids, [5], one.new_cache(1, 8))
+        caches = one.new_cache(1, 8), other.new_cache(1, 8)  # both stay: a freed address may be given again
+        one.prefill(ids, [5], caches[0])
         held = [layer.keys for layer in one._layers]
-        other.prefill(ids, [5], other.new_cache(1, 8))
+        other.prefill(ids, [5], caches[1])
     assert held == [layer.keys for layer in one._layers]
     assert held != [layer.keys for layer in other._layers]
 

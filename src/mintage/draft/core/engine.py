@@ -6,6 +6,7 @@ one. So one and eight tokens are timed with each engine, once per model and mach
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 import time
@@ -64,8 +65,8 @@ def target_for(model: Any, engine: Engine = "torch") -> Target:
 
 def engine_seconds(targets: Mapping[str, Target]) -> dict[str, tuple[float, float]]:
     """Return seconds of a forward over one and over eight tokens by engine, measured once and kept in the cache."""
-    own = next(iter(targets.values()))
-    path = cache_dir() / "latency" / f"engines-{fingerprint_of(own)}.json"
+    known = hashlib.sha256("".join(map(fingerprint_of, targets.values())).encode()).hexdigest()[:24]
+    path = cache_dir() / "latency" / f"engines-{known}.json"
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         return {name: (float(kept[name][0]), float(kept[name][1])) for name in targets}

@@ -109,6 +109,8 @@ def fingerprint_of(target: Any) -> str:
         str(torch.get_num_threads()),
         torch.__version__,
         type(target).__name__,
+        torch.backends.cpu.get_cpu_capability(),  # less than the processor has, where the environment limits it
+        target.code,
     )
     if target.compiled:
         parts = (*parts, f"compiled for {target.compiled} nodes")

@@ -155,6 +155,11 @@ class NativeTarget(Target):
             _packed[model] = (weights, self._packed)
 
     @property
+    def code(self) -> str:  # type: ignore[override]
+        """The library that computes."""
+        return NATIVE.name
+
+    @property
     def dtype(self) -> torch.dtype:
         """Compute dtype: float32."""
         return torch.float32

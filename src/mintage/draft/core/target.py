@@ -54,6 +54,8 @@ class Target:
 
     compiled = 0
     """Nodes of a compiled step, if there is one (`mintage.draft.core.compiled`)."""
+    code = ""
+    """What computes, where it is not torch: what is known of its speed goes with it."""
 
     chains = False
     """Whether only chains are scored, and the prompt is read whole (`mintage.draft.core.within`)."""
