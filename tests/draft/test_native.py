@@ -254,3 +254,14 @@ def test_any_number_of_tokens_is_one_product(dtype):
         with torch.no_grad():
             wanted = exact(input_ids=ids).logits
         assert torch.allclose(mine, wanted, atol=2e-4, rtol=1e-4), count
+
+
+def test_weights_that_are_bfloat16_in_float32_are_read_in_half_the_bytes():
+    rounded = small(dtype=torch.bfloat16).float()
+    target, ids = NativeTarget(rounded), torch.arange(3, 12)[None]
+    assert {getattr(layer, name).format for layer in target._layers for name in ("query", "down")} == {1}
+    assert NativeTarget(small())._layers[0].query.format == 0
+    with torch.no_grad():
+        wanted = rounded(input_ids=ids).logits
+    mine = target.prefill(ids, [9], target.new_cache(1, 9), all_logits=True)
+    assert torch.allclose(mine, wanted, atol=2e-4, rtol=1e-4)
