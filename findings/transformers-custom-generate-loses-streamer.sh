@@ -3,9 +3,9 @@
 #
 # Versions:   transformers 5.23.0, torch 2.13.0 (CPU).
 # Behaviour:  A function that decodes gets neither the `streamer` nor the `tokenizer` of `generate`, though the
-#             streamer has already had the prompt (`streamer.put(input_ids)`), and its `end()` is never called: whoever
-#             reads a TextIteratorStreamer waits forever, without an error. With `stop_strings` the tokenizer that was
-#             passed is not found either: a ValueError asks for the very argument that is there.
+#             streamer has already had the prompt (`streamer.put(input_ids)`), and its `end()` is never called, without
+#             an error. With `stop_strings` the tokenizer that was passed is not found either: a ValueError asks for the
+#             very argument that is there.
 # Seen:       see EXPECTED below; the script fails when that changes. It runs without mintage.
 set -euo pipefail
 room=$(mktemp -d)
