@@ -781,3 +781,18 @@ def test_wrong_usage_has_status_two_and_no_traceback(mintage, arguments):
     assert done.status == 2
     assert "Traceback" not in done.err
     assert "Usage: " in done.out + done.err
+
+
+@pytest.mark.parametrize(("compiled", "told"), [((0.1, 0.3), "leave --compile out"), ((0.01, 0.02), "")])
+def test_compiling_where_it_is_slower_is_told(monkeypatch, compiled, told):
+    from mintage import draft
+    from mintage.cli.generate import _slower
+    from mintage.draft.core import engine
+
+    monkeypatch.setattr(draft, "CompiledTarget", lambda model: model)
+    monkeypatch.setattr(draft, "target_for", lambda model, engine: model)
+    monkeypatch.setattr(engine, "engine_seconds", lambda targets: {"compiled": compiled, "auto": (0.04, 0.08)})
+    line = _slower(None)
+    assert told in line
+    assert "\n" not in line
+    assert bool(line) == bool(told)

@@ -199,6 +199,8 @@ def _drafting(asked: Writing, text: str) -> None:
         _, seconds = timed(lambda: generate(lm.model, ids[:, -_READY:], first, **{**settings, "max_new_tokens": 2}))
     if seconds > 1:
         notes.print(f"ready after {seconds:.1f} s: what was measured or built is kept for the next call", style="dim")
+    if asked.compile and (line := _slower(lm.model)):
+        notes.print(line, style="yellow", markup=False)
     out = generate(lm.model, ids, drafter, streamer=streamer, **settings)
     if streamer is None:
         text = lm.tokenizer.decode(out.sequences[0, ids.shape[1] :], skip_special_tokens=True)
@@ -209,6 +211,22 @@ def _drafting(asked: Writing, text: str) -> None:
             learner.save()
     if asked.compare:
         _compare(notes, lm, ids, out, asked)
+
+
+def _slower(model: Any) -> str:
+    """Tell if a compiled step is not what runs a model fastest on this machine; measured once."""
+    from mintage.draft import CompiledTarget, target_for
+    from mintage.draft.core.engine import engine_seconds
+
+    seconds = engine_seconds({"compiled": CompiledTarget(model), "auto": target_for(model, "auto")})
+    one, eight = seconds["compiled"]
+    if one * eight <= seconds["auto"][0] * seconds["auto"][1]:
+        return ""
+    told = " and ".join(f"{1000 * s:.3g}" for s in seconds["auto"])
+    return (
+        f"the compiled step takes {1000 * one:.3g} and {1000 * eight:.3g} ms for 1 and 8 tokens here, --engine auto "
+        f"{told}: leave --compile out"
+    )
 
 
 def _text(prompt: bytes) -> str:
