@@ -175,7 +175,9 @@ def light(monkeypatch, tiny_folder):
 
     few = {"model": tiny_folder, "texts": 1, "contexts": (96,), "room": (4,), "dtype": "float32"}
     run_keep = keep_bench.KeepBench.run
-    short_keep = wraps(run_keep)(lambda self, specs, **told: run_keep(replace(self, **few), specs, **told))
+    short_keep = wraps(run_keep)(
+        lambda self, specs, **told: run_keep(replace(self, **few), specs or ["snapkv"], **told)
+    )
     monkeypatch.setattr(keep_bench.KeepBench, "run", short_keep)
     monkeypatch.setattr(keep_bench, "load_causal_lm", lambda name, **settings: load(tiny_folder, **settings))
     from mintage.keep.training import channels

@@ -73,8 +73,9 @@ def test_a_warning_of_our_own_is_one_line(monkeypatch, capsys):
 # -- Ctrl-C --------------------------------------------------------------------------------------------------------
 
 STOPPED = """
-import sys, time
+import signal, sys, time
 from mintage import cli, catalog
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background of a shell has it ignored
 def waiting(*_):
     print("begun", flush=True)
     time.sleep(60)

@@ -167,7 +167,7 @@ def test_the_joint_rows_are_those_of_before(model, toys, scripted, equal_to_gold
     from mintage.measure import Figure
 
     monkeypatch.chdir(toys)
-    bench = KeepBench(model=model, contexts=(128,), room=(4, 8), texts=2)
+    bench = KeepBench(model=model, contexts=(128,), room=(4, 8), texts=2, dtype="bfloat16")
     rows = bench.run(["ems:tau=0.4", "snapkv:window=4"])
     maps = [row for row in rows if isinstance(row, Figure) and row.kind == "heatmap"]
     assert [row.name for row in maps] == ["survivors-ems-tau=0.4", "survivors-snapkv-window=4"]

@@ -62,6 +62,8 @@ class Prefix:
             step = replace(
                 whole,
                 query=whole.query[:, :, :length],
+                key=None if whole.key is None else whole.key[:, :, :length],
+                value=None if whole.value is None else whole.value[:, :, :length],
                 position_ids=whole.position_ids[:, :length],
                 dense=lambda unused=whole.query: unused,
             )
