@@ -37,7 +37,7 @@ def authors_weights(given: Mapping[str, Any]) -> dict[str, Tensor]:
             return authors_weights(inner)
     found = {str(name).removeprefix("module."): t for name, t in given.items() if isinstance(t, Tensor)}
     if not found:
-        raise UserError("no weights by name; pass what torch.load(path, weights_only=True) gives")
+        raise UserError("no weights by name; pass a state dict, e.g. what safetensors.torch.load_file gives")
     return found
 
 
