@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers
+from served import skip_if_new_and_broken
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mintage.testing.causal_lms import UNBUILT, VOCABULARY, build_tiny, class_of, names
@@ -20,6 +21,7 @@ def test_every_class_of_the_mapping_is_built_or_listed_with_its_reason():
 @pytest.mark.parametrize("name", names())
 @torch.no_grad()
 def test_a_model_of_the_zoo_is_small_seeded_and_generates(name):
+    skip_if_new_and_broken(name)
     model = build_tiny(name)
     assert type(model).__name__ == class_of(name)
     assert sum(p.numel() for p in model.parameters()) < 500_000

@@ -13,10 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
 import transformers
 
 from mintage.errors import UserError
-from mintage.testing.causal_lms import names
+from mintage.testing.causal_lms import build_tiny, names
 
 STORE = Path(__file__).parents[2] / "docs" / "served.json"
 SERVED = "served"
@@ -25,6 +27,16 @@ VERSION = ".".join(transformers.__version__.split(".")[:2])
 
 def kept() -> dict[str, Any]:
     return json.loads(STORE.read_text(encoding="utf-8")) if STORE.exists() else {}
+
+
+def skip_if_new_and_broken(kind: str) -> None:
+    """Skip a kind that is newer than the table if transformers' own generate fails on it, tiny as it is built here."""
+    if kind in kept()["drafting"]:
+        return
+    try:
+        build_tiny(kind).generate(torch.tensor([list(range(1, 16))]), max_new_tokens=4, pad_token_id=0)
+    except Exception as error:  # the zoo builds by rules, and a new class may need sizes that it does not know
+        pytest.skip(f"transformers {VERSION} has {kind}, which the zoo cannot build yet: {error}")
 
 
 def refusal_of(error: UserError, model: Any) -> str:

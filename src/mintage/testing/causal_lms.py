@@ -86,6 +86,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "cpmant": {"dim_head": 8, "dim_ff": 48, "prompt_length": 4, "prompt_types": 4, "segment_types": 4},
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8}},
     "deepseek_v4": {"o_groups": 2, "o_lora_rank": 16},
+    "dory": {"n_input_layers": 1, "n_recurrent_layers": 1, "n_output_layers": 0},
     "dots3_note_text": {f"swa_{name}": value for name, value in _LATENT.items()},
     "falcon_h1": {"mamba_d_ssm": 64, **_MAMBA},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},

@@ -59,6 +59,8 @@ def check_served(model: Any) -> None:
         raise UserError(f"{name} has layers that attend to an image's keys, which a policy does not keep")
     if getattr(config, "num_kv_shared_layers", 0):
         raise UserError(f"{name} has layers that read the keys of others; a policy needs every layer's own")
+    if getattr(config, "n_recurrent_loops", 1) > 1:
+        raise UserError(f"{name} runs its layers in loops, with keys of each; a policy needs one set of keys a layer")
     if not getattr(type(model), "_supports_attention_backend", False):
         raise UserError(
             f"{name} does not take attention functions from outside; known to work: Llama, Qwen2, Mistral, GPT-2"
