@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from mintage.errors import UserError
+from mintage.options import Options, option
 
 __all__ = ["Recipe", "Settings"]
 
@@ -39,66 +39,34 @@ class Recipe(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Options):
     """How to train.
 
-    Parameters
-    ----------
-    steps
-        Optimiser steps.
-    lr, warmup, final_lr
-        Peak learning rate; steps of linear warm-up; share of the peak that the cosine ends at.
-    optimiser
-        ``"adamw"``, or ``"muon"`` (Jordan et al. 2024): the weights of linear layers in repeated blocks (those within
-        an `nn.ModuleList`) take orthogonalised steps of the size that AdamW's have, all else takes AdamW's.
-    weight_decay, betas
-        The decay applies to parameters of two or more dimensions; the betas are AdamW's.
-    clip
-        Largest gradient norm; 0 does not clip.
-    accumulate
-        Batches per optimiser step.
-    bf16
-        Run the loss under bfloat16 autocast.
-    ema
-        Decay of the exponential moving average of weights and float buffers, with which the module ends; 0 keeps none.
-    seed
-        Of everything random.
-    save_every, log_every
-        Steps between checkpoints and between log rows; the last step always has both.
+    Weights of linear layers in repeated blocks (those within an `nn.ModuleList`) take Muon's orthogonalised steps
+    (Jordan et al. 2024) where `optimiser` says so, of the size that AdamW's have; all else takes AdamW's.
 
     Raises
     ------
     UserError
-        A value is out of range.
+        A value is of another type, or out of range.
     """
 
-    steps: int
-    lr: float
-    warmup: int = 0
-    final_lr: float = 0.0
-    optimiser: str = "adamw"
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip: float = 1.0
-    accumulate: int = 1
-    bf16: bool = False
-    ema: float = 0.0
-    seed: int = 0
-    save_every: int = 100
-    log_every: int = 10
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "accumulate", "save_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}; pass at least 1")
-        if self.optimiser not in ("adamw", "muon"):
-            raise UserError(f"unknown optimiser {self.optimiser!r}; known: adamw, muon")
-        if not self.lr > 0:
-            raise UserError(f"lr={self.lr} is not positive; pass e.g. 1e-3")
-        if not 0 <= self.ema < 1:
-            raise UserError(f"ema={self.ema} is outside [0, 1); pass e.g. 0.999, or 0 for none")
-        if min(self.warmup, self.clip, self.weight_decay) < 0:
-            raise UserError("warmup, clip and weight_decay cannot be negative")
+    steps: int = option(help="Optimiser steps.", least=1)
+    lr: float = option(help="Peak learning rate.", above=0)
+    warmup: int = option(0, "Steps of linear warm-up.", least=0)
+    final_lr: float = option(0.0, "Share of the peak that the cosine ends at.", least=0, most=1)
+    optimiser: Literal["adamw", "muon"] = option("adamw", "What steps the matrices of repeated blocks take.")
+    weight_decay: float = option(0.0, "Of parameters of two or more dimensions.", least=0)
+    betas: tuple[float, float] = option((0.9, 0.999), "Decay of AdamW's averages.", least=0, below=1)
+    clip: float = option(1.0, "Largest gradient norm; 0 does not clip.", least=0)
+    accumulate: int = option(1, "Batches per optimiser step.", least=1)
+    bf16: bool = option(False, "Compute the loss under bfloat16 autocast.")
+    ema: float = option(
+        0.0, "Decay of the average of weights and float buffers that the module ends with; 0: none.", least=0, below=1
+    )
+    seed: int = option(0, "Of everything random.", least=0, below=2**63)
+    save_every: int = option(100, "Steps between checkpoints; the last step always has one.", least=1)
+    log_every: int = option(10, "Steps between log rows; the last step always has one.", least=1)
 
     def lr_at(self, step: int) -> float:
         """Return the learning rate of step number `step` (the first is 0)."""
