@@ -1,0 +1,1 @@
+"""What the language models of this job share."""

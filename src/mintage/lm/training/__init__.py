@@ -1,0 +1,1 @@
+"""What methods of this job train."""
