@@ -27,7 +27,7 @@ from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.utils.generic import can_return_tuple
 
 from mintage.errors import Notice, UserError
-from mintage.lm.core.deleting_encoder import DeletingEncoder, Encoded
+from mintage.lm.core.deleting_encoder import DeletingEncoder, ShortenedStates
 from mintage.lm.core.deletion import DeleteGate, deletion_rate, gate_loss
 from mintage.lm.core.mrt5_config import MrT5Config
 from mintage.lm.core.softmax1 import EAGER1, SDPA1
@@ -167,7 +167,7 @@ class MrT5(T5ForConditionalGeneration):
         if encoder_outputs is None:
             shown = {name: kwargs[name] for name in ("output_attentions", "output_hidden_states") if name in kwargs}
             encoder_outputs = self.encoder(input_ids, attention_mask, embeds, hard, penalties, **shown)
-        cross = encoder_outputs.cross_mask if isinstance(encoder_outputs, Encoded) else attention_mask
+        cross = encoder_outputs.cross_mask if isinstance(encoder_outputs, ShortenedStates) else attention_mask
         if penalties is not None:
             kwargs["penalties"] = penalties
         given = {"attention_mask": cross, "decoder_input_ids": decoder_input_ids, "labels": labels, "return_dict": True}

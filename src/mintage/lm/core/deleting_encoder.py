@@ -22,11 +22,11 @@ from mintage.errors import UserError
 from mintage.lm.core.deletion import DeleteGate, GateScore, fixed_gate, hard_delete, random_gate
 from mintage.lm.core.mrt5_config import MrT5Config
 
-__all__ = ["DeletingEncoder", "Encoded"]
+__all__ = ["DeletingEncoder", "ShortenedStates"]
 
 
 @dataclass
-class Encoded(BaseModelOutput):
+class ShortenedStates(BaseModelOutput):
     """States of an encoder, and what hides some of them from the decoder: a mask of the kept, or the gate itself."""
 
     cross_mask: Tensor | None = None
@@ -68,7 +68,7 @@ class DeletingEncoder(T5Stack):
         hard: bool | None = None,
         penalties: list[Tensor] | None = None,
         **kwargs: Any,
-    ) -> Encoded:
+    ) -> ShortenedStates:
         """See `MrT5.forward`; `penalties` takes those of the scores behind the gate."""
         if (input_ids is None) == (inputs_embeds is None):
             raise UserError("pass input_ids or inputs_embeds, one of the two")
@@ -93,7 +93,7 @@ class DeletingEncoder(T5Stack):
                     kwargs["penalties"] = penalties
             hidden, bias, *_ = block(hidden, mask, bias, **kwargs)
         hidden = self.dropout(self.final_layer_norm(hidden))
-        return Encoded(last_hidden_state=hidden, cross_mask=cross, gate=gate, padding=padding, kept_index=index)
+        return ShortenedStates(last_hidden_state=hidden, cross_mask=cross, gate=gate, padding=padding, kept_index=index)
 
     def _padding(self, ids: Tensor | None, mask: Tensor | None, hidden: Tensor) -> Bool[Tensor, "batch bytes"]:
         """Say what is padding: 0 in the mask, or ids of it where there is no mask."""
