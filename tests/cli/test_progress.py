@@ -111,3 +111,11 @@ def test_work_of_more_than_ten_minutes_is_told_once_with_what_makes_it_less(cloc
         "prompts will take about 24 min 30 s more; for less, Ctrl-C and add --limit 4 (a run that is stopped goes on "
         "by the same command)"
     ]
+
+
+def test_fast_work_says_how_fast(said, clock):
+    show, lines = said
+    show("training, bytes", 0, 100_000)
+    clock(40)
+    show("training, bytes", 50_000, 100_000)
+    assert lines()[-1] == "training, bytes: 50000 of 100000, 40 s elapsed, 1,250 a second, about 40 s left"

@@ -40,3 +40,17 @@ def test_retrofit(method, law):
 @parametrize_with_laws("reduce")
 def test_reduce(method, law):
     law(method.tiny())
+
+
+_CUT_AHEAD = "how a text is cut into tokens depends on what comes behind it"
+
+
+@parametrize_with_laws(
+    "lm",
+    expected_failures={
+        ("bpe-transformer", "later_bytes_change_nothing"): _CUT_AHEAD,
+        ("bpe-transformer", "scores_add_up"): _CUT_AHEAD,
+    },
+)
+def test_lm(method, law):
+    law(method.tiny())

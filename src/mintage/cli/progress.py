@@ -7,8 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bars
+from rich.text import Text
 
 from mintage.progress import Progress
 
@@ -41,7 +51,7 @@ def shown_progress(console: Console | None = None, *, shorter: str = "") -> Iter
         yield write
         return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-    with Bars(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True) as bars:
+    with Bars(*columns, _Pace(), TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True) as bars:
         tasks: dict[str, TaskID] = {}
 
         def show(stage: str, done: int, of: int) -> None:
@@ -99,8 +109,22 @@ class Lines:
         count = f" {done} of {of}" if of else f" {done}" if done else ""
         told = "" if first else f", {_clock(now - began)} elapsed"
         if of and before < done < of:
-            told += f", about {_clock((now - began) * (of - done) / (done - before))} left"
+            speed = (done - before) / (now - began)
+            told += f"{_rate(speed)}, about {_clock((of - done) / speed)} left"
         self._console.print(f"{stage}:{count}{told}", style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+def _rate(speed: float) -> str:
+    """How much is done in a second, where that says something."""
+    return f", {speed:,.0f} a second" if speed >= 2 else ""
+
+
+class _Pace(ProgressColumn):
+    """How fast a stage goes."""
+
+    def render(self, task: Task) -> Text:
+        """See rich."""
+        return Text(_rate(task.speed or 0.0).lstrip(", "), style="progress.data.speed")
 
 
 def _clock(seconds: float) -> str:

@@ -1,6 +1,6 @@
 """Language models over unusual tokens."""
 
-from mintage.catalog import Method
+from mintage.catalog import Method, Trains, lazy_attributes
 
 METHODS = (
     Method(
@@ -101,4 +101,36 @@ METHODS = (
             "with 2.5x the compute."
         ),
     ),
+    Method(
+        name="byte-transformer",
+        job="lm",
+        title="Transformer over bytes",
+        entry="mintage.lm.baselines:ByteTransformer",
+        role="baseline",
+        trains=True,
+        trainings=(
+            Trains("byte-transformer", "mintage.lm.training.baselines:ByteTransformerTraining", "A Llama over bytes."),
+        ),
+        summary="Predicts every byte from all bytes before it.",
+    ),
+    Method(
+        name="bpe-transformer",
+        job="lm",
+        title="Transformer over BPE tokens",
+        entry="mintage.lm.baselines:BPETransformer",
+        role="baseline",
+        trains=True,
+        trainings=(
+            Trains("bpe-transformer", "mintage.lm.training.baselines:BPETransformerTraining", "A Llama over BPE."),
+        ),
+        summary="Cuts text by byte-level BPE and predicts token by token.",
+    ),
+)
+
+__getattr__, __dir__ = lazy_attributes(
+    __name__,
+    METHODS,
+    ByteLanguageModel="mintage.lm.contract:ByteLanguageModel",
+    Sampling="mintage.lm.core.sampling:Sampling",
+    load="mintage.lm.core.folder:load_byte_lm",
 )

@@ -69,10 +69,16 @@ class Work:
     begun: bool = field(default=False, init=False)
     """Whether anything was trained."""
 
-    def stage(self, name: str, recipe: Recipe, settings: Settings) -> Trained:
-        """Train `recipe` in a folder of its own, from its checkpoint if there is one."""
-        step, self.begun = self.told(name), True
-        return train(recipe, self.folder / name, settings, device=self.device, on_step=step)
+    def stage(self, name: str, recipe: Recipe, settings: Settings, *, unit: int = 1, of: str = "") -> Trained:
+        """Train `recipe` in a folder of its own, from its checkpoint if there is one; a step is told as `unit` `of`."""
+        step, self.begun = self.told(f"{name}, {of}" if of else name), True
+        return train(
+            recipe,
+            self.folder / name,
+            settings,
+            device=self.device,
+            on_step=lambda done, steps: step(unit * done, unit * steps),
+        )
 
     def told(self, stage: str) -> Callable[[int, int], None]:
         """Return ``f(done, of)``, which reports a stage."""
@@ -106,6 +112,10 @@ class Training(Options, ABC):
         """Say in one line how good it is, for whoever waited."""
         return ""
 
+    def check_out(self, path: Path) -> None:
+        """Refuse, before anything is learnt, a place that cannot be written to."""
+        check_writable(path)
+
     def run(
         self,
         out: str | Path | None = None,
@@ -119,7 +129,7 @@ class Training(Options, ABC):
         Parameters
         ----------
         out
-            File to write; default NAME.safetensors (or what the training says) in the current folder.
+            File (or folder) to write; default NAME.safetensors (or what the training says) in the current folder.
         work
             Folder of the run, default ``.mintage/NAME``. A killed run goes on from there under the same settings.
         command
@@ -140,7 +150,7 @@ class Training(Options, ABC):
         folder = Path(".mintage") / self.name if work is None else Path(work)
         if not is_first():  # torchrun started several: the first one holds the folder, writes and tells
             return self.learn(Work(folder, self.device))
-        check_writable(path)
+        self.check_out(path)
         settings = settings_of(self)
         folder.mkdir(parents=True, exist_ok=True)
         try:

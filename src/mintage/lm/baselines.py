@@ -1,0 +1,147 @@
+"""Rivals under the lm contract: the transformer over bytes, and the transformer over BPE tokens."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from mintage.lm.contract import ByteLanguageModel, LMConfig, OpenText, Reading, register
+from mintage.lm.core.bpe import BytePairs
+from mintage.lm.core.open_row import SINGLE, OpenRow
+from mintage.lm.core.reading import byte_reading, lengths_of, real, seeded
+from mintage.lm.core.stack import over_rows, stack, stack_flops
+
+__all__ = ["BPETransformer", "BPETransformerConfig", "ByteTransformer", "ByteTransformerConfig"]
+
+
+class ByteTransformerConfig(LMConfig):
+    """Sizes of a transformer over bytes."""
+
+    model_type = "mintage-byte-transformer"
+    sizes: ClassVar = {"width": 2, "layers": 1, "heads": 1}
+
+    def __init__(self, width: int = 128, layers: int = 4, heads: int = 4, **kwargs: Any) -> None:
+        self.width, self.layers, self.heads = width, layers, heads
+        super().__init__(**kwargs)
+
+
+class ByteTransformer(ByteLanguageModel):
+    """A Llama over bytes; the first byte is predicted from a learnt start vector."""
+
+    config_class = ByteTransformerConfig
+
+    def __init__(self, config: ByteTransformerConfig) -> None:
+        super().__init__(config)
+        self.bytes = nn.Embedding(257, config.width)  # the last is the start
+        self.blocks = stack(config.width, config.layers, config.heads)
+        self.head = nn.Linear(config.width, 256, bias=False)
+        self.post_init()
+
+    @classmethod
+    def tiny(cls) -> ByteTransformer:
+        """See `ByteLanguageModel.tiny`."""
+        return seeded(cls, ByteTransformerConfig(width=16, layers=2, heads=2))
+
+    def forward(self, input_ids: Int[Tensor, "batch bytes"], attention_mask: Tensor | None = None) -> Reading:
+        """See `ByteLanguageModel.forward`."""
+        lengths = lengths_of(input_ids, attention_mask)
+        start = input_ids.new_full((len(input_ids), 1), 256)
+        hidden = over_rows(self.blocks, self.bytes(torch.cat([start, input_ids], 1)[:, :-1]))
+        return byte_reading(self.head(hidden), input_ids, lengths)
+
+    def flops(self, input_ids: Int[Tensor, "batch bytes"]) -> float:
+        """See `ByteLanguageModel.flops`."""
+        length = input_ids.shape[1]
+        return stack_flops(self.blocks, 1.0, (length + 1) / 2) + 2 * self.head.weight.numel()
+
+    def symbols(self, text: bytes) -> list[int]:
+        """See `ByteLanguageModel.symbols`."""
+        return list(text)
+
+    def open_text(self, prompt: bytes, *, use_cache: bool = True) -> OpenText:
+        """See `ByteLanguageModel.open_text`."""
+        return OpenRow(self.bytes, self.blocks, self.head, [256, *prompt], SINGLE, use_cache)
+
+
+class BPETransformerConfig(LMConfig):
+    """Sizes of a transformer over BPE tokens, and its tokenizer.json as a text."""
+
+    model_type = "mintage-bpe-transformer"
+    sizes: ClassVar = {"width": 2, "layers": 1, "heads": 1}
+
+    def __init__(self, width: int = 192, layers: int = 4, heads: int = 4, tokenizer: str = "", **kwargs: Any) -> None:
+        self.width, self.layers, self.heads, self.tokenizer = width, layers, heads, tokenizer
+        super().__init__(**kwargs)
+
+
+class BPETransformer(ByteLanguageModel):
+    """A Llama over byte-level BPE tokens with tied embeddings; a token's cost is spread over its bytes.
+
+    What a byte costs depends on how the text behind it is cut, so this rival, alone here, breaks the laws of causality.
+    """
+
+    config_class = BPETransformerConfig
+
+    def __init__(self, config: BPETransformerConfig) -> None:
+        super().__init__(config)
+        self.pairs = BytePairs(config.tokenizer)
+        self.tokens = nn.Embedding(len(self.pairs.tokens) + 1, config.width)  # the last is the start
+        self.blocks = stack(config.width, config.layers, config.heads)
+        self.post_init()
+
+    @classmethod
+    def tiny(cls) -> BPETransformer:
+        """See `ByteLanguageModel.tiny`."""
+        learnt = BytePairs.train(["the sea and the moon and the tides"] * 4, 270)
+        config = BPETransformerConfig(width=16, layers=2, heads=2, tokenizer=learnt.tokenizer.to_str())
+        return seeded(cls, config)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return logits of all tokens."""
+        return hidden @ self.tokens.weight[:-1].T
+
+    def forward(self, input_ids: Int[Tensor, "batch bytes"], attention_mask: Tensor | None = None) -> Reading:
+        """See `ByteLanguageModel.forward`."""
+        lengths = lengths_of(input_ids, attention_mask)
+        cut = [self.pairs.encode(bytes(row[:n])) for row, n in zip(input_ids.tolist(), lengths.tolist(), strict=True)]
+        start = len(self.pairs.tokens)
+        rows = [torch.tensor([start, *row], device=input_ids.device) for row in cut]
+        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        logits = self.head(over_rows(self.blocks, self.tokens(ids[:, :-1])))
+        counts = torch.tensor([len(row) for row in cut], dtype=torch.long, device=input_ids.device)
+        by_token = byte_reading(logits, ids[:, 1:], counts)
+        sizes = torch.tensor([len(self.pairs.tokens[i]) for row in cut for i in row], dtype=torch.long)
+        sizes = sizes.to(input_ids.device)
+        in_row, in_text = real(counts, ids.shape[1] - 1), real(lengths, input_ids.shape[1])
+        nats = (by_token.nats[in_row] / sizes).repeat_interleave(sizes)
+        right = by_token.right[in_row].repeat_interleave(sizes)
+        full = torch.zeros(in_text.shape, device=input_ids.device)
+        return Reading(
+            loss=by_token.loss,
+            nats=full.masked_scatter(in_text, nats),
+            right=torch.zeros_like(in_text).masked_scatter(in_text, right),
+            told={"bytes per token": float(lengths.sum()) / max(len(sizes), 1)},
+        )
+
+    def flops(self, input_ids: Int[Tensor, "batch bytes"]) -> float:
+        """See `ByteLanguageModel.flops`."""
+        tokens = sum(len(self.pairs.encode(bytes(row))) for row in input_ids.tolist())
+        share, per_row = tokens / input_ids.numel(), tokens / len(input_ids)
+        head = 2 * (len(self.pairs.tokens)) * self.config.width
+        return stack_flops(self.blocks, share, (per_row + 1) / 2) + share * head
+
+    def symbols(self, text: bytes) -> list[int]:
+        """See `ByteLanguageModel.symbols`."""
+        return self.pairs.encode(text)
+
+    def open_text(self, prompt: bytes, *, use_cache: bool = True) -> OpenText:
+        """See `ByteLanguageModel.open_text`; a prompt that ends within a word is cut as it is."""
+        begun = [len(self.pairs.tokens), *self.pairs.encode(prompt)]
+        return OpenRow(self.tokens, self.blocks, self.head, begun, self.pairs.tokens, use_cache)
+
+
+register(ByteTransformerConfig, ByteTransformer)
+register(BPETransformerConfig, BPETransformer)

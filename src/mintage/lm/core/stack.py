@@ -1,0 +1,121 @@
+"""Transformer stacks over vectors: transformers' Llama blocks, over whole rows or inside packed words.
+
+A stack has no vocabulary: it takes ``inputs_embeds`` and gives hidden states. One that works *inside words* takes all
+words of a batch behind one another, without padding, and positions that restart in every word; only its attention,
+which costs little, sees them as rows (`Words.rows`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from mintage.errors import UserError
+from mintage.lm.core.words import Words
+from mintage.models import with_cache
+
+__all__ = ["inside_words", "over_rows", "stack", "stack_flops"]
+
+_INSIDE = "mintage_words"
+
+
+def stack(width: int, layers: int, heads: int, *, inside: bool = False, causal: bool = True) -> LlamaModel:
+    """Make a stack of Llama blocks with a final RMSNorm.
+
+    Parameters
+    ----------
+    width, layers, heads
+        Sizes; the feed-forward is 8/3 of the width, as Llama's.
+    inside
+        Whether it works inside packed words (`inside_words`), else over rows (`over_rows`).
+    causal
+        Whether a position sees only those before it.
+
+    Raises
+    ------
+    UserError
+        The heads do not divide the width into even sizes.
+    """
+    if width % heads or width // heads % 2:
+        raise UserError(f"a width of {width} is no even multiple of {heads} heads; pass e.g. {64 * heads}")
+    config = LlamaConfig(
+        vocab_size=1,
+        hidden_size=width,
+        intermediate_size=-(-8 * width // 24) * 8,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=1 << 20,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    config._attn_implementation = _INSIDE if inside else "sdpa"
+    made = LlamaModel(config)
+    made.embed_tokens = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
+    attentions: list[Any] = [layer.self_attn for layer in made.layers]
+    for attention in attentions:
+        attention.is_causal = causal
+    return made
+
+
+def over_rows(blocks: LlamaModel, hidden: Float[Tensor, "batch places width"], cache: Any = None) -> Tensor:
+    """Run a causal stack over rows that begin at place 0 (or where `cache` ends); padding stands at their ends."""
+    if not hidden.shape[1]:
+        return hidden
+    return blocks(inputs_embeds=hidden, use_cache=cache is not None, **with_cache(blocks, cache)).last_hidden_state
+
+
+def inside_words(blocks: LlamaModel, hidden: Float[Tensor, "places width"], words: Words) -> Tensor:
+    """Run a stack inside every word of a batch, all at once; shape as `hidden`."""
+    if not len(hidden):
+        return hidden
+    return blocks(
+        inputs_embeds=hidden[None], position_ids=words.places[None], use_cache=False, words=words
+    ).last_hidden_state[0]
+
+
+def _attention(
+    module: nn.Module,
+    query: Float[Tensor, "1 heads places size"],
+    key: Float[Tensor, "1 heads places size"],
+    value: Float[Tensor, "1 heads places size"],
+    attention_mask: Tensor | None = None,
+    *,
+    scaling: float | None = None,
+    words: Words,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attend inside words: packed places become rows, and packed places again."""
+    q, k, v = (torch.cat([t[0], t.new_zeros(t.shape[1], 1, t.shape[3])], 1)[:, words.rows] for t in (query, key, value))
+    q, k, v = (t.transpose(0, 1) for t in (q, k, v))  # words heads longest size
+    if module.is_causal:  # what a row is padded with stands behind what it holds
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
+    else:
+        seen = (words.rows < len(words.places))[:, None, None]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scaling)
+    return out.transpose(1, 2).flatten(0, 1)[words.flat][None], None  # 1 places heads size
+
+
+ALL_ATTENTION_FUNCTIONS.register(_INSIDE, _attention)
+
+
+def stack_flops(blocks: LlamaModel, places: float, attended: float) -> float:
+    """Count floating point operations of one forward: two for every multiply-add.
+
+    Parameters
+    ----------
+    blocks
+        The stack.
+    places
+        Positions that it runs over.
+    attended
+        How many positions one attends to, on average.
+    """
+    linear = sum(m.weight.numel() for m in blocks.modules() if isinstance(m, nn.Linear))
+    return places * (2 * linear + 4 * attended * blocks.config.hidden_size * blocks.config.num_hidden_layers)
