@@ -175,6 +175,18 @@ def test_a_byt5_folder_gets_a_gate_that_begins_by_keeping(byt5, ids):
     assert (found.gate[ids == 0] == mine.config.sigmoid_mask_scale).all()
 
 
+def test_fresh_weights_are_drawn_as_t5_draws_them():
+    theirs = dict(make_t5(d_model=64, d_kv=16).named_parameters())
+    torch.manual_seed(1)
+    mine = dict(MrT5(MrT5Config(**SIZES | {"d_model": 64, "d_kv": 16})).named_parameters())
+    assert theirs.keys() == {name for name in mine if ".delete_gate." not in name}
+    for name, wanted in theirs.items():
+        if wanted.numel() > 500:
+            assert mine[name].std().item() == pytest.approx(wanted.std().item(), rel=0.15), name
+    assert mine["encoder.block.3.delete_gate.feed_forward.bias"].item() == 1
+    assert mine["encoder.block.3.delete_gate.feed_forward.weight"].abs().max() <= math.sqrt(6 / 65)
+
+
 # -- hard and soft deletion --------------------------------------------------------------------------------------------
 
 

@@ -27,7 +27,7 @@ from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.utils.generic import can_return_tuple
 
 from mintage.errors import Notice, UserError
-from mintage.lm.core.deleting_encoder import DeletingEncoder, ShortenedStates
+from mintage.lm.core.deleting_encoder import DeletingEncoder, InitialisedAsT5, ShortenedStates
 from mintage.lm.core.deletion import DeleteGate, deletion_rate, gate_loss
 from mintage.lm.core.mrt5_config import MrT5Config
 from mintage.lm.core.softmax1 import EAGER1, SDPA1
@@ -61,7 +61,7 @@ class MrT5Output(Seq2SeqLMOutput):
     kept_index: Tensor | None = None
 
 
-class MrT5(T5ForConditionalGeneration):
+class MrT5(InitialisedAsT5, T5ForConditionalGeneration):
     """ByT5 that deletes; what transformers can do with a T5 it can do with this."""
 
     config_class = MrT5Config

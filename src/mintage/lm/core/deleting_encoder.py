@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.models.t5.modeling_t5 import T5Stack
+from transformers.models.t5.modeling_t5 import T5PreTrainedModel, T5Stack
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -22,7 +22,7 @@ from mintage.errors import UserError
 from mintage.lm.core.deletion import DeleteGate, GateScore, fixed_gate, hard_delete, random_gate
 from mintage.lm.core.mrt5_config import MrT5Config
 
-__all__ = ["DeletingEncoder", "ShortenedStates"]
+__all__ = ["DeletingEncoder", "InitialisedAsT5", "ShortenedStates"]
 
 
 @dataclass
@@ -35,7 +35,25 @@ class ShortenedStates(BaseModelOutput):
     kept_index: Tensor | None = None
 
 
-class DeletingEncoder(T5Stack):
+class InitialisedAsT5(T5PreTrainedModel):
+    """A T5 whose fresh weights are drawn as T5's are.
+
+    transformers initialises classes that are not its own otherwise: modules without weights of their own, such as T5's
+    attention, are passed over, and their parts keep a deviation of 1 (findings/transformers-t5-subclass-init.sh).
+    """
+
+    def _initialize_weights(self, module: Any, is_custom_code: bool = False) -> None:
+        super()._initialize_weights(module)
+
+    @torch.no_grad()
+    def _init_weights(self, module: Any) -> None:
+        super()._init_weights(module)
+        if isinstance(module, GateScore):  # through transformers' functions, which leave loaded weights alone
+            init.xavier_uniform_(module.weight)
+            init.ones_(module.bias)
+
+
+class DeletingEncoder(InitialisedAsT5, T5Stack):
     """T5's encoder with a gate in front of one of its blocks."""
 
     config: MrT5Config
@@ -50,13 +68,6 @@ class DeletingEncoder(T5Stack):
                 norm=config.gate_layer_norm,
                 gumbel=config.use_gumbel_noise,
             )
-
-    @torch.no_grad()
-    def _init_weights(self, module: Any) -> None:
-        super()._init_weights(module)
-        if isinstance(module, GateScore):  # through transformers' functions, which leave loaded weights alone
-            init.xavier_uniform_(module.weight)
-            init.ones_(module.bias)
 
     @merge_with_config_defaults
     @capture_outputs
