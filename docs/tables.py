@@ -233,12 +233,12 @@ def draft_speeds(rows: Sequence[Result]) -> str:
     """
     kept = [r for r in rows if r.job == "draft" and not r.claim and r.settings.get("dtype") == "bfloat16"]
     kept = [r for r in kept if r.settings.get("temperature") == 0]
-    runs: dict[str, set[str]] = {}
+    runs: dict[tuple[str, str], set[str]] = {}
     for r in kept:
         if "--budgets" not in r.command and "--nodes" not in r.command:  # what it was called before
-            runs.setdefault(r.command, set()).add(r.method)
-    widest = max(reversed(runs), key=lambda command: len(runs[command]), default="")
-    kept = [r for r in kept if r.command == widest]  # never numbers of two runs in one table
+            runs.setdefault((r.command, r.device), set()).add(r.method)
+    widest = max(reversed(runs), key=lambda run: len(runs[run]), default=("", ""))
+    kept = [r for r in kept if (r.command, r.device) == widest]  # never numbers of two runs in one table
     metrics = ("tokens per target forward", "speed over generate, whole run", "tokens per second")
     cells: dict[str, dict[str, str]] = {}
     for r in kept:

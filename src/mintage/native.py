@@ -21,6 +21,7 @@ from filelock import FileLock
 
 from mintage.errors import UserError
 from mintage.files import cache_dir, replace_file
+from mintage.processor import processor_features
 
 __all__ = ["Native"]
 
@@ -84,11 +85,8 @@ class Native:
         return self._path().stem
 
     def _path(self) -> Path:
-        listed = Path("/proc/cpuinfo")
-        lines = listed.read_text().splitlines() if listed.exists() else []
-        able = [line for line in lines if line.startswith(("flags", "Features"))][:1]
         digest = hashlib.blake2b(self.source.read_bytes(), digest_size=16)
-        made_for = (self.flags, _compiler(), platform.machine(), platform.processor(), able)
+        made_for = (self.flags, _compiler(), platform.machine(), platform.processor(), processor_features())
         digest.update(repr(made_for).encode())
         return cache_dir() / "kernels" / f"{digest.hexdigest()}.so"
 

@@ -24,6 +24,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from mintage.files import cache_dir, replace_file
+from mintage.processor import instructions_used, limits, processor_name
 from mintage.progress import Note, unheard
 
 __all__ = ["fastest_dtype", "forward_seconds"]
@@ -117,19 +118,10 @@ def forward_seconds(config: Any) -> dict[str, tuple[float, float]]:
 def _key(config: Any) -> str:
     """Name what the seconds depend on: the machine, its libraries, and the sizes of the model."""
     sizes = {name: value for name, value in config.to_dict().items() if name not in _VOLATILE}
-    machine = [platform.machine(), _processor(), torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()]
-    limits = [os.environ.get(name) for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")]
+    machine = [platform.machine(), processor_name(), torch.get_num_threads(), instructions_used()]
     versions = [torch.__version__, transformers.__version__]
-    text = json.dumps([machine, limits, versions, sizes], sort_keys=True, default=str)
+    text = json.dumps([machine, limits(), versions, sizes], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next((line for line in file if line.startswith("model name")), "")
-    except OSError:
-        return platform.processor()
 
 
 @torch.no_grad()

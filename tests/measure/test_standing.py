@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from mintage.catalog import methods
+from mintage.measure.advice import find_number
+from mintage.measure.figure import Figure, bars
 from mintage.measure.report import write_report
-from mintage.measure.result import Result, append_results, read_results
+from mintage.measure.result import Result, append_results, newest, read_results
 from mintage.measure.scoreboard import SHIPPED, compact, evidence, shipped_rows, write_scoreboard
 from mintage.measure.standing import standing, standings
 
@@ -53,6 +55,62 @@ def test_a_gpu_does_not_hide_what_failed_on_a_cpu(at):
 def test_another_cpu_measures_the_same_claim_again(at):
     stands = standing([at(9), at(11, environment={"time": "2026-03-02", "cpu": "b"}, verdict="does not hold")])
     assert [row.verdict for row in stands.claims] == ["does not hold"]
+
+
+FREE = {"cpu": "a", "instructions": "AVX512+AMX", "limits": None}
+LIMITED = {"cpu": "a", "instructions": "AVX2", "limits": "ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2"}
+
+
+def on(hour, kind, commit="c"):
+    return {"time": f"2026-03-01T{hour:02d}:00:00+00:00", "commit": commit, **kind}
+
+
+@pytest.mark.parametrize("free", [FREE, {"cpu": "a"}], ids=["told", "of before rows told"])
+def test_a_run_limited_to_fewer_instructions_stands_beside_the_free_one(at, free):
+    """And the free one is told first, though it is older."""
+    rows = [at(9, environment=on(9, free)), at(9, environment=on(11, LIMITED), verdict="does not hold")]
+    for order in (rows, rows[::-1]):
+        stands = standing(order)
+        assert {row.device for row in stands.claims} == {row.device for row in rows}
+        assert (stands.held, len(stands.claims)) == (1, 2)
+        assert stands.headline.verdict == "holds"
+    assert standing(rows[1:]).headline.device == "a, limited to AVX2"
+
+
+def test_limited_runs_replace_each_other(at):
+    rows = [at(9, environment=on(hour, LIMITED), value=hour) for hour in (9, 10)]
+    assert [row.value for row in standing(rows).claims] == [10]
+
+
+def test_an_old_row_that_does_not_tell_its_instructions_gives_way_to_one_that_does(at):
+    old, new = at(9), at(9, environment=on(11, FREE), value=2.0)
+    informs = {"claim": "", "verdict": "measured"}
+    for given in ({}, informs):
+        rows = [dataclasses.replace(row, **given) for row in (old, new)]
+        assert [row.value for row in newest(rows)] == [2.0]
+        assert [row.value for row in newest(rows[::-1])] == [2.0]
+    assert len(newest([old, at(9, environment=on(8, FREE))])) == 2  # newer: nothing has taken its place
+    gpu = on(11, {**FREE, "gpu": "H100"})
+    assert len(newest([at(9, environment=gpu)])) == 1
+
+
+def test_two_sets_of_instructions_under_one_name_are_two_machines(at):
+    rows = [at(9, environment=on(9, {"cpu": "a", "instructions": used})) for used in ("AVX2", "AVX512")]
+    assert len(newest(rows)) == 2
+
+
+def test_a_figure_of_a_limited_run_does_not_take_the_place_of_the_free_ones():
+    bar = bars("tokens", ["a"], {"b": [1.0]})
+    drawn = [Figure(job="draft", name="f", title="", caption="", environment=e, **bar) for e in (FREE, LIMITED, FREE)]
+    assert newest(drawn) == [drawn[2], drawn[1]]
+    assert [figure.key for figure in drawn] == ["draft/f"] * 3
+
+
+def test_advice_cites_a_limited_run_last(at):
+    rows = [at(9, environment=on(9, FREE), value=2.0), at(9, environment=on(11, LIMITED), value=1.0)]
+    asked = {"metric": rows[0].metric}
+    assert find_number("token-recycling", rows, asked).value == 2.0
+    assert find_number("token-recycling", rows[1:], asked).value == 1.0
 
 
 def test_an_edited_sentence_takes_the_place_of_the_old_one(at):
@@ -109,7 +167,8 @@ def test_the_shipped_rows_are_small_and_all_of_the_claims():
 
 def test_a_shipped_row_has_all_that_judges_it(at):
     given = {
-        "time": "2026-03-01", "commit": "abc", "dirty": False, "cpu": "EPYC", "cores": 2, "gpu": None, "python": "3.11"
+        "time": "2026-03-01", "commit": "abc", "dirty": False, "cpu": "EPYC", "cores": 2, "gpu": None, "python": "3.11",
+        "instructions": "AVX2", "limits": "ATEN_CPU_CAPABILITY=avx2",
     }  # fmt: skip
     row = at(
         9, value=1 / 3, interval=(0.3333333, 0.66666666), peers={"a": 1.0, "b": 2.0}, environment=given, note="mind"
@@ -118,8 +177,8 @@ def test_a_shipped_row_has_all_that_judges_it(at):
     assert (kept.value, kept.interval, kept.n, kept.verdict) == (0.33333, (0.33333, 0.66667), row.n, row.verdict)
     assert (kept.claim, kept.metric, kept.unit, kept.note) == (row.claim, row.metric, row.unit, "mind")
     assert (kept.baseline, kept.peers) == (row.baseline, {"b": 2.0})
-    assert kept.device == "EPYC, 2 cores"
-    assert kept.environment == {"time": "2026-03-01", "commit": "abc", "dirty": False, "cpu": "EPYC", "cores": 2}
+    assert kept.device == "EPYC, 2 cores, limited to AVX2"
+    assert kept.environment == {name: value for name, value in given.items() if name not in ("gpu", "python")}
 
 
 def test_what_is_written_is_read_back(at, rows, tmp_path):

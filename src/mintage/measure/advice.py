@@ -18,6 +18,7 @@ import mintage
 from mintage.errors import UserError
 from mintage.measure.result import Result
 from mintage.measure.standing import time_of
+from mintage.processor import limited_to
 
 __all__ = ["Advice", "Number", "advise", "advised", "cited", "find_number"]
 
@@ -71,7 +72,7 @@ def advised() -> Sequence[str]:
 
 
 def find_number(name: str, rows: Iterable[Result], asked: Mapping[str, Any]) -> Number:
-    """Return the newest of `rows` that is `asked` for, as the head of the file tells.
+    """Return the newest of `rows` that is `asked` for, as the head of the file tells; of limited processors last.
 
     Parameters
     ----------
@@ -94,6 +95,7 @@ def find_number(name: str, rows: Iterable[Result], asked: Mapping[str, Any]) -> 
     where = ", ".join(f"{key}={value!r}" for key, value in wanted.items() if key not in _RULES)
     if not fitting:
         raise UserError(f"advice on {name}: no row of results has {where}; measure it, or name another row")
+    fitting = [row for row in fitting if not limited_to(row.environment)] or fitting
     row, of = max(fitting, key=time_of), str(wanted.get("of", ""))
     if of and of not in row.baseline | row.peers:
         raise UserError(f"advice on {name}: the row with {where} has no baseline or peer {of!r}; name another")

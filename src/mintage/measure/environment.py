@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mintage
+from mintage.processor import instructions_used, limited_to, limits, processor_name
 
 __all__ = ["device_name", "environment"]
 
@@ -23,9 +24,10 @@ def environment() -> dict[str, Any]:
     -------
     dict
         ``time`` (UTC, ISO 8601), ``mintage``, ``python``, ``torch``, ``transformers`` (versions), ``platform``, ``cpu``
-        (model), ``cores`` (usable by this process), ``threads`` (of torch), ``gpu`` (name or None), ``cuda`` (version
-        or None), ``commit`` (of mintage's own repository, or None where it runs from an installed copy) and ``dirty``
-        (whether mintage's source differs from the commit). No host or user name.
+        (model), ``cores`` (usable by this process), ``threads`` (of torch), ``instructions`` (those that torch computes
+        with here), ``limits`` (the variables that keep it from wider ones, or None), ``gpu`` (name or None), ``cuda``
+        (version or None), ``commit`` (of mintage's own repository, or None where it runs from an installed copy) and
+        ``dirty`` (whether mintage's source differs from the commit). No host or user name.
     """
     import torch
 
@@ -38,9 +40,11 @@ def environment() -> dict[str, Any]:
         "torch": _version("torch"),
         "transformers": _version("transformers"),
         "platform": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu(),
+        "cpu": processor_name(),
         "cores": _cores(),
         "threads": torch.get_num_threads(),
+        "instructions": instructions_used(),
+        "limits": limits() or None,
         "gpu": gpu,
         "cuda": torch.version.cuda if gpu else None,
         "commit": commit,
@@ -49,14 +53,20 @@ def environment() -> dict[str, Any]:
 
 
 def device_name(described: Mapping[str, Any]) -> str:
-    """Return what a row ran on, in a few words: the GPU, or the CPU and its usable cores."""
+    """Return what a row ran on, in a few words: the GPU, or the CPU, its usable cores and, where told, instructions."""
     if described.get("gpu"):
         return str(described["gpu"])
     cpu = str(described.get("cpu") or "unknown machine")
     for noise in ("(R)", "(TM)", " CPU", " Processor"):
         cpu = cpu.replace(noise, "")
     cpu, cores = cpu.partition(" @ ")[0], described.get("cores")
-    return f"{' '.join(cpu.split())}, {cores} core{'s' if cores != 1 else ''}" if cores else cpu
+    used = str(described.get("instructions") or "")
+    parts = [
+        " ".join(cpu.split()),
+        f"{cores} core{'s' if cores != 1 else ''}" if cores else "",
+        f"limited to {used}" if limited_to(described) else used,
+    ]
+    return ", ".join(filter(None, parts))
 
 
 def _version(package: str) -> str | None:
@@ -70,18 +80,6 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            return value.strip()
-    return platform.processor() or platform.machine()
 
 
 def _commit(folder: Path) -> tuple[str | None, bool | None]:

@@ -32,6 +32,7 @@ from typing import Any, Literal, get_args
 
 from mintage.errors import UserError, did_you_mean
 from mintage.measure.statistics import Interval
+from mintage.processor import limited_to
 
 __all__ = ["Figure", "FigureKind", "bars", "curve"]
 
@@ -102,8 +103,8 @@ class Figure:
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """What a newer figure must share to take this one's place."""
-        return ("figure", self.job, self.name)
+        """What a newer figure must share to take this one's place: its name, and what instructions were limited to."""
+        return ("figure", self.job, self.name, limited_to(self.environment))
 
     @property
     def key(self) -> str:

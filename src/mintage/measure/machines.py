@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mintage.measure.environment import device_name
+from mintage.processor import limited_to
 
 __all__ = ["Machine", "machine_key", "machines"]
 
@@ -33,8 +34,11 @@ class Machine:
 
 
 def machine_key(environment: Mapping[str, Any]) -> str:
-    """Return what two environments of one machine share; empty for a row that does not know its own."""
-    return repr([environment.get(name) for name in _HARDWARE]) if environment else ""
+    """Return what two environments of one machine share; empty for a row that does not know its own.
+
+    A processor limited to some of its instructions is a machine of its own.
+    """
+    return repr([*(environment.get(name) for name in _HARDWARE), limited_to(environment)]) if environment else ""
 
 
 def machines(environments: Iterable[Mapping[str, Any]]) -> dict[str, Machine]:
@@ -55,7 +59,7 @@ def _machine(letter: str, environments: Sequence[Mapping[str, Any]]) -> Machine:
         runs[line] = runs.get(line, 0) + 1
     return Machine(
         letter,
-        device_name(environments[0]),
+        device_name(max(environments, key=lambda one: "instructions" in one)),
         {name: values[name][0] for name in names if name not in columns and values[name][0]},
         columns,
         tuple(sorted(runs.items(), key=lambda run: -run[1])),

@@ -12,6 +12,7 @@ from typing import Any
 
 import mintage
 from mintage.files import append_line
+from mintage.processor import limits
 
 __all__ = ["Memo", "fingerprint"]
 
@@ -51,7 +52,8 @@ class Memo:
     work
         Folder that holds the runs.
     definition
-        Everything that defines the run, as JSON values; a run with another definition starts afresh.
+        Everything that defines the run, as JSON values; a run with another definition, or under other limits of the
+        processor's instructions, starts afresh.
     sources
         Files or folders that measure and are not mintage's own; with other code, here or there, a run starts afresh.
 
@@ -62,7 +64,7 @@ class Memo:
     """
 
     def __init__(self, work: str | Path, definition: dict[str, Any], sources: Sequence[Path] = ()) -> None:
-        text = json.dumps({**definition, "source": fingerprint(*sources)}, sort_keys=True)
+        text = json.dumps({**definition, "source": fingerprint(*sources), "limits": limits()}, sort_keys=True)
         self.path = Path(work) / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.jsonl"
         self.folder = self.path.with_suffix("")
         self._held: dict[str, Any] = {}

@@ -20,6 +20,7 @@ from mintage.errors import UserError, did_you_mean
 from mintage.files import append_lines, read_jsonl
 from mintage.measure.environment import device_name
 from mintage.measure.figure import Figure
+from mintage.processor import limited_to
 
 __all__ = ["SCHEMA", "Result", "Verdict", "append_results", "from_line", "newest", "read_results", "to_line"]
 
@@ -275,11 +276,20 @@ def _time(row: Result | Figure) -> str:
 def newest(rows: Iterable[Row]) -> list[Row]:
     """Keep the newest row of each identity, in the order in which the identities first appeared.
 
-    Newest is by the environment's ``time``; rows of equal time, or without, by their position.
+    Newest is by the environment's ``time``; rows of equal time, or without, by their position. A row that does not tell
+    its processor's instructions, as none did once, also gives way to a newer one that was free to use all of them.
     """
     latest: dict[tuple[str, ...], Row] = {}
     for row in rows:
         old = latest.get(row.identity)
         if old is None or _time(row) >= _time(old):
             latest[row.identity] = row
-    return list(latest.values())
+    told = {_untold(row): row for row in latest.values() if "instructions" in row.environment}
+    return [row for key, row in latest.items() if told.get(key, row) is row or _time(row) > _time(told[key])]
+
+
+def _untold(row: Result | Figure) -> tuple[str, ...]:
+    """Return the identity that a row would have if it did not tell its instructions; none if limited."""
+    if isinstance(row, Figure) or limited_to(row.environment):
+        return ()
+    return (*row.identity[:-1], device_name({**row.environment, "instructions": None}))

@@ -27,7 +27,7 @@ __all__ = ["SHIPPED", "MethodRecord", "compact", "evidence", "shipped_rows", "wr
 SHIPPED = Path(mintage.__file__).parent / "assets" / "scoreboard.jsonl"
 """Made by ``make readme`` from ``results/``; at most 300 kB."""
 
-_ENVIRONMENT = ("time", "commit", "dirty", "mintage", "cpu", "cores", "gpu")
+_ENVIRONMENT = ("time", "commit", "dirty", "mintage", "cpu", "cores", "instructions", "limits", "gpu")
 _DIGITS = 5
 
 

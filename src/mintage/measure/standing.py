@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mintage.measure.result import Result, newest
+from mintage.processor import limited_to
 
 __all__ = ["Standing", "method_name", "standing", "standings"]
 
@@ -42,10 +43,12 @@ class Standing:
     def headline(self) -> Result | None:
         """The row told first: the first claim of the newest run, or the first row where nothing is claimed.
 
-        Rows of one command and one commit are one run, however long it took. A joint bench leaves rows with several
-        methods; they come first only where a method has no run of its own.
+        Rows of one command, commit and limit of instructions are one run, however long it took. A joint bench leaves
+        rows with several methods; they, and a run that was kept from using all of the processor, come first only where
+        a method has no other.
         """
         rows = self.claims or self.others
+        rows = [row for row in rows if not limited_to(row.environment)] or rows
         rows = [row for row in rows if row.command.split()[:3] == ["mintage", "bench", row.method]] or rows
         if not rows:
             return None
@@ -53,8 +56,8 @@ class Standing:
         return next(row for row in rows if _run(row) == run)
 
 
-def _run(row: Result) -> tuple[str, str]:
-    return row.command, str(row.environment.get("commit", ""))
+def _run(row: Result) -> tuple[str, ...]:
+    return row.command, str(row.environment.get("commit", "")), limited_to(row.environment)
 
 
 def time_of(row: Result) -> str:
@@ -73,10 +76,11 @@ def standing(rows: Iterable[Result]) -> Standing:
     claims: dict[tuple[str, ...], Result] = {}
     for row in rows:
         if row.claim:
-            # A run of another size or on another CPU measures the claim again; in another precision or on a GPU it
-            # is another claim. An edited sentence about the same metric takes the old one's place.
+            # A run of another size or on another CPU measures the claim again; in another precision, on a GPU or with
+            # fewer instructions than the CPU has it is another claim. An edited sentence about the same metric takes
+            # the old one's place.
             precision, gpu = str(row.settings.get("dtype", "")), str(row.environment.get("gpu") or "")
-            key = (row.method, row.metric, row.model, row.data, precision, gpu)
+            key = (row.method, row.metric, row.model, row.data, precision, gpu, limited_to(row.environment))
             if key not in claims or time_of(row) >= time_of(claims[key]):
                 claims[key] = row
     return Standing(tuple(claims.values()), tuple(row for row in rows if not row.claim))

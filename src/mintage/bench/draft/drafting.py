@@ -156,8 +156,7 @@ class Drafting(Options):
 
 def _definition(run: DraftRun) -> dict[str, Any]:
     """Everything that defines a run; the journal goes on only where all of it is the same."""
-    described = run.common["environment"]
-    versions = ("mintage", "commit", "python", "torch", "transformers", "cpu", "cores", "threads", "gpu")
+    described = {name: value for name, value in run.common["environment"].items() if name not in ("time", "dirty")}
     return {
         "model": [run.lm.name, _sample(run.lm.model)],
         "draft": [run.draft, [] if run.draft_model is None else _sample(run.draft_model)],
@@ -166,7 +165,7 @@ def _definition(run: DraftRun) -> dict[str, Any]:
         "temperature": run.temperature,
         "max_new_tokens": run.max_new_tokens,
         "seed": run.seed,
-        "environment": {name: described[name] for name in versions},
+        "environment": described,
     }
 
 

@@ -21,6 +21,7 @@ import torch
 
 from mintage.draft.core.tree import TokenTree, Topology
 from mintage.files import cache_dir, replace_file
+from mintage.processor import instructions_used, limits, processor_name
 
 __all__ = ["LatencyCurve", "fingerprint_of", "latency_curve"]
 
@@ -100,7 +101,7 @@ def latency_curve(target: Any) -> LatencyCurve:
 
 def fingerprint_of(target: Any) -> str:
     """Name a target on this machine: what its speed depends on."""
-    device = torch.cuda.get_device_name(target.device) if target.device.type == "cuda" else platform.processor()
+    device = torch.cuda.get_device_name(target.device) if target.device.type == "cuda" else processor_name()
     parts = (
         target.config.to_json_string(),
         f"{target.device.type} {device} {platform.machine()}",
@@ -109,7 +110,7 @@ def fingerprint_of(target: Any) -> str:
         str(torch.get_num_threads()),
         torch.__version__,
         type(target).__name__,
-        torch.backends.cpu.get_cpu_capability(),  # less than the processor has, where the environment limits it
+        f"{instructions_used()} {limits()}",  # less than the processor has, where the environment limits it
         target.code,
     )
     if target.compiled:
