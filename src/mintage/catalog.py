@@ -18,7 +18,7 @@ import sys
 import types
 import typing
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
@@ -35,6 +35,7 @@ __all__ = [
     "job_summary",
     "lazy_attributes",
     "load_training",
+    "made",
     "methods",
     "parse_spec",
     "resolve",
@@ -371,8 +372,12 @@ def build(spec: str, job: str, **given: Any) -> Any:
         Unknown method or setting, a value of the wrong type, or a required field that is neither given nor written.
     """
     name, settings = parse_spec(spec)
-    method_class = find(name, job).load()
-    known = hyperparameters(method_class)
+    return made(find(name, job).load(), name, settings, **given)
+
+
+def made(kind: type, name: str, settings: Mapping[str, str], **given: Any) -> Any:
+    """Make a dataclass from settings as texts, read as its fields' types; see `build`."""
+    known = hyperparameters(kind)
     for key in settings:
         if key not in known:
             raise UserError(f"{name} has no setting {key!r}; {did_you_mean(key, known)}")
@@ -381,7 +386,7 @@ def build(spec: str, job: str, **given: Any) -> Any:
     absent = [k for k, (_, default) in known.items() if default is dataclasses.MISSING and k not in values]
     if absent:
         raise UserError(f"{name} needs {', '.join(absent)}")
-    return method_class(**values)
+    return kind(**values)
 
 
 def _read(name: str, key: str, text: str, kind: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -30,7 +31,7 @@ _READY = 8
 class Writing(Options):
     """What ``mintage generate`` may be told, beside the prompt."""
 
-    model: str = option("smollm2", "smollm2 (embedded), a folder, or a hub id.")
+    model: str = option("smollm2", "smollm2 or mintage/bytes-en (embedded), a folder, or a hub id.")
     draft: str | None = option(
         None,
         "Drafter: name[:key=value,...], several joined by +, or none for plain decoding. "
@@ -142,6 +143,9 @@ def generate(prompt: str, **values: Any) -> None:
     given = read_input(prompt)
     if not given.strip():
         raise UserError("the prompt is empty; pass some text, or - to read standard input")
+    if _is_byte_lm(asked.model):
+        _by_byte_lm(asked, given)
+        return
     text = "" if asked.by_bytes and (asked.raw or asked.suffix is not None) else _text(given)
     asked.check()
     if asked.by_bytes:
@@ -297,9 +301,6 @@ def _sameness(lm: Any, ids: Any, drafted: Any, plain: Any) -> str:
 
 def _by_bytes(asked: Writing, prompt: bytes) -> None:
     """Write bytes, by one model or by several that vote."""
-    import codecs
-    import time
-
     from mintage.models import load_causal_lm
     from mintage.retrofit import ByteEnsemble, ByteLM, infilling
 
@@ -321,20 +322,72 @@ def _by_bytes(asked: Writing, prompt: bytes) -> None:
         if odd := {prompt[index] for index in made.vocabulary.unwritable(prompt)}:
             shown = ", ".join(f"0x{byte:02x}" for byte in sorted(odd))
             notes.print(f"{lm.name} writes no text with {shown}: read as single tokens or U+FFFD", style="yellow")
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    started, written, held = time.perf_counter(), 0, ""
-    for byte in sampler.stream(prefix, asked.max_new_tokens, **sampling):
-        piece = decoder.decode(bytes([byte]))
-        written += 1
-        held += piece
-        if asked.stream:
-            _write(console, piece)
-    rest = decoder.decode(b"", final=True)
-    _write(console, f"{rest if asked.stream else held + rest}\n")
-    seconds = time.perf_counter() - started
+    stream = sampler.stream(prefix, asked.max_new_tokens, **sampling)
+    shown = _show_bytes(console, (bytes([byte]) for byte in stream), asked.stream)
     counts = ((lm.name, made.distribution.forwards) for lm, made in zip(lms, models, strict=True))
     forwards = ", ".join(f"{name} {count} forwards" for name, count in counts)
-    notes.print(f"{written} bytes in {seconds:.2f} s; {forwards}", style="dim", markup=False)
+    notes.print(f"{shown}; {forwards}", style="dim", markup=False)
+
+
+def _show_bytes(console: Console, stream: Iterable[bytes], at_once: bool) -> str:
+    """Write bytes as text, as they come or at the end, and return how many there were and how long they took."""
+    import codecs
+    import time
+
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    started, written, held = time.perf_counter(), 0, ""
+    for some in stream:
+        piece = decoder.decode(some)
+        written += len(some)
+        held += piece
+        if at_once:
+            _write(console, piece)
+    rest = decoder.decode(b"", final=True)
+    _write(console, f"{rest if at_once else held + rest}\n")
+    seconds = time.perf_counter() - started
+    return f"{written} bytes in {seconds:.2f} s ({written / seconds:.0f} bytes/s)"
+
+
+def _is_byte_lm(name: str) -> bool:
+    """Whether a model is one of the lm job; looked at without torch where it is not."""
+    path = Path(name) / "config.json"
+    return name.startswith("mintage/") or (path.is_file() and b'"mintage-' in path.read_bytes())
+
+
+def _by_byte_lm(asked: Writing, prompt: bytes) -> None:
+    """Write with a byte language model: it has no chat, and goes on from the bytes of the prompt."""
+    from mintage.lm import Sampling, load_byte_lm
+
+    others = {
+        "--draft": asked.drafts,
+        "--keep": asked.keep is not None,
+        "--ensemble": bool(asked.ensemble),
+        "--suffix": asked.suffix is not None,
+        "--draft-model": asked.draft_model is not None,
+        "--compile": asked.compile,
+        "--compare": asked.compare,
+        "--table": asked.table is not None,
+        "--system": asked.system is not None,
+        "--repetition-penalty": asked.repetition_penalty != 1.0,
+        "--engine": asked.engine == "native",
+        "--dtype": asked.dtype not in ("auto", "float32"),
+    }
+    for name, given in others.items():
+        if given:
+            raise UserError(f"{name} does not go with {asked.model}, which writes byte by byte in float32; drop it")
+    sampled = bool(asked.temperature)
+    how = Sampling(
+        max_new_tokens=asked.max_new_tokens,
+        do_sample=sampled,
+        temperature=asked.temperature if sampled else 1.0,
+        top_k=asked.top_k,
+        top_p=asked.top_p,
+        seed=asked.seed,
+    )
+    model = load_byte_lm(asked.model, asked.device)
+    console, notes = _consoles()
+    shown = _show_bytes(console, model.stream(prompt, how), asked.stream)
+    notes.print(f"{asked.model}: {shown}", style="dim", markup=False)
 
 
 def _policy(asked: Writing) -> Any:

@@ -2,6 +2,8 @@
 
 from mintage.catalog import Method, Trains, lazy_attributes
 
+BENCH = "mintage.bench.lm.joint:LanguageModelBench"
+
 METHODS = (
     Method(
         name="word-pool",
@@ -132,5 +134,5 @@ __getattr__, __dir__ = lazy_attributes(
     METHODS,
     ByteLanguageModel="mintage.lm.contract:ByteLanguageModel",
     Sampling="mintage.lm.core.sampling:Sampling",
-    load="mintage.lm.core.folder:load_byte_lm",
+    load_byte_lm="mintage.lm.core.folder:load_byte_lm",
 )

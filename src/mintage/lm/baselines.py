@@ -137,6 +137,11 @@ class BPETransformer(ByteLanguageModel):
         """See `ByteLanguageModel.symbols`."""
         return self.pairs.encode(text)
 
+    def cuts(self, text: bytes) -> list[int]:
+        """See `ByteLanguageModel.cuts`."""
+        sizes = [len(self.pairs.tokens[token]) for token in self.symbols(text)]
+        return [sum(sizes[:number]) for number in range(len(sizes))]
+
     def open_text(self, prompt: bytes, *, use_cache: bool = True) -> OpenText:
         """See `ByteLanguageModel.open_text`; a prompt that ends within a word is cut as it is."""
         begun = [len(self.pairs.tokens), *self.pairs.encode(prompt)]

@@ -124,6 +124,10 @@ class ByteLanguageModel(PreTrainedModel, ABC):
     def symbols(self, text: bytes) -> list[int]:
         """Return the symbols that write a text; behind its last byte no word ends."""
 
+    def cuts(self, text: bytes) -> list[int]:
+        """Return where what the model takes together begins: tokens, words, segments; by default every byte alone."""
+        return list(range(len(text)))
+
     @abstractmethod
     def open_text(self, prompt: bytes, *, use_cache: bool = True) -> OpenText:
         """Begin to write behind `prompt`; without a cache everything is read anew at every symbol."""

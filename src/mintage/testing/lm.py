@@ -141,6 +141,16 @@ def a_saved_model_is_the_same(model: ByteLanguageModel) -> None:
         refused(lambda: load_byte_lm(folder), lambda: load_byte_lm(place))
 
 
+def cuts_are_places_in_the_text(model: ByteLanguageModel) -> None:
+    """What a model takes together begins at the text's beginning and never twice at one place."""
+    assert model.cuts(b"") == []
+    for text in TEXTS:
+        cuts = model.cuts(text)
+        assert cuts[0] == 0
+        assert cuts == sorted(set(cuts))
+        assert cuts[-1] < len(text)
+
+
 def every_weight_learns(model: ByteLanguageModel) -> None:
     """The loss is nats per symbol or more, and moves every weight that asks for a gradient."""
     reading: Reading = model.forward(*as_rows(TEXTS[:3], model.device))
@@ -181,6 +191,7 @@ LAWS = (
     a_cache_changes_nothing,
     a_batch_is_its_rows,
     a_saved_model_is_the_same,
+    cuts_are_places_in_the_text,
     every_weight_learns,
     operations_are_counted,
     what_is_no_text_is_told,
