@@ -356,6 +356,24 @@ def test_the_controller_lets_go_when_too_much_is_deleted():
     assert [other.step(0.0) for _ in range(80)] == [controller.step(0.0) for _ in range(80)]
 
 
+def test_the_controller_steers_a_gate_to_the_share_that_is_asked_for():
+    """A gate over fixed scores, and a task that pays for every byte deleted: only the weight can hold it in between."""
+    torch.manual_seed(0)
+    scores, bias = torch.randn(1, 4000), torch.ones((), requires_grad=True)
+    padding = torch.zeros(1, 4000, dtype=torch.bool)
+    controller, optimiser = PIController(0.4, ki=1e-3), torch.optim.SGD([bias], lr=0.2)
+    alpha, rates = controller.alpha, []
+    for _ in range(400):
+        gate = -30 * torch.sigmoid(-(scores + bias))
+        task = 0.5 * torch.sigmoid(-(scores + bias)).mean()
+        (task + alpha * gate_loss(gate, padding)).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        rates.append(deletion_rate(gate.detach(), padding, -15.0).item())
+        alpha = controller.step(rates[-1])
+    assert np.mean(rates[-50:]) == pytest.approx(0.4, abs=0.03)
+
+
 # -- rivals ------------------------------------------------------------------------------------------------------------
 
 

@@ -22,6 +22,10 @@ METHODS = (
         arxiv="2410.20771",
         year=2024,
         trains=True,
+        entry="mintage.lm.mrt5:MrT5",
+        trainings=(
+            Trains("mrt5", "mintage.lm.training.mrt5:MrT5Training", "A ByT5 that deletes bytes, or its rivals."),
+        ),
         summary="A learned gate deletes bytes inside a ByT5 encoder.",
         claim=("ByT5-small with half the bytes deleted: 32% less run time, English loss 0.568 to 0.596 nats per byte."),
     ),

@@ -15,6 +15,7 @@ and rivals that pool.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +28,7 @@ from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.utils.generic import can_return_tuple
 
 from mintage.errors import Notice, UserError
+from mintage.files import replace_folder
 from mintage.lm.core.deleting_encoder import DeletingEncoder, InitialisedAsT5, ShortenedStates
 from mintage.lm.core.deletion import DeleteGate, deletion_rate, gate_loss
 from mintage.lm.core.mrt5_config import MrT5Config
@@ -96,7 +98,7 @@ class MrT5(InitialisedAsT5, T5ForConditionalGeneration):
     def from_pretrained(cls, name: str | Path, *args: Any, **settings: Any) -> Any:
         """Load a folder (or id) of an MrT5, or of a T5 or ByT5, which gets a fresh gate; see transformers.
 
-        Fields of `MrT5Config` may be given, e.g. ``delete_gate_layer=2``.
+        Fields of `MrT5Config` may be given, e.g. ``delete_gate_layer=2``; a fresh gate stands a quarter up by default.
 
         Raises
         ------
@@ -108,6 +110,8 @@ class MrT5(InitialisedAsT5, T5ForConditionalGeneration):
             found, _ = MrT5Config.get_config_dict(name)
             if found.get("model_type") not in ("mrt5", "t5"):
                 raise UserError(f"{name} is a {found.get('model_type') or 'model of no kind'}; pass a T5, ByT5 or MrT5")
+            if found["model_type"] == "t5":
+                settings.setdefault("delete_gate_layer", max(found.get("num_layers", 6) // 4, 1))
             with quiet():
                 loaded: Any = super().from_pretrained(name, *args, output_loading_info=True, **settings)
         except UserError:
@@ -122,6 +126,14 @@ class MrT5(InitialisedAsT5, T5ForConditionalGeneration):
         if unused := sorted(info["unexpected_keys"]):
             warnings.warn(f"{name} holds weights that MrT5 does not use, e.g. {unused[0]}", Notice, stacklevel=2)
         return (model, info) if wants_info else model
+
+    def save(self, path: str | Path, notes: Mapping[str, str]) -> None:
+        """Write a folder that `from_pretrained` loads, whole or not at all; `notes` join its configuration."""
+        self.config.notes = dict(notes)
+        with replace_folder(path) as folder, quiet():
+            self.save_pretrained(folder)
+            for file in folder.iterdir():
+                file.chmod(0o644)
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """Return softmax1's twin of the attention that was asked for, where the configuration has it."""

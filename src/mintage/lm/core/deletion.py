@@ -19,7 +19,7 @@ __all__ = [
     "SEPARATORS",
     "DeleteGate",
     "GateScore",
-    "Kept",
+    "Compacted",
     "PIController",
     "deletion_rate",
     "fixed_gate",
@@ -109,7 +109,7 @@ def fixed_gate(
     return torch.where(stays, 0.0, scale)
 
 
-class Kept(NamedTuple):
+class Compacted(NamedTuple):
     """What is left of a batch after hard deletion, moved to the left; N' is the most that a row keeps.
 
     Parameters
@@ -136,7 +136,7 @@ def hard_delete(
     threshold: float | int,
     position_bias: Float[Tensor, "#batch heads bytes bytes"] | None = None,
     padding: Bool[Tensor, "batch bytes"] | None = None,
-) -> Kept:
+) -> Compacted:
     """Take out padding, and all positions whose gate is not above `threshold` (section 3.2).
 
     Raises
@@ -157,7 +157,7 @@ def hard_delete(
     index[rows, target[rows, places] - 1] = places
     mask = torch.arange(length, device=gate.device) < target[:, -1:]
     short = hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
-    return Kept(short, None if position_bias is None else _at(position_bias, index), mask, index)
+    return Compacted(short, None if position_bias is None else _at(position_bias, index), mask, index)
 
 
 def _at(bias: Float[Tensor, "#batch heads n n"], index: Int[Tensor, "batch kept"]) -> Float[Tensor, "batch heads k k"]:

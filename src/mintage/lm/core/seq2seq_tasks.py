@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from mintage.errors import UserError
 from mintage.lm.core.windows import Windows
 
-__all__ = ["Judged", "PrefixTask", "Seq2SeqTask", "SpanTask", "VowelTask", "judge", "noise_spans"]
+__all__ = ["Judged", "PrefixTask", "Seq2SeqTask", "SpanTask", "VowelTask", "judge_rows", "noise_spans"]
 
 BYTE, END, FIRST_SENTINEL = 3, 1, 258
 """Of ids: what is added to a byte, the end of a text, and the mark of the first span; the others count down."""
@@ -205,7 +205,7 @@ class Judged(NamedTuple):
 
 
 @torch.no_grad()
-def judge(model: Any, batches: Sequence[dict[str, Tensor]]) -> Judged:
+def judge_rows(model: Any, batches: Sequence[dict[str, Tensor]]) -> Judged:
     """Judge a model in evaluation mode, so under hard deletion; random gates draw from torch's generator."""
     found: list[list[Tensor]] = []
     for batch in batches:

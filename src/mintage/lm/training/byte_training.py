@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,10 @@ from mintage.errors import UserError
 from mintage.lm.contract import ByteLanguageModel
 from mintage.lm.core.windows import Windows, byte_windows, hold_out
 from mintage.options import option
-from mintage.train import Settings
+from mintage.train import Recipe, Settings
 from mintage.train.training import Training, Work
 
-__all__ = ["ByteRecipe", "ByteTraining", "english", "mean_bits_per_byte"]
+__all__ = ["ByteRecipe", "ByteTraining", "TextTraining", "english", "mean_bits_per_byte"]
 
 ENGLISH = ("wikitext2", "speeches", "shakespeare", "gsm8k")
 
@@ -32,11 +32,10 @@ def english() -> Iterable[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ByteTraining(Training):
-    """What the trainings of byte language models share; a subclass makes the model."""
+class TextTraining(Training, ABC):
+    """What trainings on windows of text share: the options, the windows, the settings of the loop, the folder."""
 
     suffix: ClassVar[str] = ""
-    after: ClassVar[str] = "mintage generate 'The ' --model FOLDER --raw"
 
     texts: tuple[str, ...] = option((), "Text files or folders; none: 3.6 MB of English.", argument=True)
     steps: int = option(1000, "Optimiser steps.", least=1)
@@ -46,13 +45,43 @@ class ByteTraining(Training):
     warmup: int = option(50, "Steps of linear warm-up.", least=0)
     bf16: bool = option(False, "Compute in bfloat16 where torch can; faster with AMX or on a GPU.")
 
-    @abstractmethod
-    def build(self, windows: Windows) -> ByteLanguageModel:
-        """Make the model; torch's generator is seeded."""
-
     def corpus(self) -> Windows:
         """Read what is learnt from."""
         return hold_out(byte_windows(Corpus(*self.texts) if self.texts else english(), self.window))
+
+    def loop_settings(self) -> Settings:
+        """Return those of the loop."""
+        return Settings(
+            steps=self.steps,
+            lr=self.lr,
+            warmup=min(self.warmup, self.steps),
+            final_lr=0.1,
+            weight_decay=0.1,
+            betas=(0.9, 0.95),
+            bf16=self.bf16,
+            seed=self.seed,
+        )
+
+    def train(self, recipe: Recipe, work: Work) -> None:
+        """Train in the run's folder, and tell the bytes that were read."""
+        work.stage("training", recipe, self.loop_settings(), unit=self.rows * self.window, of="bytes")
+
+    def check_out(self, path: Path) -> None:
+        """Refuse to take the place of anything but a model that was written before."""
+        if path.is_dir() and any(path.iterdir()) and not (path / "config.json").exists():
+            raise UserError(f"{path} holds other files; pass a new folder")
+        super().check_out(path / "config.json" if path.is_dir() else path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByteTraining(TextTraining):
+    """What the trainings of byte language models share; a subclass makes the model."""
+
+    after: ClassVar[str] = "mintage generate 'The ' --model FOLDER --raw"
+
+    @abstractmethod
+    def build(self, windows: Windows) -> ByteLanguageModel:
+        """Make the model; torch's generator is seeded."""
 
     def learn(self, work: Work) -> ByteLanguageModel:
         """Cut windows, make the model, train it, and measure it on the windows held out."""
@@ -64,17 +93,7 @@ class ByteTraining(Training):
             torch.manual_seed(self.seed % 2**63)
             model = self.build(windows)
         recipe = ByteRecipe(model, windows, self.rows, self.seed)
-        settings = Settings(
-            steps=self.steps,
-            lr=self.lr,
-            warmup=min(self.warmup, self.steps),
-            final_lr=0.1,
-            weight_decay=0.1,
-            betas=(0.9, 0.95),
-            bf16=self.bf16,
-            seed=self.seed,
-        )
-        work.stage("training", recipe, settings, unit=self.rows * self.window, of="bytes")
+        self.train(recipe, work)
         model.eval()
         model.config.held_out_bits_per_byte = mean_bits_per_byte(model, windows.held_out, self.rows)
         return model
@@ -83,12 +102,6 @@ class ByteTraining(Training):
         """Return what a held-out byte costs."""
         size = sum(p.numel() for p in made.parameters()) / 1e6
         return f"{made.config.held_out_bits_per_byte:.3f} bits per byte on held-out windows, {size:.2f} M parameters"
-
-    def check_out(self, path: Path) -> None:
-        """Refuse to take the place of anything but a model that was written before."""
-        if path.is_dir() and any(path.iterdir()) and not (path / "config.json").exists():
-            raise UserError(f"{path} holds other files; pass a new folder")
-        super().check_out(path / "config.json" if path.is_dir() else path)
 
 
 class ByteRecipe:

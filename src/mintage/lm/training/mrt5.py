@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
-from transformers import PretrainedConfig
 
-from mintage.data import Corpus
 from mintage.errors import UserError
 from mintage.lm.core.deletion import PIController
-from mintage.lm.core.seq2seq_tasks import PrefixTask, Seq2SeqTask, SpanTask, VowelTask, judge
-from mintage.lm.core.windows import byte_windows, hold_out
+from mintage.lm.core.seq2seq_tasks import PrefixTask, Seq2SeqTask, SpanTask, VowelTask, judge_rows
 from mintage.lm.mrt5 import MrT5, MrT5Config
-from mintage.lm.training.byte_training import english
+from mintage.lm.training.byte_training import TextTraining
 from mintage.lm.training.mrt5_recipe import Seq2SeqRecipe, SteeredDeletion
 from mintage.options import option
 from mintage.train import Settings
-from mintage.train.training import Training, Work
+from mintage.train.training import Work
 
 __all__ = ["MrT5Training"]
 
@@ -30,7 +26,7 @@ _MEASURED = 64  # held-out rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class MrT5Training(Training):
+class MrT5Training(TextTraining):
     """Train a ByT5 whose encoder deletes bytes.
 
     Tasks: spans (write what was taken out of a window of text, as ByT5 was trained), prefix (write the second half of a
@@ -38,7 +34,6 @@ class MrT5Training(Training):
     """
 
     name: ClassVar[str] = "mrt5"
-    suffix: ClassVar[str] = ""
     examples: ClassVar[tuple[str, ...]] = (
         "mintage train mrt5 notes/ --steps 2000 -o my-mrt5",
         "mintage train mrt5 notes/ --model byt5-small/ --window 1024 --lr 1e-4 --warmup 0 --steps 5000 -o mine",
@@ -46,7 +41,6 @@ class MrT5Training(Training):
     )
     after: ClassVar[str] = 'MrT5.from_pretrained("FOLDER").generate(input_ids=...)'
 
-    texts: tuple[str, ...] = option((), "Text files or folders; none: 3.6 MB of English.", argument=True)
     task: Literal["spans", "prefix", "vowels"] = option("spans", "What is learnt.")
     model: str = option("", "Folder of a T5, ByT5 or MrT5 to go on from; none: from scratch.")
     gate: Literal["scaled_sigmoid", "random", "fixed", "none"] = option("scaled_sigmoid", "What deletes; its rivals.")
@@ -62,13 +56,9 @@ class MrT5Training(Training):
     layers: int | None = option(None, "Blocks of the encoder, from scratch; default 4.", least=2)
     decoder_layers: int | None = option(None, "Blocks of the decoder, from scratch; default 2.", least=1)
     heads: int | None = option(None, "Of attention, from scratch; they divide the width; default 4.", least=1)
-    steps: int = option(1000, "Optimiser steps.", least=1)
-    rows: int = option(16, "Rows per step.", least=1)
+    rows: int = option(16, "Windows, or rows of letters, per step.", least=1)
     window: int = option(256, "Bytes of a window, or ids of a row of letters.", least=8)
-    lr: float = option(2e-3, "Peak learning rate; cosine to a tenth.", above=0)
-    warmup: int = option(50, "Steps of linear warm-up.", least=0)
     optimiser: Literal["adamw", "muon"] = option("adamw", "See mintage.train.Settings.")
-    bf16: bool = option(False, "Compute in bfloat16 where torch can; faster with AMX or on a GPU.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,8 +78,7 @@ class MrT5Training(Training):
         """Make the task."""
         if self.task == "vowels":
             return VowelTask(self.window, grow=self.steps * self.rows // 2)
-        windows = hold_out(byte_windows(Corpus(*self.texts) if self.texts else english(), self.window))
-        return SpanTask(windows) if self.task == "spans" else PrefixTask(windows)
+        return (SpanTask if self.task == "spans" else PrefixTask)(self.corpus())
 
     def fit(self, task: Seq2SeqTask, work: Work) -> MrT5:
         """Train on a task that is there."""
@@ -101,27 +90,20 @@ class MrT5Training(Training):
         recipe = Seq2SeqRecipe(
             SteeredDeletion(model, controller, self.weight or 0.0, self.delay), task, self.rows, self.seed
         )
-        settings = Settings(
-            steps=self.steps,
-            lr=self.lr,
-            warmup=min(self.warmup, self.steps),
-            final_lr=0.1,
-            optimiser=self.optimiser,
-            weight_decay=0.01,
-            betas=(0.9, 0.98),
-            bf16=self.bf16,
-            seed=self.seed,
-        )
-        work.stage("training", recipe, settings)
+        self.train(recipe, work)
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            found = judge(model.eval(), task.held_out(_MEASURED, self.rows))
+            found = judge_rows(model.eval(), task.held_out(_MEASURED, self.rows))
         model.config.held_out = {
             "bits_per_byte": float(found.bits.sum() / found.size.sum()),
             "rows_right": float(found.right.mean()),
             "deleted": float(found.deleted.sum() / found.read.sum()),
         }
         return model
+
+    def loop_settings(self) -> Settings:
+        """See `TextTraining.loop_settings`."""
+        return replace(super().loop_settings(), optimiser=self.optimiser, weight_decay=0.01)
 
     def summary(self, made: MrT5) -> str:
         """Say what rows held out cost, under hard deletion."""
@@ -142,20 +124,14 @@ class MrT5Training(Training):
             "hard_delete_train_prob": self.hard,
             "scores_loss_coeff": beta,
         }
+        if self.gate_layer is not None:
+            settings["delete_gate_layer"] = self.gate_layer
         if not scratch:
-            layers = PretrainedConfig.get_config_dict(self.model)[0].get("num_layers", 12)
-            settings["delete_gate_layer"] = self.gate_layer or max(layers // 4, 1)
             return MrT5.from_pretrained(self.model, **settings)
         width, layers, decoder_layers, heads = (getattr(self, name) or size for name, size in SIZES.items())
         if width % heads:
             raise UserError(f"heads={heads} does not divide width={width}; pass e.g. heads={SIZES['heads']}")
         sizes = {"vocab_size": 384, "d_model": width, "d_kv": width // heads, "num_heads": heads, "d_ff": 2 * width}
         sizes |= {"num_layers": layers, "num_decoder_layers": decoder_layers, "feed_forward_proj": "gated-gelu"}
-        settings["delete_gate_layer"] = self.gate_layer or max(layers // 4, 1)
+        settings.setdefault("delete_gate_layer", max(layers // 4, 1))
         return MrT5(MrT5Config(**sizes, dropout_rate=0.0, **settings))
-
-    def check_out(self, path: Path) -> None:
-        """Refuse to take the place of anything but a model that was written before."""
-        if path.is_dir() and any(path.iterdir()) and not (path / "config.json").exists():
-            raise UserError(f"{path} holds other files; pass a new folder")
-        super().check_out(path / "config.json" if path.is_dir() else path)
