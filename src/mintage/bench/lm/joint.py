@@ -27,7 +27,7 @@ from mintage.bench.lm.measures import (
     writing_speed,
 )
 from mintage.bench.lm.noise import NOISES
-from mintage.bench.lm.trained import trained
+from mintage.bench.lm.trained import trained_model
 from mintage.bench.run import sources_of
 from mintage.data import Corpus
 from mintage.errors import UserError
@@ -96,7 +96,8 @@ class LanguageModelBench(Bench):
         trainings = {spec: self.training(spec) for spec in dict.fromkeys([BYTES, *(specs or usual())])}
         windows = hold_out(byte_windows(Corpus(*self.text) if self.text else english(), self.window))
         models = {
-            spec: trained(training, windows, self.models, asked.progress).model for spec, training in trainings.items()
+            spec: trained_model(training, windows, self.models, asked.progress).model
+            for spec, training in trainings.items()
         }
         sources = [file for model in models.values() for file in sources_of(type(model))]
         memo = Memo(asked.work, {**settings_of(self), "arms": list(models)}, sources)

@@ -20,10 +20,10 @@ from mintage.options import settings_of
 from mintage.progress import Progress, silent
 from mintage.train.training import Work
 
-__all__ = ["Kept", "text_mark", "trained"]
+__all__ = ["TrainedModel", "text_mark", "trained_model"]
 
 
-class Kept(NamedTuple):
+class TrainedModel(NamedTuple):
     """A trained model and how it was made."""
 
     model: ByteLanguageModel
@@ -35,9 +35,9 @@ def text_mark(windows: Windows) -> str:
     return hashlib.sha256(windows.train.tobytes() + windows.held_out.tobytes()).hexdigest()[:12]
 
 
-def trained(
+def trained_model(
     training: ByteTraining, windows: Callable[[], Windows] | Windows, folder: Path, progress: Progress = silent
-) -> Kept:
+) -> TrainedModel:
     """Load a model, or train it; a killed training goes on.
 
     Parameters
@@ -62,4 +62,4 @@ def trained(
             lambda stage, done, of: progress(f"{training.name}, seed {training.seed}: {stage}", done, of),
         )
         training.fit(text, work).save(place, {"settings": json.dumps(settings), "text": text_mark(text)})
-    return Kept(load_byte_lm(place, training.device), settings)
+    return TrainedModel(load_byte_lm(place, training.device), settings)
