@@ -6,7 +6,7 @@ Not here: gates and compaction (`mintage.lm.core.deletion`), the decoder.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -90,15 +90,14 @@ class DeletingEncoder(InitialisedAsT5, T5Stack):
         hidden, bias, gate, index = self.dropout(hidden), None, None, None
         for number, block in enumerate(self.block):
             if number == self.config.delete_gate_layer and self.config.deletion_type != "none":
-                gate = self._gate(block, hidden, input_ids, padding)
+                gate, lowest = self._gate(block, hidden, input_ids, padding), torch.finfo(hidden.dtype).min
                 if self._is_hard(hard):
                     kept = hard_delete(hidden, gate, self.config.threshold, bias, padding)
                     # what is nothing is zero, and stays so where a row keeps nothing: no batch changes it
-                    hidden, bias, index = kept.hidden * kept.mask[..., None], kept.bias, kept.index
-                    cross = kept.mask.long()
-                    mask = create_bidirectional_mask(self.config, hidden, cross)
+                    hidden, index, cross = kept.hidden * kept.mask[..., None], kept.index, kept.mask.long()
+                    # in the bias once, and not in a mask that every block adds to it
+                    bias, mask = cast(Tensor, kept.bias).masked_fill(~kept.mask[:, None, None], lowest), None
                 else:
-                    lowest = torch.finfo(hidden.dtype).min
                     mask = cross = gate.to(hidden.dtype).masked_fill(padding, lowest)[:, None, None]
                 if penalties is not None:
                     kwargs["penalties"] = penalties

@@ -17,9 +17,9 @@ from mintage.errors import UserError
 
 __all__ = [
     "SEPARATORS",
+    "Compacted",
     "DeleteGate",
     "GateScore",
-    "Compacted",
     "PIController",
     "deletion_rate",
     "fixed_gate",
@@ -161,11 +161,9 @@ def hard_delete(
 
 
 def _at(bias: Float[Tensor, "#batch heads n n"], index: Int[Tensor, "batch kept"]) -> Float[Tensor, "batch heads k k"]:
-    """Take rows and columns of a bias for every row of the batch; whole rows first, which is the faster order."""
-    bias = bias.expand(len(index), -1, -1, -1)
-    return torch.stack(
-        [part.index_select(1, chosen).index_select(2, chosen) for part, chosen in zip(bias, index, strict=True)]
-    )
+    """Take rows and columns of a bias for every row of the batch."""
+    parts = zip(bias.expand(len(index), -1, -1, -1), index, strict=True)
+    return torch.stack([part[:, chosen[:, None], chosen] for part, chosen in parts])
 
 
 def gate_loss(gate: Float[Tensor, "batch bytes"], padding: Bool[Tensor, "batch bytes"]) -> Float[Tensor, ""]:
