@@ -95,16 +95,20 @@ def softmax1_sdpa(
             module, query, key, value, attention_mask,
             scaling=scaling, dropout=dropout, position_bias=position_bias, **kwargs,
         )  # fmt: skip
-    front = (0, 0, 1, 0)
     out = F.scaled_dot_product_attention(
         query,
-        F.pad(key, front),
-        F.pad(value, front),
-        attn_mask=None if bias is None else F.pad(bias, (1, 0)),
+        _behind_zero(key, -2),
+        _behind_zero(value, -2),
+        attn_mask=None if bias is None else _behind_zero(bias, -1),
         dropout_p=dropout if module.training else 0.0,
         scale=scaling,
     )
     return out.transpose(1, 2).contiguous(), None
+
+
+def _behind_zero(tensor: Tensor, dim: int) -> Tensor:
+    """Put a slice of zeros in front; `torch.nn.functional.pad` would write every place twice."""
+    return torch.cat([torch.zeros_like(tensor.narrow(dim, 0, 1)), tensor], dim)
 
 
 def _additive(mask: Tensor | None, like: Tensor) -> Tensor | None:
