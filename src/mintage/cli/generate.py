@@ -16,7 +16,7 @@ from mintage.cli.fields import made_from, parameters_of
 from mintage.cli.input import read_input
 from mintage.cli.progress import told
 from mintage.errors import UserError
-from mintage.options import DTYPES, Options, option
+from mintage.options import DTYPES, Options, option, settings_of
 
 if TYPE_CHECKING:
     from mintage.draft import Stats
@@ -145,6 +145,9 @@ def generate(prompt: str, **values: Any) -> None:
         raise UserError("the prompt is empty; pass some text, or - to read standard input")
     if _is_byte_lm(asked.model):
         _by_byte_lm(asked, given)
+        return
+    if (Path(asked.model) / "forest.json").is_file():
+        _by_forest(asked, given)
         return
     text = "" if asked.by_bytes and (asked.raw or asked.suffix is not None) else _text(given)
     asked.check()
@@ -354,9 +357,9 @@ def _is_byte_lm(name: str) -> bool:
     return name.startswith("mintage/") or (path.is_file() and b'"mintage-' in path.read_bytes())
 
 
-def _by_byte_lm(asked: Writing, prompt: bytes) -> None:
-    """Write with a byte language model: it has no chat, and goes on from the bytes of the prompt."""
-    from mintage.lm import Sampling, load_byte_lm
+def _sampling(asked: Writing, what: str) -> Any:
+    """Return how symbols are chosen, for models with a loop of their own, and refuse what they do not take."""
+    from mintage.lm import Sampling
 
     others = {
         "--draft": asked.drafts,
@@ -374,9 +377,9 @@ def _by_byte_lm(asked: Writing, prompt: bytes) -> None:
     }
     for name, given in others.items():
         if given:
-            raise UserError(f"{name} does not go with {asked.model}, which writes byte by byte in float32; drop it")
+            raise UserError(f"{name} does not go with {asked.model}, {what} in float32; drop it")
     sampled = bool(asked.temperature)
-    how = Sampling(
+    return Sampling(
         max_new_tokens=asked.max_new_tokens,
         do_sample=sampled,
         temperature=asked.temperature if sampled else 1.0,
@@ -384,10 +387,39 @@ def _by_byte_lm(asked: Writing, prompt: bytes) -> None:
         top_p=asked.top_p,
         seed=asked.seed,
     )
+
+
+def _by_byte_lm(asked: Writing, prompt: bytes) -> None:
+    """Write with a byte language model: it has no chat, and goes on from the bytes of the prompt."""
+    from mintage.lm import load_byte_lm
+
+    how = _sampling(asked, "which writes byte by byte")
     model = load_byte_lm(asked.model, asked.device)
     console, notes = _consoles()
     shown = _show_bytes(console, model.stream(prompt, how), asked.stream)
     notes.print(f"{asked.model}: {shown}", style="dim", markup=False)
+
+
+def _by_forest(asked: Writing, prompt: bytes) -> None:
+    """Write with a forest of experts: it has no chat, and tells who wrote."""
+    import torch
+
+    from mintage.lm import ExpertForest
+
+    how = _sampling(asked, "a forest, which mixes its experts")
+    if asked.bytes:
+        raise UserError(f"--bytes does not go with {asked.model}, a forest, which writes tokens; drop it")
+    forest = ExpertForest.load(asked.model)
+    if forest.tokenizer is None:
+        raise UserError(f"the experts of {asked.model} have no tokenizer; save one in each of their folders")
+    ids = torch.tensor([forest.tokenizer(_text(prompt), add_special_tokens=False)["input_ids"]])
+    console, notes = _consoles()
+    out = forest.generate(ids, **settings_of(how))
+    _write(console, f"{forest.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)}\n")
+    names = [name for name, weight in forest.prior.items() if weight]
+    shares = forest.posterior(out)[0, -1].tolist()
+    told_of = ", ".join(f"{name} {share:.0%}" for name, share in zip(names, shares, strict=True))
+    notes.print(f"{out.shape[1] - ids.shape[1]} tokens; who wrote: {told_of}", style="dim", markup=False)
 
 
 def _policy(asked: Writing) -> Any:

@@ -98,9 +98,14 @@ METHODS = (
         name="btm",
         job="lm",
         title="Branch-Train-Merge: Embarrassingly Parallel Training of Expert Language Models",
+        entry="mintage.lm.btm:ExpertForest",
         arxiv="2208.03306",
         year=2022,
         trains=True,
+        trainings=(
+            Trains("btm", "mintage.lm.training.btm:ForestTraining", "Experts of domains from one seed, in parallel."),
+            Trains("expert", "mintage.lm.training.expert:ExpertTraining", "One expert of a forest, from its seed."),
+        ),
         summary="Experts branched from a seed model, trained apart, mixed by a domain posterior or averaged.",
         claim=(
             "Perplexity below compute-matched dense models at all four sizes; 64 experts match a dense model "

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mintage.errors import UserError
 
-__all__ = ["Windows", "byte_windows", "hold_out"]
+__all__ = ["Windows", "byte_windows", "drawn", "hold_out"]
 
 HELD_OUT = 50
 """Every so many-th window is not trained on."""
@@ -26,14 +26,18 @@ class Windows(NamedTuple):
 
     def batch(self, index: int, rows: int, seed: int) -> Int[Tensor, "rows size"]:
         """Return batch number `index`; every epoch has its own order, which follows from the seed."""
-        count = len(self.train)
-        places = np.arange(index * rows, (index + 1) * rows)
-        chosen = np.empty(rows, np.int64)
-        for epoch in np.unique(places // count):
-            order = np.random.default_rng([seed, epoch]).permutation(count)
-            mine = places // count == epoch
-            chosen[mine] = order[places[mine] % count]
-        return torch.from_numpy(self.train[chosen].astype(np.int64))
+        return torch.from_numpy(self.train[drawn(len(self.train), index, rows, seed)].astype(np.int64))
+
+
+def drawn(count: int, index: int, rows: int, seed: int) -> Int[np.ndarray, " rows"]:
+    """Return which of `count` windows are in batch number `index`; every epoch has an order of its own."""
+    places = np.arange(index * rows, (index + 1) * rows)
+    chosen = np.empty(rows, np.int64)
+    for epoch in np.unique(places // count).tolist():
+        order = np.random.default_rng([seed, epoch]).permutation(count)
+        mine = places // count == epoch
+        chosen[mine] = order[places[mine] % count]
+    return chosen
 
 
 def byte_windows(texts: Iterable[str], size: int) -> UInt8[np.ndarray, "windows size"]:
