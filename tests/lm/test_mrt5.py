@@ -452,6 +452,16 @@ def test_a_model_goes_on_from_a_byt5_and_comes_back(byt5, ids, labels, tmp_path)
     assert torch.equal(again(ids, labels=labels).logits, mine(ids, labels=labels).logits)
 
 
+def test_a_model_without_a_gate_can_get_one(ids, labels, tmp_path):
+    torch.manual_seed(0)
+    plain = MrT5(MrT5Config(**SIZES, deletion_type="none")).eval()
+    plain.save_pretrained(tmp_path)
+    gated = MrT5.from_pretrained(tmp_path, deletion_type="scaled_sigmoid", delete_gate_layer=1)
+    assert gated.delete_gate.feed_forward.bias.item() == 1
+    gated.delete_gate.scale = 0.0
+    assert torch.equal(gated(ids, labels=labels).logits, plain(ids, labels=labels).logits)
+
+
 def test_another_model_is_refused_in_one_line(byt5, tmp_path):
     LlamaConfig().save_pretrained(tmp_path / "llama")
     (tmp_path / "empty").mkdir()

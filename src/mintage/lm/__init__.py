@@ -23,6 +23,7 @@ METHODS = (
         year=2024,
         trains=True,
         entry="mintage.lm.mrt5:MrT5",
+        study="mintage.studies.mrt5:MrT5Study",
         trainings=(
             Trains("mrt5", "mintage.lm.training.mrt5:MrT5Training", "A ByT5 that deletes bytes, or its rivals."),
         ),

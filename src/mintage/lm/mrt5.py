@@ -120,7 +120,8 @@ class MrT5(InitialisedAsT5, T5ForConditionalGeneration):
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise UserError(f"cannot load {name}: {reason}") from error
         model, info = loaded
-        missing = [key for key in info["missing_keys"] if found["model_type"] == "mrt5" or ".delete_gate." not in key]
+        has_gate = found["model_type"] == "mrt5" and found.get("deletion_type") == "scaled_sigmoid"
+        missing = [key for key in info["missing_keys"] if has_gate or ".delete_gate." not in key]
         if missing:
             raise UserError(f"{name} lacks {len(missing)} weights, e.g. {sorted(missing)[0]}; get the checkpoint again")
         if unused := sorted(info["unexpected_keys"]):
@@ -152,7 +153,7 @@ class MrT5(InitialisedAsT5, T5ForConditionalGeneration):
         encoder_outputs: Any = None,
         labels: Int[Tensor, "batch written"] | None = None,
         hard: bool | None = None,
-        gate_weight: float = 0.0,
+        gate_weight: float | int = 0.0,
         **kwargs: Any,
     ) -> MrT5Output:
         """Read and write as T5 does; the loss, in training, is cross entropy + alpha L_G + beta L_S.
@@ -180,14 +181,12 @@ class MrT5(InitialisedAsT5, T5ForConditionalGeneration):
             shown = {name: kwargs[name] for name in ("output_attentions", "output_hidden_states") if name in kwargs}
             encoder_outputs = self.encoder(input_ids, attention_mask, embeds, hard, penalties, **shown)
         cross = encoder_outputs.cross_mask if isinstance(encoder_outputs, ShortenedStates) else attention_mask
-        if penalties is not None:
-            kwargs["penalties"] = penalties
+        kwargs |= {} if penalties is None else {"penalties": penalties}
         given = {"attention_mask": cross, "decoder_input_ids": decoder_input_ids, "labels": labels, "return_dict": True}
         out: Any = super().forward(encoder_outputs=cast(Any, encoder_outputs), **given, **kwargs)
         found: dict[str, Any] = {"cross_entropy": out.loss}
-        gate: Any = getattr(encoder_outputs, "gate", None)
+        gate, padding = (cast(Any, getattr(encoder_outputs, name, None)) for name in ("gate", "padding"))
         if gate is not None:
-            padding: Any = encoder_outputs.padding
             found |= {"gate": gate, "kept_index": encoder_outputs.kept_index, "gate_loss": gate_loss(gate, padding)}
             found["deletion_rate"] = deletion_rate(gate, padding, self.config.threshold)
             if self.training and labels is not None:

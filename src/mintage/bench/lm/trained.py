@@ -18,9 +18,9 @@ from mintage.lm.core.windows import Windows
 from mintage.lm.training.byte_training import ByteTraining
 from mintage.options import settings_of
 from mintage.progress import Progress, silent
-from mintage.train.training import Work
+from mintage.train.training import Saved, Training, Work
 
-__all__ = ["TrainedModel", "text_mark", "trained_model"]
+__all__ = ["TrainedModel", "text_mark", "trained_folder", "trained_model"]
 
 
 class TrainedModel(NamedTuple):
@@ -52,8 +52,24 @@ def trained_model(
         ``progress(stage, done, of)``.
     """
     text = windows() if callable(windows) else windows
+    place, settings = trained_folder(training, text_mark(text), lambda work: training.fit(text, work), folder, progress)
+    return TrainedModel(load_byte_lm(place, training.device), settings)
+
+
+def trained_folder(
+    training: Training, mark: str, fit: Callable[[Work], Saved], folder: Path, progress: Progress = silent
+) -> tuple[Path, dict[str, Any]]:
+    """Return where a trained model is, and how it was made; see `trained_model`.
+
+    Parameters
+    ----------
+    mark
+        Changes with what is learnt from.
+    fit
+        Trains.
+    """
     settings = {name: value for name, value in settings_of(training).items() if name != "device"}
-    said = json.dumps([training.name, settings, text_mark(text)], sort_keys=True)
+    said = json.dumps([training.name, settings, mark], sort_keys=True)
     place = folder / f"{training.name}-{training.seed}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
     if not place.exists():
         work = Work(
@@ -61,5 +77,5 @@ def trained_model(
             training.device,
             lambda stage, done, of: progress(f"{training.name}, seed {training.seed}: {stage}", done, of),
         )
-        training.fit(text, work).save(place, {"settings": json.dumps(settings), "text": text_mark(text)})
-    return TrainedModel(load_byte_lm(place, training.device), settings)
+        fit(work).save(place, {"settings": json.dumps(settings), "text": mark})
+    return place, settings

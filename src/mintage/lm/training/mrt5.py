@@ -77,7 +77,7 @@ class MrT5Training(TextTraining):
     def lesson(self) -> Seq2SeqTask:
         """Make the task."""
         if self.task == "vowels":
-            return VowelTask(self.window, grow=self.steps * self.rows // 2)
+            return VowelTask(self.window, grow=0 if self.model else self.steps * self.rows // 2)
         return (SpanTask if self.task == "spans" else PrefixTask)(self.corpus())
 
     def fit(self, task: Seq2SeqTask, work: Work) -> MrT5:
