@@ -37,6 +37,8 @@ METHODS = (
             "Hierarchical Autoregressive Transformers: Combining Byte- and Word-Level Processing for Robust, "
             "Adaptable Language Models"
         ),
+        entry="mintage.lm.hat:Hat",
+        trainings=(Trains("hat", "mintage.lm.training.hat:HatTraining", "Bytes into words, and back."),),
         arxiv="2501.10322",
         year=2025,
         trains=True,

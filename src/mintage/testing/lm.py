@@ -163,8 +163,9 @@ def every_weight_learns(model: ByteLanguageModel) -> None:
 
 def operations_are_counted(model: ByteLanguageModel) -> None:
     """Per byte, and more of them in longer rows."""
-    ids = torch.tensor([list((TEXTS[0] * 8)[:256])], device=model.device)
-    short, long = model.flops(ids[:, :64]), model.flops(ids)
+    text = TEXTS[0] + b" "
+    ids = torch.tensor([list(text * 8)], device=model.device)
+    short, long = model.flops(ids[:, : 2 * len(text)]), model.flops(ids)
     assert 0 < short < long
 
 

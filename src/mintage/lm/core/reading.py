@@ -70,7 +70,7 @@ def word_logits(logits: Float[Tensor, "places 257"], words: Words, most: int) ->
     """Forbid the end of an empty word, and anything but the end behind `most` bytes."""
     place = words.places - (words.lead - 1)  # bytes of the word so far, at the places that predict
     logits = logits.float()
-    no_end = torch.zeros_like(logits[0])
+    no_end = logits.new_zeros(logits.shape[1])
     no_end[END] = -torch.inf
     logits = torch.where((place <= 0)[:, None], logits + no_end, logits)
     only_end = torch.full_like(no_end, -torch.inf)

@@ -83,15 +83,21 @@ def inside_words(blocks: LlamaModel, hidden: Float[Tensor, "places width"], word
 def _attention(
     module: nn.Module,
     query: Float[Tensor, "1 heads places size"],
-    key: Float[Tensor, "1 heads places size"],
-    value: Float[Tensor, "1 heads places size"],
+    key: Float[Tensor, "1 heads all size"],
+    value: Float[Tensor, "1 heads all size"],
     attention_mask: Tensor | None = None,
     *,
     scaling: float | None = None,
-    words: Words,
+    words: Words | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attend inside words: packed places become rows, and packed places again."""
+    """Attend inside words: packed places become rows, and packed places again. Without words a row is one word."""
+    if words is None:  # of a causal stack that goes on behind its cache: new places see the old ones
+        whole = query.shape[2] == key.shape[2]
+        mask = None if whole else torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=key.device)
+        mask = None if mask is None else mask.tril(key.shape[2] - query.shape[2])
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=whole, scale=scaling)
+        return out.transpose(1, 2), None
     q, k, v = (torch.cat([t[0], t.new_zeros(t.shape[1], 1, t.shape[3])], 1)[:, words.rows] for t in (query, key, value))
     q, k, v = (t.transpose(0, 1) for t in (q, k, v))  # words heads longest size
     if module.is_causal:  # what a row is padded with stands behind what it holds
