@@ -89,7 +89,7 @@ def chooser(job: str) -> str:
         if m.status != "ready":
             continue
         cls = m.load()
-        fields = catalog.hyperparameters(cls)
+        fields = catalog.hyperparameters(m.load_settings())
         needed = [name for name, (_, default) in fields.items() if default is dataclasses.MISSING]
         settings = [name for name in fields if name not in needed]
         verifier = type(cls.verifier).__name__ if hasattr(cls, "verifier") else ""

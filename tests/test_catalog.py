@@ -73,8 +73,11 @@ def test_a_ready_method_stands_where_its_row_says(row):
 
 
 @pytest.mark.parametrize("row", READY, ids=READY_IDS)
-def test_a_ready_method_is_a_documented_frozen_dataclass(row):
-    cls = row.load()
+def test_a_ready_method_has_settings_in_a_documented_frozen_dataclass(row):
+    """Its own; those of a model of transformers are its training's."""
+    assert row.load().__doc__
+    assert row.load().__name__ in sys.modules[row.load().__module__].__all__
+    cls = row.load_settings()
     assert cls.__dataclass_params__.frozen
     assert cls.__doc__
     parameters = cls.__doc__.partition("Parameters\n")[2]
@@ -283,7 +286,7 @@ def test_objects_are_given_and_written_settings_win():
 @pytest.mark.parametrize("row", READY, ids=READY_IDS)
 def test_a_spec_can_write_every_default_of_a_ready_method(row):
     """Numbers, texts and choices; what is given as an object (a model, other drafters) is not written."""
-    for name, (kind, default) in catalog.hyperparameters(row.load()).items():
+    for name, (kind, default) in catalog.hyperparameters(row.load_settings()).items():
         if isinstance(default, bool | int | float | str):
             assert catalog._read(row.name, name, str(default), kind) == default
         elif isinstance(default, tuple) and default and all(isinstance(part, int | float) for part in default):

@@ -141,6 +141,19 @@ class Method:
             raise UserError(f"{self.name} is not built yet; ready in its job: {_ready(self.job)}")
         return self._import(self.entry)
 
+    def load_settings(self) -> type:
+        """Import the dataclass whose fields a spec sets: the method's own, or of a model that is trained, its training.
+
+        Raises
+        ------
+        UserError
+            As `load`.
+        """
+        kind = self.load()
+        if dataclasses.is_dataclass(kind) or not self.trainings:
+            return kind
+        return self.load_training(self.trainings[0].name)
+
     def load_study(self) -> type:
         """Import the class of the claim check.
 

@@ -371,7 +371,7 @@ def test_show_a_method_that_is_ready(mintage, name):
     row = catalog.find(name)
     assert row.title in done.out
     assert row.arxiv in done.out
-    for key in catalog.hyperparameters(row.load()):
+    for key in catalog.hyperparameters(row.load_settings()):
         assert re.search(rf"^\s*{key} ", done.out, re.MULTILINE)
     assert "Laws it passes" in done.out
     assert f": mintage bench {name}" in done.out

@@ -57,16 +57,16 @@ def show(
         return
     method_class = row.load()
     console.print()
-    console.print(_hyperparameters(name, method_class))
+    console.print(_hyperparameters(name, row.load_settings()))
     _laws(console, row.job, method_class)
     _evidence(console, row.name, found)
 
 
-def _hyperparameters(name: str, method_class: type) -> Table:
+def _hyperparameters(name: str, settings_class: type) -> Table:
     table = Table(title=f"Settings, e.g. {name}:key=value", title_justify="left", box=None)
     for column in ("setting", "type", "default"):
         table.add_column(column)
-    for key, (kind, default) in catalog.hyperparameters(method_class).items():
+    for key, (kind, default) in catalog.hyperparameters(settings_class).items():
         shown = "(required)" if default is dataclasses.MISSING else repr(default)
         table.add_row(key, escape(inspect.formatannotation(kind)), escape(shown))
     return table
