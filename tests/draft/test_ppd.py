@@ -524,7 +524,7 @@ def test_weights_are_those_of_before(toy_training, tmp_path):
 
 
 def test_bad_training_input_is_refused_in_one_line(toy_training, tmp_path):
-    with pytest.raises(UserError, match="3 prompts are too few"):
+    with pytest.raises(UserError, match="3 prompts are too few; pass at least 10, better 240"):
         toy_training(prompts=3).run(tmp_path / "x.st", tmp_path / "work")
     with pytest.raises(UserError, match="no continuation is longer than 3"):
         PromptTokenRecipe(Target(tiny_causal_lm()), random_tokens(), [Continuation((1, 2, 3), 2)])

@@ -82,6 +82,14 @@ def test_pass_keys_are_hidden_all_over_the_text(lm, texts):
     assert all(q.context.count(q.answer) == 2 and q.answer not in q.question for q in made)
 
 
+@pytest.mark.parametrize("needle", inputs.NEEDLES)
+def test_a_context_shorter_than_its_needle_is_no_whole_speech(lm, texts, needle):
+    whole = min(ids.shape[1] for _, ids in inputs.long_texts(lm, 600, 2))
+    for question in inputs.questions(lm, 64, 2, 0, needle):
+        assert question.context.count(question.answer) == 2
+        assert len(question.context) < 200 < whole
+
+
 def test_every_arm_has_a_row_for_every_metric(tiny_folder, texts, tmp_path):
     seen = []
     bench = joint.KeepBench(model=tiny_folder, contexts=(128,), room=(4, 8), texts=2, dtype="float32")

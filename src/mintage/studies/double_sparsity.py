@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -46,13 +47,15 @@ class DoubleSparsityStudy(KeepStudy):
     decoded: int = option(96, "Tokens scored behind each text.", least=1)
     texts: int = option(5, "Speeches.", least=1)
     questions: int = option(20, "Pass-keys asked for, and as many UUIDs.", least=1)
+    channels: str = option("smollm2", "Calibration: the model of one that ships, or a file.")
 
     def arms(self, run: Run) -> dict[str, Policy]:
         """Label channels by number and choice, and two that drop entries, at every part; the full cache."""
         arms: dict[str, Policy] = {"full-cache": FullCache()}
         for part in PARTS:
             arms |= {f"{name}, 1/{part}": policy for name, policy in self._reading(run, self.length // part).items()}
-        ahead = DoubleSparsity(top_k=self.length // 16, label_channels=16, offload=True, prefetch=True)
+        ours = DoubleSparsity(top_k=self.length // 16, channels=self.channels)
+        ahead = replace(ours, label_channels=16, offload=True, prefetch=True)
         return arms | {"fetched ahead": ahead}
 
     def _reading(self, run: Run, top_k: int) -> dict[str, Policy]:
@@ -60,7 +63,7 @@ class DoubleSparsityStudy(KeepStudy):
         layers, heads = config.num_hidden_layers, config.num_attention_heads
         dim = config.hidden_size // heads
         mixed = torch.rand(layers, heads, dim, generator=torch.Generator().manual_seed(0))
-        ours = DoubleSparsity(top_k=top_k)
+        ours = DoubleSparsity(top_k=top_k, channels=self.channels)
         return {
             "oracle": replace(ours, label_channels=dim),
             **{f"r={r}": replace(ours, label_channels=r) for r in CHANNELS},
@@ -82,7 +85,8 @@ class DoubleSparsityStudy(KeepStudy):
 
     def rows(self, run: Run) -> Iterator[Comparison | Finding]:
         """Fewer channels against all, a window against ours, needles, prefetching."""
-        settings = {"length": self.length, "decoded": self.decoded, "calibration": "shipped (WikiText-2)"}
+        calibration = "shipped (WikiText-2)" if self.channels == "smollm2" else Path(self.channels).name
+        settings = {"length": self.length, "decoded": self.decoded, "calibration": calibration}
         shared = {"settings": settings, "data": f"long_docs (state_union, inaugural), {self.texts} texts"}
         for part in PARTS:
             alike = [name for name in run.arms if name.endswith(f", 1/{part}")]

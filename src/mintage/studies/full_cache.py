@@ -42,6 +42,9 @@ class FullCacheStudy(KeepStudy):
     part: int = option(16, "One token in so many is read, or kept.", least=2)
     turns: int = option(5, "Turns of every policy at each length.", least=1)
     timed: int = option(12, "Tokens decoded in a turn.", least=4)
+    channels: str = option(
+        "smollm2", "Calibration of double-sparsity: the model that mintage ships one for, or a file."
+    )
 
     def common(self, run: Run) -> dict[str, Any]:
         """One text, one way of timing."""
@@ -55,8 +58,8 @@ class FullCacheStudy(KeepStudy):
         """Two that read less, one of them by torch operations, too, and two that hold less."""
         return {
             FULL: FullCache(),
-            "double-sparsity": DoubleSparsity(),
-            TORCH: DoubleSparsity(kernel="torch"),
+            "double-sparsity": DoubleSparsity(channels=self.channels),
+            TORCH: DoubleSparsity(channels=self.channels, kernel="torch"),
             "token-select": TokenSelect(),
             "streaming-llm": StreamingLLM(),
             "snapkv": SnapKV(),

@@ -70,10 +70,13 @@ class Question:
 
 
 def questions(lm: CausalLM, tokens: int, number: int, seed: int, needle: str = "pass-key") -> list[Question]:
-    """Hide needles in speeches of about `tokens` tokens, at depths spread over the whole text."""
+    """Hide needles in speeches of about `tokens` tokens, at depths spread over the whole text.
+
+    However few tokens are asked for, the needle's own stay, with some of a speech around them.
+    """
     generator = np.random.default_rng(seed)
     made = []
-    texts = long_texts(lm, tokens - (60 if needle == "pass-key" else 120), number, least=1)
+    texts = long_texts(lm, max(tokens - (60 if needle == "pass-key" else 120), 4), number, least=1)
     names = make_haystack(number, seed).keys
     for place in range(number):
         text = str(lm.tokenizer.decode(texts[place % len(texts)][1][0]))

@@ -158,30 +158,26 @@ def healed_by_transformers(lm: CausalLM, cut: Cut, written: int) -> dict[str, fl
 # -- lines of code -----------------------------------------------------------------------------------------------------
 
 
+_RESTRICTED = """
+import resource, sys
+for limit, most in (("CPU", {seconds}), ("AS", 1 << 30), ("FSIZE", 0), ("CORE", 0)):
+    resource.setrlimit(getattr(resource, "RLIMIT_" + limit), (most, most))
+exec(compile(sys.stdin.read(), "<program>", "exec"), {{"__name__": "__main__"}})
+"""
+"""What runs a program; it limits itself, since a child of a large process cannot once it is limited."""
+
+
 def passes(program: str, seconds: float = 5.0) -> bool:
     """Run a program in a process of its own, which may neither write files nor use much time or memory."""
-
-    def restrict() -> None:
-        import resource
-
-        for limit, most in (
-            (resource.RLIMIT_CPU, int(seconds)),
-            (resource.RLIMIT_AS, 1 << 30),
-            (resource.RLIMIT_FSIZE, 0),
-            (resource.RLIMIT_CORE, 0),
-        ):
-            resource.setrlimit(limit, (most, most))
-
     with tempfile.TemporaryDirectory() as empty:
         try:
             done = subprocess.run(
-                [sys.executable, "-I", "-B", "-"],
+                [sys.executable, "-I", "-B", "-X", "utf8", "-c", _RESTRICTED.format(seconds=int(seconds))],
                 input=program.encode(),
                 cwd=empty,
                 env={},
                 capture_output=True,
                 timeout=2 * seconds,
-                preexec_fn=restrict,
             )
         except subprocess.TimeoutExpired:
             return False

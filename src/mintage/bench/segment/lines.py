@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from mintage.data import texts
-from mintage.errors import missing_extra
+from mintage.errors import UserError, missing_extra
 from mintage.measure import Figure, Interval, bootstrap_ratio, paired_time
 from mintage.measure.figure import curve
 from mintage.measure.study import Run
@@ -134,7 +134,16 @@ def learned_units(learner: Learner, lines: list[str], vocab_size: int, work: Pat
 
 
 def sentencepiece_units(lines: list[str], vocab_size: int) -> TrainedUnits:
-    """Learn sentencepiece's Unigram whose pieces may hold spaces: no boundary at all, with byte fallback."""
+    """Learn sentencepiece's Unigram whose pieces may hold spaces: no boundary at all, with byte fallback.
+
+    Raises
+    ------
+    UserError
+        The vocabulary has no room for all bytes and characters, or sentencepiece is missing.
+    """
+    needed = 257 + len({character for line in lines for character in line})  # and <s>, where a space stands
+    if vocab_size < needed:
+        raise UserError(f"vocab_size={vocab_size} has no room for all bytes and characters; pass at least {needed}")
     try:
         import sentencepiece
     except ModuleNotFoundError:

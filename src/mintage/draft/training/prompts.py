@@ -18,7 +18,7 @@ __all__ = ["PromptedTraining"]
 class PromptedTraining(LanguageModelTraining, ABC):
     """A training for one language model, on what it says to prompts."""
 
-    prompts: str | None = option(None, "JSON lines with turns or prompt; default: made from the data in $MINTAGE_DATA.")
+    prompts: str | None = option(None, "JSON lines with turns or prompt; default: made from texts of the data folder.")
     count: int = option(2048, "How many prompts to make where no file is given.", least=1)
     dtype: str = option("auto", DTYPES)
 
@@ -35,5 +35,6 @@ class PromptedTraining(LanguageModelTraining, ABC):
         else:
             turns = [prompt.turns[0] for prompt in read_prompts(self.prompts)]
         if len(turns) < least:
-            raise UserError(f"{len(turns)} prompts are too few; pass at least {least}, better {self.count}")
+            better = type(self).__dataclass_fields__["count"].default
+            raise UserError(f"{len(turns)} prompts are too few; pass at least {least}, better {better}")
         return turns
