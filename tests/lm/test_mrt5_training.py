@@ -1,6 +1,8 @@
 """What MrT5 is trained on, that its training goes on after a kill bit for bit, and what its command refuses."""
 
 import json
+import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from transformers import AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGenera
 
 from mintage.errors import UserError
 from mintage.lm.core.deletion import PIController
+from mintage.lm.core.rewriting import rewrite
+from mintage.lm.core.sampling import Sampling
 from mintage.lm.core.seq2seq_tasks import PrefixTask, SpanTask, VowelTask, judge_rows, noise_spans
 from mintage.lm.core.windows import Windows, byte_windows, hold_out
 from mintage.lm.mrt5 import MrT5
@@ -152,6 +156,25 @@ def test_the_command_writes_a_model_that_auto_classes_load(task, tmp_path):
     assert 0 < loaded.config.held_out["bits_per_byte"] < 20
     rows = [json.loads(line) for line in Path(".mintage/mrt5/training/log.jsonl").read_text().splitlines()]
     assert {"cross_entropy", "deleted", "alpha"} <= rows[-1].keys()
+
+
+def test_what_was_trained_writes_from_the_command_line(capfd, monkeypatch):
+    from mintage.cli import main
+
+    MrT5.tiny().save("model", {})
+    wanted = rewrite(MrT5.from_pretrained("model"), "The sea", Sampling(max_new_tokens=6))
+    for options in ([], ["-t", "0.9", "--seed", "3"], ["-t", "0.9", "--seed", "3"]):
+        arguments = ["mintage", "generate", "The sea", "--model", "model", "-n", "6", *options]
+        monkeypatch.setattr(sys, "argv", arguments)
+        with suppress(SystemExit):
+            main()
+        found = capfd.readouterr()
+        assert "bytes/s" in found.err, found.err
+        assert options or found.out == wanted.decode(errors="replace") + "\n"
+    with pytest.raises(UserError, match="max_new_tokens=0"):
+        rewrite(MrT5.tiny(), b"a", Sampling(max_new_tokens=0))
+    drawn = [rewrite(MrT5.tiny(), b"\xff a", Sampling(do_sample=True, seed=s, max_new_tokens=9)) for s in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 @pytest.mark.parametrize("hard", [0.0, 0.5], ids=["soft", "sometimes hard"])

@@ -143,6 +143,9 @@ def generate(prompt: str, **values: Any) -> None:
     given = read_input(prompt)
     if not given.strip():
         raise UserError("the prompt is empty; pass some text, or - to read standard input")
+    if _holds(asked.model, b'"mrt5"'):
+        _by_rewriter(asked, given)
+        return
     if _is_byte_lm(asked.model):
         _by_byte_lm(asked, given)
         return
@@ -353,8 +356,12 @@ def _show_bytes(console: Console, stream: Iterable[bytes], at_once: bool) -> str
 
 def _is_byte_lm(name: str) -> bool:
     """Whether a model is one of the lm job; looked at without torch where it is not."""
+    return name.startswith("mintage/") or _holds(name, b'"mintage-')
+
+
+def _holds(name: str, mark: bytes) -> bool:
     path = Path(name) / "config.json"
-    return name.startswith("mintage/") or (path.is_file() and b'"mintage-' in path.read_bytes())
+    return path.is_file() and mark in path.read_bytes()
 
 
 def _sampling(asked: Writing, what: str) -> Any:
@@ -398,6 +405,24 @@ def _by_byte_lm(asked: Writing, prompt: bytes) -> None:
     console, notes = _consoles()
     shown = _show_bytes(console, model.stream(prompt, how), asked.stream)
     notes.print(f"{asked.model}: {shown}", style="dim", markup=False)
+
+
+def _by_rewriter(asked: Writing, prompt: bytes) -> None:
+    """Write what a model that reads one row and writes another makes of the prompt."""
+    import time
+
+    from mintage.lm import MrT5
+    from mintage.lm.core.rewriting import rewrite
+
+    how = _sampling(asked, "which reads a text and writes another")
+    model = MrT5.from_pretrained(asked.model).to(asked.device)
+    console, notes = _consoles()
+    started = time.perf_counter()
+    written = rewrite(model, prompt, how)
+    seconds = time.perf_counter() - started
+    _write(console, f"{written.decode(errors='replace')}\n")
+    told = f"{len(written)} bytes in {seconds:.2f} s ({len(written) / seconds:.0f} bytes/s)"
+    notes.print(f"{asked.model}: {told}", style="dim", markup=False)
 
 
 def _by_forest(asked: Writing, prompt: bytes) -> None:

@@ -147,4 +147,5 @@ __getattr__, __dir__ = lazy_attributes(
     ByteLanguageModel="mintage.lm.contract:ByteLanguageModel",
     Sampling="mintage.lm.core.sampling:Sampling",
     load_byte_lm="mintage.lm.core.folder:load_byte_lm",
+    rewrite="mintage.lm.core.rewriting:rewrite",
 )

@@ -39,7 +39,7 @@ class MrT5Training(TextTraining):
         "mintage train mrt5 notes/ --model byt5-small/ --window 1024 --lr 1e-4 --warmup 0 --steps 5000 -o mine",
         "mintage train mrt5 --task vowels --weight 1e-3 --window 64 -o vowels",
     )
-    after: ClassVar[str] = 'MrT5.from_pretrained("FOLDER").generate(input_ids=...)'
+    after: ClassVar[str] = "mintage generate 'what is read' --model FOLDER --raw"
 
     task: Literal["spans", "prefix", "vowels"] = option("spans", "What is learnt.")
     model: str = option("", "Folder of a T5, ByT5 or MrT5 to go on from; none: from scratch.")
