@@ -2,7 +2,7 @@
 
 A stack has no vocabulary: it takes ``inputs_embeds`` and gives hidden states. One that works *inside words* takes all
 words of a batch behind one another, without padding, and positions that restart in every word; only its attention,
-which costs little, sees them as rows (`Words.rows`).
+which costs little, sees them as rows (`Words.groups`).
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.pytorch_utils import Conv1D
 
 from mintage.errors import UserError
 from mintage.lm.core.words import Words
 from mintage.models import with_cache
 
-__all__ = ["inside_words", "over_rows", "stack", "stack_flops"]
+__all__ = ["INSIDE", "block_flops", "inside_words", "over_rows", "stack", "stack_flops"]
 
-_INSIDE = "mintage_words"
+INSIDE = "mintage_words"
+"""Name of the attention inside packed words."""
 
 
 def stack(width: int, layers: int, heads: int, *, inside: bool = False, causal: bool = True) -> LlamaModel:
@@ -55,7 +57,7 @@ def stack(width: int, layers: int, heads: int, *, inside: bool = False, causal: 
         bos_token_id=None,
         eos_token_id=None,
     )
-    config._attn_implementation = _INSIDE if inside else "sdpa"
+    config._attn_implementation = INSIDE if inside else "sdpa"
     made = LlamaModel(config)
     made.embed_tokens = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
     attentions: list[Any] = [layer.self_attn for layer in made.layers]
@@ -98,17 +100,22 @@ def _attention(
         mask = None if mask is None else mask.tril(key.shape[2] - query.shape[2])
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=whole, scale=scaling)
         return out.transpose(1, 2), None
-    q, k, v = (torch.cat([t[0], t.new_zeros(t.shape[1], 1, t.shape[3])], 1)[:, words.rows] for t in (query, key, value))
-    q, k, v = (t.transpose(0, 1) for t in (q, k, v))  # words heads longest size
-    if module.is_causal:  # what a row is padded with stands behind what it holds
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
-    else:
-        seen = (words.rows < len(words.places))[:, None, None]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scaling)
-    return out.transpose(1, 2).flatten(0, 1)[words.flat][None], None  # 1 places heads size
+    # torch's own attention is several times slower on thousands of rows this short, in bfloat16 most of all
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    parts = []
+    for group in words.groups:
+        q, k, v = (t[0][:, group.rows] for t in (query, key, value))  # heads words longest size
+        scores = (q @ k.transpose(-1, -2)).float() * scale
+        if module.is_causal:  # what a row is filled with stands behind what it holds
+            hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        else:
+            hidden = ~group.valid[:, None]
+        out = scores.masked_fill(hidden, -torch.inf).softmax(-1).to(v.dtype) @ v
+        parts.append(out.permute(1, 2, 0, 3)[group.valid])
+    return torch.cat(parts)[words.order][None], None  # 1 places heads size
 
 
-ALL_ATTENTION_FUNCTIONS.register(_INSIDE, _attention)
+ALL_ATTENTION_FUNCTIONS.register(INSIDE, _attention)
 
 
 def stack_flops(blocks: LlamaModel, places: float, attended: float) -> float:
@@ -123,5 +130,10 @@ def stack_flops(blocks: LlamaModel, places: float, attended: float) -> float:
     attended
         How many positions one attends to, on average.
     """
-    linear = sum(m.weight.numel() for m in blocks.modules() if isinstance(m, nn.Linear))
-    return places * (2 * linear + 4 * attended * blocks.config.hidden_size * blocks.config.num_hidden_layers)
+    return block_flops(blocks, blocks.config.hidden_size, blocks.config.num_hidden_layers, places, attended)
+
+
+def block_flops(blocks: nn.Module, width: int, layers: int, places: float, attended: float) -> float:
+    """Count the same for any blocks; their embeddings cost nothing."""
+    linear = sum(m.weight.numel() for m in blocks.modules() if isinstance(m, nn.Linear | Conv1D))
+    return places * (2 * linear + 4 * attended * width * layers)

@@ -9,12 +9,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-__all__ = ["Words"]
+__all__ = ["Group", "Words"]
+
+
+_BOUNDS = (8, 16)  # places of words that are rows together
+
+
+class Group(NamedTuple):
+    """Words as rows.
+
+    Parameters
+    ----------
+    rows
+        Places of each word; behind its last anything.
+    valid
+        Which of them are the word's.
+    """
+
+    rows: Int[Tensor, "words longest"]
+    valid: Bool[Tensor, "words longest"]
 
 
 @dataclass(frozen=True)
@@ -69,16 +89,22 @@ class Words:
         return self.places >= self.lead
 
     @cached_property
-    def rows(self) -> Int[Tensor, "words longest"]:
-        """The places of each word as a row; what is missing is the number of all places."""
-        longest = int(self.lengths.max()) + self.lead
-        found = self.starts[:, None] + torch.arange(longest, device=self.starts.device)
-        return torch.where(found < self.ends[:, None], found, len(self.word))
+    def groups(self) -> list[Group]:
+        """Words of about the same length, as rows: short ones are not filled up to the longest."""
+        found, sizes = [], self.lengths + self.lead
+        for least, most in pairwise((0, *_BOUNDS, 1 << 62)):
+            mine = torch.nonzero((sizes > least) & (sizes <= most))[:, 0]
+            if len(mine):
+                longest = torch.arange(int(sizes[mine].max()), device=sizes.device)
+                valid = longest < sizes[mine][:, None]
+                rows = (self.starts[mine][:, None] + longest).clamp(max=len(self.word) - 1)
+                found.append(Group(rows, valid))
+        return found
 
     @cached_property
-    def flat(self) -> Int[Tensor, " places"]:
-        """Where each place stands in `rows`, flattened."""
-        return self.word * self.rows.shape[1] + self.places
+    def order(self) -> Int[Tensor, " places"]:
+        """Where each place stands among those of all groups, behind one another."""
+        return torch.cat([group.rows[group.valid] for group in self.groups]).argsort()
 
     @cached_property
     def row(self) -> Int[Tensor, " words"]:

@@ -38,7 +38,7 @@ class BPETransformerTraining(ByteTraining):
     examples: ClassVar[tuple[str, ...]] = ("mintage train bpe-transformer notes/ --vocabulary 2048 -o my-tokens",)
 
     vocabulary: int = option(4096, "Tokens, the 256 bytes among them.", least=256, most=1_000_000)
-    width: int = option(240, "Of the vectors.", least=2)
+    width: int = option(232, "Of the vectors.", least=2)
     layers: int = option(4, "Blocks.", least=1)
     heads: int = option(4, "Of attention; they divide the width.", least=1)
 
