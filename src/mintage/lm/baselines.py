@@ -23,8 +23,9 @@ class ByteTransformerConfig(LMConfig):
     model_type = "mintage-byte-transformer"
     sizes: ClassVar = {"width": 2, "layers": 1, "heads": 1}
 
-    def __init__(self, width: int = 128, layers: int = 4, heads: int = 4, **kwargs: Any) -> None:
-        self.width, self.layers, self.heads = width, layers, heads
+    width, layers, heads = 128, 4, 4
+
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
 
 
@@ -72,8 +73,12 @@ class BPETransformerConfig(LMConfig):
     model_type = "mintage-bpe-transformer"
     sizes: ClassVar = {"width": 2, "layers": 1, "heads": 1}
 
-    def __init__(self, width: int = 192, layers: int = 4, heads: int = 4, tokenizer: str = "", **kwargs: Any) -> None:
-        self.width, self.layers, self.heads, self.tokenizer = width, layers, heads, tokenizer
+    others: ClassVar = ("tokenizer",)
+
+    width, layers, heads = 232, 4, 4
+    tokenizer = ""
+
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
 
 

@@ -39,7 +39,7 @@ MOST_BYTES = 1 << 16
 
 
 class LMConfig(PretrainedConfig):
-    """Sizes of a byte language model; subclasses name theirs. Ids of HF's interface are bytes.
+    """Sizes of a byte language model; subclasses have theirs as class attributes. Ids of HF's interface are bytes.
 
     Raises
     ------
@@ -50,13 +50,18 @@ class LMConfig(PretrainedConfig):
     sizes: ClassVar[Mapping[str, int]] = {}
     """Names of whole numbers to the least that they may be."""
 
+    others: ClassVar[tuple[str, ...]] = ()
+    """Names of settings that are no whole numbers."""
+
     def __init__(self, **kwargs: Any) -> None:
+        own = {name: kwargs.pop(name, getattr(type(self), name)) for name in (*self.sizes, *self.others)}
         kwargs = {"vocab_size": 256, "tie_word_embeddings": False, **kwargs}
         super().__init__(**kwargs)
-        for name, least in self.sizes.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        for name, value in own.items():
+            least = self.sizes.get(name)
+            if least is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise UserError(f"{name}={value!r} is out of range; pass a whole number from {least} on")
+            setattr(self, name, value)
 
 
 @dataclass

@@ -44,21 +44,13 @@ class HatConfig(LMConfig):
         **dict.fromkeys(("byte_layers", "byte_heads", "layers", "heads", "most"), 1),
     }
 
-    def __init__(
-        self,
-        byte_width: int = 96,
-        byte_layers: int = 2,
-        byte_heads: int = 4,
-        width: int = 224,
-        layers: int = 4,
-        heads: int = 4,
-        cut: str = "hat",
-        most: int = 32,
-        **kwargs: Any,
-    ) -> None:
-        self.byte_width, self.byte_layers, self.byte_heads = byte_width, byte_layers, byte_heads
-        self.width, self.layers, self.heads = width, layers, heads
-        self.cut, self.most = cut, most
+    others: ClassVar = ("cut",)
+
+    byte_width, byte_layers, byte_heads = 96, 2, 4
+    width, layers, heads = 224, 4, 4
+    cut, most = "hat", 32
+
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
 
 

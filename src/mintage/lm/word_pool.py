@@ -57,25 +57,15 @@ class WordPoolConfig(LMConfig):
         **dict.fromkeys(("feed_forward", "most_words", "most"), 1),
     }
 
-    def __init__(
-        self,
-        width: int = 88,
-        heads: int = 4,
-        vectors: int = 4,
-        pool_layers: int = 2,
-        layers: int = 4,
-        spell_layers: int = 2,
-        feed_forward: int = 256,
-        most_words: int = 1024,
-        cut: str = "hat",
-        most: int = 24,
-        positions_twice: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        self.width, self.heads, self.vectors = width, heads, vectors
-        self.pool_layers, self.layers, self.spell_layers = pool_layers, layers, spell_layers
-        self.feed_forward, self.most_words, self.cut, self.most = feed_forward, most_words, cut, most
-        self.positions_twice = positions_twice
+    others: ClassVar = ("cut", "positions_twice")
+
+    width, heads, vectors = 88, 4, 4
+    pool_layers, layers, spell_layers = 2, 4, 2
+    feed_forward, most_words = 256, 1024
+    cut, most = "hat", 24
+    positions_twice = False
+
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
 
 

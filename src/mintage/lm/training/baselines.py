@@ -27,7 +27,7 @@ class ByteTransformerTraining(ByteTraining):
 
     def build(self, windows: Windows) -> ByteTransformer:
         """See `ByteTraining.build`."""
-        return ByteTransformer(ByteTransformerConfig(self.width, self.layers, self.heads))
+        return ByteTransformer(ByteTransformerConfig(width=self.width, layers=self.layers, heads=self.heads))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,4 +46,5 @@ class BPETransformerTraining(ByteTraining):
         """See `ByteTraining.build`."""
         learnt = BytePairs.train((bytes(row).decode(errors="replace") for row in windows.train), self.vocabulary)
         tokenizer = learnt.tokenizer.to_str()
-        return BPETransformer(BPETransformerConfig(self.width, self.layers, self.heads, tokenizer))
+        sizes = {"width": self.width, "layers": self.layers, "heads": self.heads}
+        return BPETransformer(BPETransformerConfig(**sizes, tokenizer=tokenizer))
