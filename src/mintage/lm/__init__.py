@@ -10,6 +10,7 @@ METHODS = (
         job="lm",
         title="Learn Your Tokens: Word-Pooled Tokenization for Language Modeling",
         entry="mintage.lm.word_pool:WordPool",
+        study="mintage.studies.word_pool:WordPoolStudy",
         trainings=(Trains("word-pool", "mintage.lm.training.word_pool:WordPoolTraining", "Words pooled and spelt."),),
         arxiv="2310.11628",
         year=2023,
@@ -40,6 +41,7 @@ METHODS = (
             "Adaptable Language Models"
         ),
         entry="mintage.lm.hat:Hat",
+        study="mintage.studies.hat:HatStudy",
         trainings=(Trains("hat", "mintage.lm.training.hat:HatTraining", "Bytes into words, and back."),),
         arxiv="2501.10322",
         year=2025,

@@ -25,10 +25,10 @@ from mintage.data import texts
 from mintage.lm.core.windows import Windows, byte_windows, hold_out
 from mintage.lm.training.byte_training import ByteTraining, english
 from mintage.measure.statistics import Interval, bootstrap_ratio
-from mintage.measure.study import Column, Comparison, Finding, Measure, Run, Statistic, Study, from_on, mean
+from mintage.measure.study import POINTS, Column, Comparison, Finding, Measure, Run, Statistic, Study, from_on, mean
 from mintage.options import option
 
-__all__ = ["BITS", "BITS_RATIO", "NOISE_RATIO", "SPEED_RATIO", "ByteStudy", "EnglishText"]
+__all__ = ["BITS", "BITS_RATIO", "NOISE_RATIO", "SHARE_RATIO", "SPEED_RATIO", "ByteStudy", "EnglishText"]
 
 BITS = mean("bits", more_is_better=False)
 """Of bits per byte by window."""
@@ -51,6 +51,16 @@ def _noise_ratio(ours: Column, rival: Column) -> Interval:
     low, high = np.quantile(found, [0.025, 0.975])
     return Interval(float(low), float(_growth(ours) / max(_growth(rival), 1e-9)), float(high))
 
+
+def _share_ratio(ours: Column, rival: Column) -> Interval:
+    """Ratio of two shares of the same units; where the rival has none, one unit is counted for it."""
+    draw = np.random.default_rng(0).integers(0, len(ours), (2000, len(ours)))
+    low, high = np.quantile(ours[draw].sum(1) / np.maximum(rival[draw].sum(1), 1), [0.025, 0.975])
+    return Interval(float(low), float(ours.sum() / max(rival.sum(), 1)), float(high))
+
+
+SHARE_RATIO = Statistic("x", True, _share_ratio, POINTS.of_one)
+"""Share of units right of one arm over that of another; of columns of 0 and 1."""
 
 NOISE_RATIO = Statistic("x", False, _noise_ratio, lambda own: Interval(*[float(_growth(own))] * 3))
 """How much more bits cost behind a spoilt context, one arm's growth over another's; of (spoilt, clean) columns."""
