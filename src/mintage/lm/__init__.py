@@ -61,6 +61,8 @@ METHODS = (
         arxiv="2407.08818",
         year=2024,
         trains=True,
+        entry="mintage.lm.magnet:Magnet",
+        trainings=(Trains("magnet", "mintage.lm.training.magnet:MagnetTraining", "Bytes in segments, by script."),),
         summary=("Learned byte boundaries with one predictor per script, for equal compression across languages."),
         claim=(
             "More equal segment counts over nine languages in three scripts than one shared predictor or "
