@@ -30,7 +30,7 @@ def ids(text):
 
 
 def make(scripts, **more):
-    return seeded(Magnet, MagnetConfig(scripts, **{**SMALL, **more}))
+    return seeded(Magnet, MagnetConfig(scripts=scripts, **{**SMALL, **more}))
 
 
 @pytest.fixture(params=VECTORS, ids=lambda path: path.stem)
@@ -246,14 +246,14 @@ def test_it_learns_rates_and_segments(text, tmp_path):
 def test_what_does_not_fit_is_told(text):
     windows = MagnetTraining(texts=(text,), window=64).corpus()
     for call in (
-        lambda: MagnetConfig({}),
-        lambda: MagnetConfig({"Latin": 1.2}),
-        lambda: MagnetConfig({"Latin": 0}),
-        lambda: MagnetConfig([["Latin", math.nan]]),
-        lambda: MagnetConfig({"Elvish": 0.2}),
-        lambda: MagnetConfig([["Latin", 0.2], ["Latin", 0.3]]),
-        lambda: MagnetConfig({"Latin": 0.2}, layers=0),
-        lambda: Magnet(MagnetConfig({"Latin": 0.2}, tau=0)),
+        lambda: MagnetConfig(scripts={}),
+        lambda: MagnetConfig(scripts={"Latin": 1.2}),
+        lambda: MagnetConfig(scripts={"Latin": 0}),
+        lambda: MagnetConfig(scripts=[["Latin", math.nan]]),
+        lambda: MagnetConfig(scripts={"Elvish": 0.2}),
+        lambda: MagnetConfig(scripts=[["Latin", 0.2], ["Latin", 0.3]]),
+        lambda: MagnetConfig(scripts={"Latin": 0.2}, layers=0),
+        lambda: Magnet(MagnetConfig(scripts={"Latin": 0.2}, tau=0)),
         lambda: MagnetTraining(script=("Latin=much",)).build(windows),
         lambda: MagnetTraining(script=("Thai",)).build(windows),
         lambda: MagnetTraining(script=("Elvish=0.2",)).build(windows),

@@ -16,7 +16,7 @@ Not here: stacks, pooling and writing (`mintage.lm.core.segment_model`), predict
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -58,17 +58,15 @@ class MagnetConfig(SegmentConfig):
 
     model_type = "mintage-magnet"
     sizes: ClassVar = {**SegmentConfig.sizes, "hidden": 0}
+    others: ClassVar = ("scripts", "tau")
 
-    def __init__(
-        self,
-        scripts: Mapping[str, float] | Iterable[Sequence[Any]] = (("Latin", 0.2), ("Cyrillic", 0.1)),
-        hidden: int = 0,
-        tau: float = 0.5,
-        **kwargs: Any,
-    ) -> None:
-        pairs = scripts.items() if isinstance(scripts, Mapping) else scripts
+    scripts: Any = (("Latin", 0.2), ("Cyrillic", 0.1))
+    hidden, tau = 0, 0.5
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        pairs = self.scripts.items() if isinstance(self.scripts, Mapping) else self.scripts
         self.scripts = [[name, share] for name, share in pairs]  # a list: files sort the keys of a mapping
-        self.hidden, self.tau = hidden, tau
         names = [name for name, _ in self.scripts]
         if not names or len(set(names)) < len(names):
             raise UserError(f"scripts are {', '.join(names) or 'none'}; name at least one, each once")
@@ -76,7 +74,6 @@ class MagnetConfig(SegmentConfig):
             if name != ANY and not is_script(name):
                 raise UserError(f"Unicode has no script {name!r}; e.g. Latin, Cyrillic, Devanagari, or {ANY!r}")
             check_prior(share)
-        super().__init__(**kwargs)
 
 
 class Magnet(SegmentModel):
@@ -98,7 +95,7 @@ class Magnet(SegmentModel):
     def tiny(cls) -> Magnet:
         """See `ByteLanguageModel.tiny`."""
         scripts = {"Latin": 0.2, "Cyrillic": 0.1, "Han": 0.3}
-        return seeded(cls, MagnetConfig(scripts, width=16, byte_layers=1, layers=2, heads=2))
+        return seeded(cls, MagnetConfig(scripts=scripts, width=16, byte_layers=1, layers=2, heads=2))
 
     def predictor_of(
         self, ids: Int[Tensor, "batch bytes"], memory: dict[str, Any] | None = None

@@ -42,8 +42,9 @@ class SegmentConfig(LMConfig):
 
     sizes: ClassVar = {"width": 2, **dict.fromkeys(("byte_layers", "layers", "heads"), 1)}
 
-    def __init__(self, width: int = 128, byte_layers: int = 2, layers: int = 4, heads: int = 4, **kwargs: Any) -> None:
-        self.width, self.byte_layers, self.layers, self.heads = width, byte_layers, layers, heads
+    width, byte_layers, layers, heads = 128, 2, 4, 4
+
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
 
 

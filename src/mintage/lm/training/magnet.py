@@ -77,7 +77,7 @@ class MagnetTraining(SegmentTraining):
 
     def build(self, windows: Windows) -> Magnet:
         """See `ByteTraining.build`."""
-        return Magnet(MagnetConfig(self.rates(windows.train), **self.own_sizes))
+        return Magnet(MagnetConfig(scripts=self.rates(windows.train), **self.own_sizes))
 
     def rates(self, windows: UInt8[np.ndarray, "windows size"]) -> dict[str, float]:
         """Return scripts and the share of their bytes that are to end segments.
