@@ -24,8 +24,18 @@ def desk(tmp_path_factory):
     prompts = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS)
     for name in ("mine.jsonl", "yours.jsonl"):
         (desk / name).write_text(prompts)
-    (desk / "corpus").mkdir()
-    for name in ("german.txt", "chemistry.txt", "mine.txt", "corpus/a.txt"):
+    for folder in ("corpus", "notes", "src", "docs", "tests"):
+        (desk / folder).mkdir()
+    for name in (
+        "notes/a.txt",
+        "src/a.py",
+        "docs/a.md",
+        "tests/a.py",
+        "german.txt",
+        "chemistry.txt",
+        "mine.txt",
+        "corpus/a.txt",
+    ):
         (desk / name).write_text(GERMAN, encoding="utf-8")
     _write_tokenizers(desk / "lists")
     _write_classifier(desk / "my-vit", ("cat", "dog"), layers=16)

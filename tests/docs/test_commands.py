@@ -64,6 +64,14 @@ def try_command(desk, example_installed, monkeypatch, capfd):
     monkeypatch.setenv("MINTAGE_DATA", str(desk / "data"))
     monkeypatch.delenv("MINTAGE_DEBIAN", raising=False)
 
+    from mintage.cli import app
+
+    def work_here(arguments, cores, folder):
+        app(arguments, standalone_mode=False)
+        return 0, ""
+
+    monkeypatch.setattr("mintage.lm.core.workers._run", work_here)  # not by a process of its own
+
     def run(words):
         entry, name = small(words), name_of(words)
         assert entry is not None, f"no entry of tests/docs/commands.toml runs this small: mintage {shlex.join(words)}"

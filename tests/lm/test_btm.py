@@ -20,7 +20,7 @@ SMALL = {"seed_steps": 6, "branch_steps": 12, "width": 16, "layers": 1, "vocabul
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder with two domains; workers run in this process."""
+    """A folder with two domains; workers run in this process, one after the other: loading is not safe in threads."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "code.txt").write_text(CODE)
     (tmp_path / "prose.txt").write_text(PROSE)
@@ -36,7 +36,7 @@ def here(tmp_path, monkeypatch):
 
 
 def training(**changed):
-    return ForestTraining(domain=("code=code.txt", "prose=prose.txt"), **{**SMALL, **changed})
+    return ForestTraining(domain=("code=code.txt", "prose=prose.txt"), workers=1, **{**SMALL, **changed})
 
 
 def test_a_forest_is_trained_knows_who_wrote_and_goes_on_after_a_kill(here, tmp_path):
@@ -59,7 +59,7 @@ def test_a_forest_is_trained_knows_who_wrote_and_goes_on_after_a_kill(here, tmp_
 
 
 def test_experts_do_not_depend_on_one_another(here, tmp_path):
-    training(workers=1).run("both", "a")
+    training().run("both", "a")
     ForestTraining(domain=("code=code.txt",), **SMALL).run("one", "b")
     seeds = [(tmp_path / f"{w}/seed/model.safetensors").read_bytes() for w in "ab"]
     assert seeds[0] != seeds[1]  # the seed learnt from all domains
