@@ -37,6 +37,7 @@ def desk(tmp_path_factory):
         "corpus/a.txt",
     ):
         (desk / name).write_text(GERMAN, encoding="utf-8")
+    _write_byt5(desk / "byt5-small")
     _write_tokenizers(desk / "lists")
     _write_classifier(desk / "my-vit", ("cat", "dog"), layers=16)
     _write_classifier(desk / "facebook" / "deit-small-patch16-224", ("cat", "dog"), layers=2)
@@ -87,6 +88,13 @@ def _write_classifier(folder, labels, *, layers):
     config = ViTConfig(image_size=32, patch_size=4, id2label=dict(enumerate(labels)), **sizes)
     ViTForImageClassification(config).save_pretrained(folder)
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+
+
+def _write_byt5(folder):
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {"d_model": 16, "d_kv": 8, "num_heads": 2, "d_ff": 16, "num_layers": 5, "num_decoder_layers": 1}
+    T5ForConditionalGeneration(T5Config(vocab_size=384, **sizes)).save_pretrained(folder)
 
 
 def _write_tokenizers(folder):
