@@ -76,6 +76,10 @@ METHODS = (
         arxiv="2305.16349",
         year=2023,
         trains=True,
+        entry="mintage.lm.lexinvariant:Lexinvariant",
+        trainings=(
+            Trains("lexinvariant", "mintage.lm.training.lexinvariant:LexinvariantTraining", "Symbols without meaning."),
+        ),
         summary="A language model without fixed token meanings: every sequence gets fresh random embeddings.",
         claim=(
             "Perplexity comparable to a standard model given enough context; 4x accuracy on synthetic in-context tasks."
