@@ -21,8 +21,8 @@ import shutil
 import socket
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,11 @@ import torch
 from filelock import FileLock
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.utils import logging as hf_logging
 
 from mintage.errors import Notice, UserError, did_you_mean, missing_extra
 from mintage.files import cache_dir, replace_folder
 from mintage.precision import fastest_dtype
-from mintage.progress import Note, unheard
+from mintage.progress import Note, quiet, unheard
 
 __all__ = [
     "EMBEDDED",
@@ -50,7 +49,6 @@ __all__ = [
     "embedded_gguf",
     "fetched",
     "load_causal_lm",
-    "quiet",
     "rounded_copy",
     "second_folder",
     "tiny_causal_lm",
@@ -285,19 +283,6 @@ def _hub_is_reachable() -> bool:
     except OSError:
         return False
     return True
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers' progress bars and advice out of our output."""
-    before = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(before)
-        hf_logging.enable_progress_bar()
 
 
 # -- the cache's name --------------------------------------------------------------------------------------------------

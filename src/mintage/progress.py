@@ -5,9 +5,10 @@ Not here: bars and lines (`mintage.cli.progress`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-__all__ = ["Note", "Progress", "silent", "unheard"]
+__all__ = ["Note", "Progress", "quiet", "silent", "unheard"]
 
 Progress = Callable[[str, int, int], None]
 """``progress(stage, done, of)``; `of` is 0 while nobody knows."""
@@ -23,3 +24,18 @@ Note = Callable[[str], None]
 
 def unheard(line: str) -> None:
     """Tell nobody."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and advice out of our output."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        logging.enable_progress_bar()

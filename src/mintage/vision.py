@@ -25,7 +25,8 @@ from torch.nn import functional
 from mintage.data.sets import data_file
 from mintage.errors import UserError, missing_extra
 from mintage.files import parse_json
-from mintage.models import check_finite, fetched, quiet
+from mintage.models import check_finite, fetched
+from mintage.progress import quiet
 from mintage.weights import read_weights, write_weights
 
 __all__ = [

@@ -49,7 +49,8 @@ def transfer(
     """
     from mintage.data import Corpus
     from mintage.files import replace_folder
-    from mintage.models import load_causal_lm, quiet
+    from mintage.models import load_causal_lm
+    from mintage.progress import quiet
     from mintage.retrofit.core.transfer import transfer as give
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

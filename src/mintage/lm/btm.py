@@ -27,7 +27,8 @@ from mintage.errors import UserError, did_you_mean
 from mintage.files import parse_json, replace_file, replace_folder
 from mintage.lm.core.mixture import log_posterior, mixed, prior_of, running_prior, top_k_prior, weighted_average
 from mintage.lm.core.sampling import Sampling
-from mintage.models import cache_of, fetched, quiet, tiny_causal_lm, with_cache
+from mintage.models import cache_of, fetched, tiny_causal_lm, with_cache
+from mintage.progress import quiet
 
 __all__ = ["ExpertForest"]
 

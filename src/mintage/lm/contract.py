@@ -30,7 +30,7 @@ from transformers.utils.generic import ModelOutput
 from mintage.errors import UserError
 from mintage.files import replace_folder
 from mintage.lm.core.sampling import Sampling
-from mintage.models import quiet
+from mintage.progress import quiet
 
 __all__ = ["ByteLanguageModel", "LMConfig", "OpenText", "Reading", "as_rows", "register"]
 

@@ -33,7 +33,7 @@ from mintage.lm.core.deleting_encoder import DeletingEncoder, InitialisedAsT5, S
 from mintage.lm.core.deletion import DeleteGate, deletion_rate, gate_loss
 from mintage.lm.core.mrt5_config import MrT5Config
 from mintage.lm.core.softmax1 import EAGER1, SDPA1
-from mintage.models import quiet
+from mintage.progress import quiet
 
 __all__ = ["MrT5", "MrT5Config", "MrT5Output"]
 

@@ -63,10 +63,10 @@ class MrT5Study(Study):
     def on_letters(self, gate: Any, seed: int) -> Continued:
         """Return trainings on letters: three blocks and three, and a gate loss of a weight that stays."""
         own: dict[str, Any] = {"task": "vowels", "rows": 32, "window": self.letters, "optimiser": "muon", "seed": seed}
-        sizes = {"width": self.width, "layers": 3, "decoder_layers": 3}
-        then = {"steps": self.more_steps, "delay": self.more_steps // 3, "weight": self.weight, "gate_layer": 1}
+        sizes: dict[str, Any] = {"width": self.width, "layers": 3, "decoder_layers": 3}
+        then: dict[str, Any] = {"steps": self.more_steps, "delay": self.more_steps // 3, "weight": self.weight}
         first = MrT5Training(**own, **sizes, gate="none", steps=self.letter_steps)
-        return Continued(first, MrT5Training(**own, **then, gate=gate))
+        return Continued(first, MrT5Training(**own, **then, gate=gate, gate_layer=1))
 
     def on_text(self, gate: Any, seed: int) -> Continued:
         """Return trainings on spans: four blocks and two, steered to half of the bytes."""

@@ -15,8 +15,9 @@ from mintage.data import Corpus
 from mintage.errors import UserError
 from mintage.files import replace_folder
 from mintage.lm.core.token_windows import TokenRecipe, token_windows, window_mark
-from mintage.models import load_causal_lm, quiet
+from mintage.models import load_causal_lm
 from mintage.options import option
+from mintage.progress import quiet
 from mintage.train import Settings
 from mintage.train.training import Training, Work
 
