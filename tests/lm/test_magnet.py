@@ -10,6 +10,7 @@ import torch
 from scipy.stats import binom
 
 from mintage.errors import Notice, UserError
+from mintage.lm.baselines import EntropyPatches
 from mintage.lm.core.boundaries import BoundaryPredictor, binomial_nats, pool, unpool
 from mintage.lm.core.folder import load_byte_lm
 from mintage.lm.core.reading import seeded
@@ -17,6 +18,7 @@ from mintage.lm.core.scripts import running_letters, script_of
 from mintage.lm.core.windows import byte_windows, hold_out
 from mintage.lm.magnet import ANY, Magnet, MagnetConfig
 from mintage.lm.training.magnet import MagnetTraining, words_per_byte
+from mintage.lm.training.segment_baselines import DynamicPoolingTraining, EntropyPatchesTraining
 from mintage.testing.settings import without_shape_checks
 
 VECTORS = sorted((Path(__file__).parents[1] / "vectors" / "magnet").glob("*.npz"))
@@ -241,6 +243,34 @@ def test_it_learns_rates_and_segments(text, tmp_path):
     assert found["bytes per segment, Latin"] < 30
     given = MagnetTraining(script=("Cyrillic=0.3", "Latin"), **SMALL).build(training.corpus()).config.scripts
     assert given == [["Cyrillic", 0.3], ["Latin", rates["Latin"]]]
+
+
+def test_one_rate_is_learnt_for_all_scripts(text, tmp_path):
+    training = DynamicPoolingTraining(texts=(text,), steps=2, window=64, rows=4, prior=0.3, **SMALL)
+    assert training.run(tmp_path / "model", tmp_path / "work").config.scripts == [[ANY, 0.3]]
+
+
+def test_patches_end_where_the_small_model_is_unsure_and_as_often_as_asked(text, tmp_path):
+    sizes = {"small_width": 16, "small_layers": 1, "small_heads": 2, "small_steps": 60}
+    training = EntropyPatchesTraining(
+        texts=(text,), steps=4, window=64, rows=4, lr=2e-2, warmup=2, share=0.25, **SMALL, **sizes
+    )
+    made = training.run(tmp_path / "model", tmp_path / "work")
+    held_out = torch.from_numpy(training.corpus().held_out.astype(np.int64))
+    assert float(made.segment_ends(held_out).float().mean()) == pytest.approx(0.25, abs=0.1)
+    assert torch.equal(made.segment_ends(held_out), made.entropy(held_out) > made.config.threshold)
+    assert float(made.small(held_out).loss) < 4  # it was trained
+    loaded = load_byte_lm(tmp_path / "model")
+    assert torch.equal(loaded.segment_ends(held_out), made.segment_ends(held_out))
+
+
+def test_a_patch_is_decided_without_later_bytes():
+    model = EntropyPatches.tiny()
+    memory, piecewise = {}, []
+    model.entropy(ids(ENGLISH)[:, :0], memory)
+    for byte in ENGLISH:
+        piecewise.append(float(model.entropy(torch.tensor([[byte]]), memory)))
+    assert torch.allclose(torch.tensor(piecewise), model.entropy(ids(ENGLISH))[0], atol=1e-5)
 
 
 def test_what_does_not_fit_is_told(text):

@@ -149,6 +149,38 @@ METHODS = (
         ),
         summary="Cuts text by byte-level BPE and predicts token by token.",
     ),
+    Method(
+        name="dynamic-pooling",
+        job="lm",
+        title="Dynamic token pooling",
+        entry="mintage.lm.baselines:DynamicPooling",
+        role="baseline",
+        trains=True,
+        trainings=(
+            Trains(
+                "dynamic-pooling",
+                "mintage.lm.training.segment_baselines:DynamicPoolingTraining",
+                "Bytes in segments, one rate for all.",
+            ),
+        ),
+        summary="Learned byte boundaries with one predictor for all scripts.",
+    ),
+    Method(
+        name="entropy-patches",
+        job="lm",
+        title="Entropy patches",
+        entry="mintage.lm.baselines:EntropyPatches",
+        role="baseline",
+        trains=True,
+        trainings=(
+            Trains(
+                "entropy-patches",
+                "mintage.lm.training.segment_baselines:EntropyPatchesTraining",
+                "Bytes in patches that end where the next byte is unsure.",
+            ),
+        ),
+        summary="Cuts bytes where a small byte model is unsure of the next one, as BLT.",
+    ),
 )
 
 __getattr__, __dir__ = lazy_attributes(

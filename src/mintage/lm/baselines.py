@@ -1,20 +1,32 @@
-"""Rivals under the lm contract: the transformer over bytes, and the transformer over BPE tokens."""
+"""Rivals under the lm contract: transformers over bytes and BPE tokens, and other ways to cut a stream of bytes."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from mintage.lm.contract import ByteLanguageModel, LMConfig, OpenText, Reading, register
 from mintage.lm.core.bpe import BytePairs
 from mintage.lm.core.open_row import SINGLE, OpenRow
 from mintage.lm.core.reading import byte_reading, lengths_of, real, seeded
+from mintage.lm.core.segment_model import Ends, SegmentConfig, SegmentModel
 from mintage.lm.core.stack import over_rows, stack, stack_flops
+from mintage.lm.magnet import ANY, Magnet, MagnetConfig
 
-__all__ = ["BPETransformer", "BPETransformerConfig", "ByteTransformer", "ByteTransformerConfig"]
+__all__ = [
+    "BPETransformer",
+    "BPETransformerConfig",
+    "ByteTransformer",
+    "ByteTransformerConfig",
+    "DynamicPooling",
+    "DynamicPoolingConfig",
+    "EntropyPatches",
+    "EntropyPatchesConfig",
+]
 
 
 class ByteTransformerConfig(LMConfig):
@@ -153,5 +165,104 @@ class BPETransformer(ByteLanguageModel):
         return OpenRow(self.tokens, self.blocks, self.head, begun, self.pairs.tokens, use_cache)
 
 
+class DynamicPoolingConfig(MagnetConfig):
+    """Sizes of dynamic token pooling: MAGNET's, with one share for all bytes."""
+
+    model_type = "mintage-dynamic-pooling"
+
+    scripts: Any = ((ANY, 0.2),)
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
+
+class DynamicPooling(Magnet):
+    """Segments that are learnt, by one predictor for all scripts (arXiv 2211.09761)."""
+
+    config_class = DynamicPoolingConfig
+
+    @classmethod
+    def tiny(cls) -> DynamicPooling:
+        """See `ByteLanguageModel.tiny`."""
+        return seeded(cls, DynamicPoolingConfig(width=16, byte_layers=1, layers=2, heads=2))
+
+
+class EntropyPatchesConfig(SegmentConfig):
+    """Sizes of a model over entropy patches.
+
+    Parameters
+    ----------
+    width, byte_layers, layers, heads
+        See `SegmentConfig`.
+    small_width, small_layers, small_heads
+        Of the transformer over bytes that finds where patches end.
+    threshold
+        Nats; a patch ends where that of the next byte is above.
+    """
+
+    model_type = "mintage-entropy-patches"
+    sizes: ClassVar = {**SegmentConfig.sizes, "small_width": 2, "small_layers": 1, "small_heads": 1}
+    others: ClassVar = ("threshold",)
+
+    small_width, small_layers, small_heads, threshold = 64, 2, 4, 1.5
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
+
+class EntropyPatches(SegmentModel):
+    """Patches that end where a small model of bytes is unsure of the next one, as BLT's do (arXiv 2412.09871).
+
+    Patches are means and are added to bytes, as in the other models over segments here, where BLT attends across; it
+    has hashes of byte n-grams, too.
+    """
+
+    config_class = EntropyPatchesConfig
+
+    def __init__(self, config: EntropyPatchesConfig) -> None:
+        super().__init__(config)
+        sizes = (config.small_width, config.small_layers, config.small_heads)
+        self.small = ByteTransformer(
+            ByteTransformerConfig(**dict(zip(("width", "layers", "heads"), sizes, strict=True)))
+        )
+        self.small.requires_grad_(False)  # it is learnt before
+        self.post_init()
+
+    @classmethod
+    def tiny(cls) -> EntropyPatches:
+        """See `ByteLanguageModel.tiny`; half of the places are above the threshold of random weights."""
+        small = {"small_width": 8, "small_layers": 1, "small_heads": 2, "threshold": 5.543}
+        return seeded(cls, EntropyPatchesConfig(width=16, byte_layers=1, layers=2, heads=2, **small))
+
+    @torch.no_grad()
+    def entropy(
+        self, ids: Int[Tensor, "batch bytes"], memory: dict[str, Any] | None = None
+    ) -> Float[Tensor, "batch bytes"]:
+        """Return the small model's entropy of the byte behind each, in nats; `memory` as in `SegmentModel.ends`."""
+        first = not memory
+        if memory is not None and first:
+            memory["cache"] = DynamicCache()
+        start = ids.new_full((len(ids), int(first)), 256)
+        states = over_rows(self.small.blocks, self.small.bytes(torch.cat([start, ids], 1)), (memory or {}).get("cache"))
+        log = self.small.head(states[:, int(first) :]).float().log_softmax(-1)
+        return -(log.exp() * log).sum(-1)
+
+    def ends(
+        self,
+        hidden: Float[Tensor, "batch bytes width"],
+        ids: Int[Tensor, "batch bytes"],
+        seen: Bool[Tensor, "batch bytes"],
+        memory: dict[str, Any] | None = None,
+    ) -> Ends:
+        """See `SegmentModel.ends`."""
+        return Ends(((self.entropy(ids, memory) > self.config.threshold) & seen).float())
+
+    def flops(self, input_ids: Int[Tensor, "batch bytes"]) -> float:
+        """See `ByteLanguageModel.flops`; the small model's are among them."""
+        return super().flops(input_ids) + self.small.flops(input_ids)
+
+
 register(ByteTransformerConfig, ByteTransformer)
 register(BPETransformerConfig, BPETransformer)
+register(DynamicPoolingConfig, DynamicPooling)
+register(EntropyPatchesConfig, EntropyPatches)
