@@ -77,6 +77,7 @@ METHODS = (
         year=2023,
         trains=True,
         entry="mintage.lm.lexinvariant:Lexinvariant",
+        study="mintage.studies.lexinvariant:LexinvariantStudy",
         trainings=(
             Trains("lexinvariant", "mintage.lm.training.lexinvariant:LexinvariantTraining", "Symbols without meaning."),
         ),
