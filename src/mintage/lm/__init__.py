@@ -62,6 +62,7 @@ METHODS = (
         year=2024,
         trains=True,
         entry="mintage.lm.magnet:Magnet",
+        study="mintage.studies.magnet:MagnetStudy",
         trainings=(Trains("magnet", "mintage.lm.training.magnet:MagnetTraining", "Bytes in segments, by script."),),
         summary=("Learned byte boundaries with one predictor per script, for equal compression across languages."),
         claim=(
