@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -31,11 +31,6 @@ LANGUAGES = {"es": "spa", "ru": "rus", "hi": "hin"}
 OURS, POOLED, BYTES = "MAGNET", "dynamic pooling", "byte transformer"
 
 
-class _Parallel(NamedTuple):
-    windows: Windows
-    paragraphs: dict[str, list[bytes]]
-
-
 @dataclass(frozen=True, kw_only=True)
 class MagnetStudy(Study):
     """Do scripts get equally many segments for what they say, at no cost in bits?
@@ -58,7 +53,7 @@ class MagnetStudy(Study):
     bf16: bool = option(False, "Train in bfloat16.")
     models: Path = option(Path(".mintage/lm"), "Folder of trained models; what is missing is trained.")
 
-    def subject(self, run: Run) -> _Parallel:
+    def subject(self, run: Run) -> tuple[Windows, dict[str, list[bytes]]]:
         """Read as much of every language to learn from, and parallel paragraphs, cut at the window."""
         learnt = [byte_windows(texts("tatoeba", "train", domain=name), self.window) for name in LANGUAGES.values()]
         least = min(map(len, learnt))
@@ -66,11 +61,11 @@ class MagnetStudy(Study):
             name: [str(text).encode() for text in texts("xquad", "held-out", domain=name)][: self.measured]
             for name in LANGUAGES
         }
-        return _Parallel(hold_out(np.stack([part[:least] for part in learnt], 1).reshape(-1, self.window)), held)
+        return hold_out(np.stack([part[:least] for part in learnt], 1).reshape(-1, self.window)), held
 
     def common(self, run: Run) -> Mapping[str, Any]:
         """Return what is trained, and what is read."""
-        size = run.subject.windows.train.size // len(LANGUAGES)
+        size = run.subject[0].train.size // len(LANGUAGES)
         return {
             "model": f"width {self.width}, 8 blocks, {self.steps} steps of 8 windows, {self.seeds} seeds",
             "data": f"{self.measured} paragraphs of XQuAD in es, ru, hi; {size:,} bytes of each learnt",
@@ -87,20 +82,17 @@ class MagnetStudy(Study):
 
     def measures(self, run: Run) -> Iterator[Measure]:
         """Read paragraphs, then time."""
-
-        def seeds(run: Run) -> dict[str, int]:
-            return {f"seed {seed}": seed for seed in range(self.seed, self.seed + self.seeds)}
-
-        yield Measure(name="reading", units=seeds, of=self._read)
+        seeds = {f"seed {seed}": seed for seed in range(self.seed, self.seed + self.seeds)}
+        yield Measure(name="reading", units=lambda run: seeds, of=self._read)
         yield Measure(name="speed", units=lambda run: {f"round {n}": n for n in range(self.rounds)}, of=self._seconds)
 
     def _model(self, run: Run, training: ByteTraining, seed: int) -> Any:
-        return trained_model(replace(training, seed=seed), run.subject.windows, self.models, run.progress).model
+        return trained_model(replace(training, seed=seed), run.subject[0], self.models, run.progress).model
 
     def _read(self, run: Run, training: ByteTraining, seed: int) -> dict[str, Any]:
         """Segments, bits and bytes of every paragraph by language."""
         model, found = self._model(run, training, seed), {}
-        for name, paragraphs in run.subject.paragraphs.items():
+        for name, paragraphs in run.subject[1].items():
             found[f"segments {name}"] = [len(model.cuts(text)) for text in paragraphs]
             found[f"bits {name}"] = [model.score(text) for text in paragraphs]
         return found
@@ -109,7 +101,7 @@ class MagnetStudy(Study):
     def _seconds(self, run: Run, training: ByteTraining, number: int) -> dict[str, float]:
         """Read eight windows of one language, as the paper's batches are."""
         model = self._model(run, training, self.seed)
-        rows = as_rows([row.tobytes() for row in run.subject.windows.train[number % 3 :: 3][:8]])
+        rows = as_rows([row.tobytes() for row in run.subject[0].train[number % 3 :: 3][:8]])
         model(*rows)  # nothing is made on the clock
         began = time.perf_counter()
         model(*rows)
