@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mintage.errors import UserError
 from mintage.lm.core.cuts import cut_rule
 from mintage.lm.core.splitter import HatSplitter
+from mintage.testing.settings import without_shape_checks
 
 VECTORS = np.load(Path(__file__).parents[1] / "vectors" / "hat" / "splitter.npz")
 TEXTS = json.loads(bytes(VECTORS["texts_json"]))
@@ -52,18 +53,25 @@ def test_a_growing_text_changes_its_last_piece_only(text, place):
 
 
 def test_spaces_and_strides_cut_where_their_papers_do():
-    assert cut_rule("spaces", 16)(b"two words, 3\n\nx") == [4, 6, 1, 2, 1, 1]
+    assert cut_rule("spaces", 16)(b"two words, 3\n\nx") == [4, 6, 3, 2]
     assert cut_rule("stride", 4)(b"123456789") == [4, 4, 1]
-    assert cut_rule("spaces", 3)("éé é".encode()) == [3, 2, 2]
+    assert cut_rule("spaces", 3)(b"abcde f") == [3, 3, 1]
 
 
 def test_a_long_word_is_cut_between_characters():
     assert SPLITTER.split_bytes("潮汐潮".encode(), 4) == ["潮".encode(), "汐".encode(), "潮".encode()]
     assert SPLITTER.split_bytes("潮".encode(), 2) == [b"\xe6\xbd", b"\xae"]
     assert len(SPLITTER.split_bytes(b"a" * 100_000, 16)) == 6250
+    assert SPLITTER.split_bytes("a b") == [b"a", b" b"]
 
 
 def test_what_cannot_be_cut_by_is_told():
+    with without_shape_checks():
+        for most in (True, 2.5):
+            with pytest.raises(UserError, match="most="):
+                SPLITTER.split_bytes(b"a", most)
+    with pytest.raises(UserError, match="D800"):
+        SPLITTER.split_bytes("\ud800")
     for call in (lambda: SPLITTER.split_bytes(b"a", 0), lambda: cut_rule("hat", 0), lambda: cut_rule("hatt", 4)):
         with pytest.raises(UserError) as told:
             call()

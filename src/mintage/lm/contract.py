@@ -226,7 +226,13 @@ class ByteLanguageModel(PreTrainedModel, ABC):
 
 
 def _bytes(text: bytes | str) -> bytes:
-    return text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
+    if isinstance(text, bytes):
+        return text
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        raise UserError(f"the text holds half of a surrogate pair (U+{code:04X}); pass bytes") from None
 
 
 def as_rows(texts: Sequence[bytes], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:

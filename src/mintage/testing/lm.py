@@ -180,6 +180,7 @@ def what_is_no_text_is_told(model: ByteLanguageModel) -> None:
             lambda: model.generate(ids, do_sample=True, temperature=0.0),
             lambda: model.read(["a text"]),  # type: ignore[list-item]
             lambda: model.score(b"a" * 70_000),
+            lambda: model.score("\ud800"),
         )
     assert "temperature" in lines[2]
 

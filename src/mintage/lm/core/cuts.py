@@ -20,7 +20,8 @@ Cut = Callable[[bytes], list[int]]
 CutName = Literal["hat", "spaces", "stride"]
 
 _SPLITTER = HatSplitter()
-_SPACED = re.compile(rb"[0-9A-Za-z\x80-\xff]*[^0-9A-Za-z\x80-\xff]?")
+_SPACELIKE = rb"[^0-9A-Za-z\x80-\xbf]"
+_SPACED = re.compile(rb"%b*[0-9A-Za-z\x80-\xbf]+%b?|%b+" % ((_SPACELIKE,) * 3))
 
 
 def cut_rule(name: str, most: int) -> Cut:
@@ -30,8 +31,8 @@ def cut_rule(name: str, most: int) -> Cut:
     ----------
     name
         ``hat``: HAT's words (Unicode segments, punctuation with the word before it, a blank with the word behind it).
-        ``spaces``: behind every byte that is no letter, digit or part of a longer character, as SpaceByte has its large
-        steps. ``stride``: every `most` bytes, as MegaByte.
+        ``spaces``: behind a byte that is no ASCII letter or digit and continues no character, unless the one before it
+        is such a byte, too (SpaceByte's spacelike bytes). ``stride``: every `most` bytes, as MegaByte.
     most
         Longest word, in bytes.
 
@@ -52,7 +53,7 @@ def _hat(data: bytes, most: int) -> list[int]:
 
 
 def _spaces(data: bytes, most: int) -> list[int]:
-    whole = (len(found) for found in _SPACED.findall(data) if found)
+    whole = (len(found) for found in _SPACED.findall(data))
     return [part for length in whole for part in _parts(length, most)]
 
 

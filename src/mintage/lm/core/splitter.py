@@ -4,7 +4,8 @@ Neitemeier, Deiseroth, Eichenberg, Balles, *Hierarchical Autoregressive Transfor
 Unicode (UAX #29), cut behind punctuation and in camelCase; one space belongs to the word behind it, punctuation to the
 word before it.
 
-Pieces do not change when text is added behind them, but for marks that combine with what stood at the end.
+Pieces do not change when text is added behind them, but for what joins with what stood at the end: marks that combine,
+a fraction slash between digits, a narrow no-break space behind a blank.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ _SEGMENT = regex.compile(  # WB3, 3a, 3b, and 3c, which joins an emoji to anythi
 _ITEM = regex.compile(r".*?(?:\p{P}|\p{Ll}(?=\p{Lu}))|.+", regex.DOTALL)
 _PUNCTUATION = regex.compile(r"\p{P}")
 _BLANK = regex.compile(r"\p{White_Space}+")
+_SHORT = 64  # characters of a chunk that is remembered
 _GROUP = re.compile("w|sa?p*|ap*|p+")  # by labels: one space, other white space, punctuation, anything else
 
 _WIDE = " \u1680\u2000-\u2006\u2008-\u200a\u205f\u3000"  # WSegSpace: behind anything else it begins a piece
@@ -61,34 +63,44 @@ class HatSplitter:
         """Cut a text; the pieces joined are the text."""
         return [piece for chunk in _CHUNK.findall(text) for piece in _cut(chunk)]
 
-    def split_bytes(self, data: bytes, most: int | None = None) -> list[bytes]:
-        """Cut bytes; what is no UTF-8 is read as letters of a kind of its own.
+    def split_bytes(self, data: bytes | str, most: int | None = None) -> list[bytes]:
+        """Cut bytes, or a text's UTF-8; bytes that are no UTF-8 are read as letters of a kind of their own.
 
         Parameters
         ----------
         data
             Any bytes.
         most
-            Longest piece, in bytes; a longer one is cut, between two characters where one begins in reach.
+            Longest piece, in bytes; a longer one is cut, between two characters where one ends in reach.
 
         Raises
         ------
         UserError
-            `most` is below 1.
+            `most` is no whole number from 1 on, or a text holds half of a surrogate pair.
         """
-        if most is not None and most < 1:
-            raise UserError(f"most={most} is out of range; pass at least 1 byte")
-        text = data.decode("utf-8", "surrogateescape")
-        pieces = [piece.encode("utf-8", "surrogateescape") for piece in self.split(text)]
-        return pieces if most is None else [part for piece in pieces for part in _limited(piece, most)]
+        if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
+            raise UserError(f"most={most!r} is out of range; pass at least 1 byte")
+        text = data.decode("utf-8", "surrogateescape") if isinstance(data, bytes) else data
+        try:
+            pieces = [(piece, piece.encode("utf-8", "surrogateescape")) for piece in self.split(text)]
+        except UnicodeEncodeError as error:
+            code = ord(text[error.start]) if error.start < len(text) else 0xD800
+            raise UserError(f"the text holds half of a surrogate pair (U+{code:04X}); pass bytes") from None
+        if most is None:
+            return [piece for _, piece in pieces]
+        return [p for text, piece in pieces for p in ([piece] if len(piece) <= most else _limited(text, most))]
+
+
+def _cut(chunk: str) -> tuple[str, ...]:
+    """Cut what stands between two blanks, with the blanks before it; short ones are remembered."""
+    return _remembered(chunk) if len(chunk) <= _SHORT else _remembered.__wrapped__(chunk)
 
 
 @lru_cache(maxsize=1 << 16)
-def _cut(chunk: str) -> tuple[str, ...]:
-    """Cut what stands between two blanks, with the blanks before it."""
+def _remembered(chunk: str) -> tuple[str, ...]:
     items: list[str] = []
     for segment in _SEGMENT.findall(chunk):
-        for item in _ITEM.findall(segment):
+        for item in _ITEM.findall(segment) if len(segment) > 1 else (segment,):
             if items and not item.strip(" ") and not items[-1].strip(" "):
                 items[-1] += item
             else:
@@ -108,13 +120,17 @@ def _label(item: str) -> str:
     return "p" if _PUNCTUATION.fullmatch(item) else "a"
 
 
-def _limited(piece: bytes, most: int) -> Iterator[bytes]:
-    start = 0
-    while len(piece) - start > most:
-        stop = start + most
-        while stop > start and piece[stop] & 0xC0 == 0x80:  # in the middle of a character
-            stop -= 1
-        stop = stop if stop > start else start + most
-        yield piece[start:stop]
-        start = stop
-    yield piece[start:]
+def _limited(piece: str, most: int) -> Iterator[bytes]:
+    """Cut a piece: as many whole characters as there is room for, or a part of one that is longer."""
+    part = b""
+    for letter in piece:
+        data = letter.encode("utf-8", "surrogateescape")
+        if len(part) + len(data) > most:
+            if part:
+                yield part
+            while len(data) > most:
+                yield data[:most]
+                data = data[most:]
+            part = b""
+        part += data
+    yield part
