@@ -172,6 +172,8 @@ def test_a_byt5_folder_gets_a_gate_that_begins_by_keeping(byt5, ids):
     with torch.no_grad():
         found = mine(ids, labels=ids)
     assert found.gate[ids != 0].median() > mine.config.threshold
+    wide = MrT5.from_pretrained(byt5, delete_gate_layer=2, gate_bias=5.0)
+    assert wide.delete_gate.feed_forward.bias.item() == 5
     assert (found.gate[ids == 0] == mine.config.sigmoid_mask_scale).all()
 
 

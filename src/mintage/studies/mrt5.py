@@ -55,6 +55,7 @@ class MrT5Study(Study):
     window: int = option(256, "Bytes of a window of text.", least=32)
     more_steps: int = option(1000, "Steps that go on from there, with a gate or without.", least=2)
     weight: float = option(1e-2, "Of the gate loss on letters, in the last two thirds of these steps.", above=0)
+    gate_bias: float = option(5.0, "Of a fresh gate; the paper's 1 deletes too much of so small a model at once.")
     width: int = option(128, "Of all models.", least=8)
     measured: int = option(256, "Held-out rows of each task.", least=2)
     rounds: int = option(20, "Timed rounds.", least=2)
@@ -63,16 +64,16 @@ class MrT5Study(Study):
     def on_letters(self, gate: Any, seed: int) -> Continued:
         """Return trainings on letters: three blocks and three, and a gate loss of a weight that stays."""
         own: dict[str, Any] = {"task": "vowels", "rows": 32, "window": self.letters, "optimiser": "muon", "seed": seed}
-        sizes: dict[str, Any] = {"width": self.width, "layers": 3, "decoder_layers": 3}
-        then: dict[str, Any] = {"steps": self.more_steps, "delay": self.more_steps // 3, "weight": self.weight}
-        first = MrT5Training(**own, **sizes, gate="none", steps=self.letter_steps)
-        return Continued(first, MrT5Training(**own, **then, gate=gate, gate_layer=1))
+        first = MrT5Training(**own, width=self.width, layers=3, decoder_layers=3, gate="none", steps=self.letter_steps)
+        own |= {"weight": self.weight, "delay": self.more_steps // 3, "gate_layer": 1, "gate_bias": self.gate_bias}
+        return Continued(first, MrT5Training(**own, gate=gate, steps=self.more_steps))
 
     def on_text(self, gate: Any, seed: int) -> Continued:
         """Return trainings on spans: four blocks and two, steered to half of the bytes."""
         own: dict[str, Any] = {"texts": self.text, "window": self.window, "optimiser": "muon", "seed": seed}
-        first = MrT5Training(**own, gate="none", steps=self.text_steps, width=self.width)
-        return Continued(first, MrT5Training(**own, gate=gate, deletion=SHARE, ki=1e-4, steps=self.more_steps))
+        first = MrT5Training(**own, width=self.width, gate="none", steps=self.text_steps)
+        own |= {"ki": 1e-4, "deletion": SHARE, "gate_bias": self.gate_bias}
+        return Continued(first, MrT5Training(**own, gate=gate, steps=self.more_steps))
 
     def common(self, run: Run) -> Mapping[str, Any]:
         """Return what all rows say."""

@@ -50,7 +50,7 @@ class InitialisedAsT5(T5PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, GateScore):  # through transformers' functions, which leave loaded weights alone
             init.xavier_uniform_(module.weight)
-            init.ones_(module.bias)
+            init.constant_(module.bias, module.start)
 
 
 class DeletingEncoder(InitialisedAsT5, T5Stack):
@@ -67,6 +67,7 @@ class DeletingEncoder(InitialisedAsT5, T5Stack):
                 config.layer_norm_epsilon,
                 norm=config.gate_layer_norm,
                 gumbel=config.use_gumbel_noise,
+                start=config.gate_bias,
             )
 
     @merge_with_config_defaults

@@ -38,10 +38,14 @@ _EPS = 1e-10  # keeps a uniform number's logarithm finite
 class GateScore(nn.Linear):
     """The linear function of a gate, a kind of its own so that whatever initialises a model knows it."""
 
+    def __init__(self, d_model: int, start: float | int) -> None:
+        self.start = float(start)
+        super().__init__(d_model, 1)
+
     def reset_parameters(self) -> None:
-        """Begin by keeping everything: sigmoid(-1) k is about -8."""
+        """Begin by keeping: with a bias of 1 gates are about -8, with one of 5 about -0.2."""
         nn.init.xavier_uniform_(self.weight)
-        nn.init.ones_(self.bias)
+        nn.init.constant_(self.bias, self.start)
 
 
 class DeleteGate(nn.Module):
@@ -59,14 +63,23 @@ class DeleteGate(nn.Module):
         Whether states are normed.
     gumbel
         Whether noise is added to g while training, to explore.
+    start
+        The bias of g to begin with.
     """
 
     def __init__(
-        self, d_model: int, scale: float | int = -30.0, eps: float = 1e-6, *, norm: bool = True, gumbel: bool = False
+        self,
+        d_model: int,
+        scale: float | int = -30.0,
+        eps: float = 1e-6,
+        *,
+        norm: bool = True,
+        gumbel: bool = False,
+        start: float | int = 1.0,
     ) -> None:
         super().__init__()
         self.layer_norm = T5LayerNorm(d_model, eps=eps) if norm else nn.Identity()
-        self.feed_forward = GateScore(d_model, 1)
+        self.feed_forward = GateScore(d_model, start)
         self.scale, self.gumbel = scale, gumbel
 
     def forward(

@@ -40,7 +40,7 @@ class MrT5Config(T5Config):
         Share of the training batches that are deleted hard.
     scores_loss_coeff
         beta, weight of the penalty on high scores, for training from scratch.
-    gate_layer_norm, use_gumbel_noise
+    gate_layer_norm, use_gumbel_noise, gate_bias
         See `mintage.lm.core.deletion.DeleteGate`.
 
     Raises
@@ -64,6 +64,7 @@ class MrT5Config(T5Config):
         scores_loss_coeff: float | int = 0.0,
         gate_layer_norm: bool = True,
         use_gumbel_noise: bool = False,
+        gate_bias: float | int = 1.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**{"decoder_start_token_id": 0, **kwargs})
@@ -75,7 +76,7 @@ class MrT5Config(T5Config):
             fixed_deletion_amount,
         )
         self.hard_delete_train_prob = hard_delete_train_prob
-        self.gate_layer_norm, self.use_gumbel_noise = gate_layer_norm, use_gumbel_noise
+        self.gate_layer_norm, self.use_gumbel_noise, self.gate_bias = gate_layer_norm, use_gumbel_noise, gate_bias
         self._check()
 
     def _check(self) -> None:

@@ -49,6 +49,7 @@ class MrT5Training(TextTraining):
     kp: float = option(0.5, "Proportional gain of the controller.", least=0)
     ki: float = option(1e-5, "Integral gain of the controller.", least=0)
     delay: int = option(0, "Steps before the gate loss counts.", least=0)
+    gate_bias: float = option(1.0, "Of a fresh gate; higher ones begin by keeping, and disturb a trained model less.")
     gate_layer: int | None = option(None, "Block behind the gate; default a quarter up the encoder.", least=1)
     hard: float = option(0.0, "Share of the batches that are deleted hard.", least=0, most=1)
     score_weight: float | None = option(None, "Of high scores; default 0.5 from scratch, else 0.", least=0)
@@ -119,6 +120,7 @@ class MrT5Training(TextTraining):
         beta = (0.5 if scratch and self.gate != "none" else 0.0) if self.score_weight is None else self.score_weight
         settings: dict[str, Any] = {
             "deletion_type": self.gate,
+            "gate_bias": self.gate_bias,
             "random_deletion_probability": self.deletion,
             "fixed_deletion_amount": self.deletion,
             "hard_delete_train_prob": self.hard,
