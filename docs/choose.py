@@ -30,8 +30,8 @@ own model and texts the order may differ, so measure: `mintage bench draft`, `mi
 BETWEEN = """\
 ## When each pays
 
-For every method that is ready, what it was measured to be good for and what not, misses included. `mintage show METHOD`
-tells the same, with every claim that was tested.
+For every method that was measured, what it is good for and what not, misses included. `mintage show METHOD` tells the
+same, with every claim that was tested.
 """
 
 
@@ -58,6 +58,9 @@ def page() -> str:
         told = [line for m in catalog.methods(job) for line in _advice(m.name, rows) if m.package == "mintage"]
         if told:
             parts.append(f"### [{job}]({job}.md)\n\n" + "\n".join(told) + "\n")
+    ready = [m for m in catalog.methods(role="paper") if m.status == "ready" and m.package == "mintage"]
+    if waiting := [f"`{m.name}`" for m in ready if advise(m.name, rows) is None]:
+        parts.append(f"Ready, but their claims are not measured yet: {', '.join(waiting)}.\n")
     return "\n".join(parts)
 
 

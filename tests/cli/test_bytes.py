@@ -23,7 +23,7 @@ def said(mintage, tiny_folder):
 def test_bytes_are_written_and_counted(said):
     done = said("--raw", "--bytes", "--no-stream")
     assert done.status == 0, done.err
-    assert re.search(r"12 bytes in [\d.]+ s; \S+ \d+ forwards", done.err)
+    assert re.search(r"12 bytes in [\d.]+ s \(\d+ bytes/s\); \S+ \d+ forwards", done.err)
     assert said("--raw", "--bytes", "--stream").out == done.out
     assert said("--bytes").status == 0  # as an answer in a chat
 

@@ -187,7 +187,7 @@ def light(monkeypatch, tiny_folder):
     from mintage.bench.run import bench_of
 
     row = Result(method="tome", job="reduce", metric="speed", value=1.0, unit="x", higher_is_better=True)
-    for job in ("reduce", "segment", "retrofit", "audit"):
+    for job in ("reduce", "segment", "retrofit", "lm", "audit"):
         monkeypatch.setattr(bench_of(job), "run", lambda self, specs, **told: [row])
     monkeypatch.setattr("mintage.measure.study.run_study", lambda study, **told: [row])  # its options are read
     for training in catalog.trainings().values():  # options are read and checked; nothing is trained

@@ -18,6 +18,9 @@ from mintage.measure.scoreboard import compact, shipped_rows
 
 ROOT = Path(__file__).parent.parent.parent
 READY = [m.name for m in catalog.methods(role="paper") if m.status == "ready" and m.package == "mintage"]
+NOT_MEASURED = {"word-pool", "mrt5", "hat", "magnet", "lexinvariant", "btm"}
+"""Methods whose claim checks were not run yet. Take a name out with its first rows; none may join without a word."""
+MEASURED = [name for name in READY if name not in NOT_MEASURED]
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +28,16 @@ def measured():
     return newest(row for row in read_results(ROOT / "results") if isinstance(row, Result))
 
 
-@pytest.mark.parametrize("name", READY)
-def test_every_paper_that_is_ready_has_both_sentences_with_a_number_each(measured, name):
+def test_what_was_not_measured_has_no_rows_and_no_advice(measured):
+    claimed = {row.method for row in measured if row.claim}
+    assert {name for name in READY if name not in claimed} == NOT_MEASURED
+    assert not NOT_MEASURED & set(advised())
+    for name in NOT_MEASURED:
+        assert f"`{name}`" in PAGE.partition("are not measured yet")[2]
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_every_paper_that_is_measured_has_both_sentences_with_a_number_each(measured, name):
     told = advise(name, measured)
     assert told, f"{name}: say in src/mintage/assets/advice.toml when it pays and when not"
     for sentence in (told.pays, told.pays_not):
@@ -128,9 +139,9 @@ PAGE = (ROOT / "docs" / "choose.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^\d\. `((?:mintage|torchrun) .*?)`<br>", PAGE, re.MULTILINE)
 
 
-def test_the_page_is_short_and_tells_of_every_paper_that_is_ready():
+def test_the_page_is_short_and_tells_of_every_paper_that_is_measured():
     assert len(PAGE.splitlines()) <= 250
-    for name in READY:
+    for name in MEASURED:
         assert f"- **`{name}`** pays when " in PAGE
     assert PAGE.count("    - It does not when ") == PAGE.count("** pays when ") == len(advised())
     mkdocs = (ROOT / "mkdocs.yml").read_text()

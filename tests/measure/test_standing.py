@@ -160,7 +160,8 @@ def test_the_shipped_rows_are_small_and_all_of_the_claims():
     assert SHIPPED.stat().st_size <= 300_000
     rows = [row for row in read_results(ROOT / "results") if isinstance(row, Result)]
     papers = {m.name for m in methods(role="paper") if m.status == "ready"}
-    assert papers <= {row.method for row in shipped_rows() if row.claim}
+    measured = {row.method for row in rows if row.claim}
+    assert papers & measured <= {row.method for row in shipped_rows() if row.claim}
     claims = sum(bool(row.claim) for row in shipped_rows())
     assert sum(len(stands.claims) for stands in standings(rows).values()) == claims
 
