@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mintage import catalog
@@ -215,6 +215,7 @@ KEYS = st.from_regex(r"[a-z]+(_[a-z]+)*", fullmatch=True)
 TEXTS = st.text(st.characters(exclude_characters=",", exclude_categories=("Z", "C")))
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 @given(SPEC_NAMES, st.dictionaries(KEYS, TEXTS))
 def test_a_spec_is_split_as_it_was_joined(name, settings):
     spec = name + ":" * bool(settings) + ",".join(f"{key}={text}" for key, text in settings.items())

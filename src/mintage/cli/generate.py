@@ -31,7 +31,7 @@ _READY = 8
 class Writing(Options):
     """What ``mintage generate`` may be told, beside the prompt."""
 
-    model: str = option("smollm2", "smollm2 or mintage/bytes-en (embedded), a folder, or a hub id.")
+    model: str = option("smollm2", "smollm2 (embedded), a folder, or a hub id.")
     draft: str | None = option(
         None,
         "Drafter: name[:key=value,...], several joined by +, or none for plain decoding. "
