@@ -37,8 +37,6 @@ class MrT5Study(Study):
 
     [dim]Examples[/dim]
 
-      mintage bench mrt5
-
       mintage bench mrt5 --seeds 1 --letter-steps 50 --text-steps 50 --more-steps 20 --width 32
 
     Next: [bold]mintage report[/bold]
@@ -54,8 +52,8 @@ class MrT5Study(Study):
     text_steps: int = option(1500, "Steps on text, from scratch.", least=1)
     window: int = option(256, "Bytes of a window of text.", least=32)
     more_steps: int = option(1000, "Steps that go on from there, with a gate or without.", least=2)
-    weight: float = option(1e-2, "Of the gate loss on letters, in the last two thirds of these steps.", above=0)
-    gate_bias: float = option(5.0, "Of a fresh gate; the paper's 1 deletes too much of so small a model at once.")
+    weight: float = option(0.1, "Of the gate loss on letters, in the last two thirds of these steps.", above=0)
+    gate_bias: float = option(3.0, "Of a fresh gate; the paper's 1 deletes too much of so small a model at once.")
     width: int = option(128, "Of all models.", least=8)
     measured: int = option(256, "Held-out rows of each task.", least=2)
     rounds: int = option(20, "Timed rounds.", least=2)
@@ -65,15 +63,17 @@ class MrT5Study(Study):
         """Return trainings on letters: three blocks and three, and a gate loss of a weight that stays."""
         own: dict[str, Any] = {"task": "vowels", "rows": 32, "window": self.letters, "optimiser": "muon", "seed": seed}
         first = MrT5Training(**own, width=self.width, layers=3, decoder_layers=3, gate="none", steps=self.letter_steps)
-        own |= {"weight": self.weight, "delay": self.more_steps // 3, "gate_layer": 1, "gate_bias": self.gate_bias}
-        return Continued(first, MrT5Training(**own, gate=gate, steps=self.more_steps))
+        own |= {"weight": self.weight, "delay": self.more_steps // 3, "gate_layer": 1, **self._gated()}
+        return Continued(first, MrT5Training(**own, gate=gate))
 
     def on_text(self, gate: Any, seed: int) -> Continued:
         """Return trainings on spans: four blocks and two, steered to half of the bytes."""
         own: dict[str, Any] = {"texts": self.text, "window": self.window, "optimiser": "muon", "seed": seed}
         first = MrT5Training(**own, width=self.width, gate="none", steps=self.text_steps)
-        own |= {"ki": 1e-4, "deletion": SHARE, "gate_bias": self.gate_bias}
-        return Continued(first, MrT5Training(**own, gate=gate, steps=self.more_steps))
+        return Continued(first, MrT5Training(**own, **self._gated(), ki=1e-4, deletion=SHARE, gate=gate))
+
+    def _gated(self) -> dict[str, Any]:
+        return {"steps": self.more_steps, "gate_bias": self.gate_bias, "score_weight": 0.5}
 
     def common(self, run: Run) -> Mapping[str, Any]:
         """Return what all rows say."""

@@ -51,7 +51,9 @@ class MrT5Training(TextTraining):
     delay: int = option(0, "Steps before the gate loss counts.", least=0)
     gate_bias: float = option(1.0, "Of a fresh gate; higher ones begin by keeping, and disturb a trained model less.")
     gate_layer: int | None = option(None, "Block behind the gate; default a quarter up the encoder.", least=1)
-    hard: float = option(0.0, "Share of the batches that are deleted hard.", least=0, most=1)
+    hard: float = option(
+        0.25, "Share of the batches that are deleted hard; the paper's 0 takes long training.", least=0, most=1
+    )
     score_weight: float | None = option(None, "Of high scores; default 0.5 from scratch, else 0.", least=0)
     width: int | None = option(None, "Of the states, from scratch; default 128.", least=4)
     layers: int | None = option(None, "Blocks of the encoder, from scratch; default 4.", least=2)
