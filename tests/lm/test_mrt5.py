@@ -264,6 +264,8 @@ def test_deleting_all_is_told_in_one_line(model, ids):
     with pytest.raises(UserError, match=r"all 60 bytes of the batch are deleted .* hard=False"):
         model(ids, labels=ids)
     model(ids, labels=ids, hard=False)
+    model.encoder.config.hard_delete_train_prob = 1.0
+    assert model.train()(ids, labels=ids).loss.isfinite()  # nobody asked for this batch to be hard
 
 
 @pytest.mark.parametrize("beams", [1, 3])

@@ -92,7 +92,7 @@ class DeletingEncoder(InitialisedAsT5, T5Stack):
         for number, block in enumerate(self.block):
             if number == self.config.delete_gate_layer and self.config.deletion_type != "none":
                 gate, lowest = self._gate(block, hidden, input_ids, padding), torch.finfo(hidden.dtype).min
-                if self._is_hard(hard):
+                if self._is_hard(hard, gate):
                     kept = hard_delete(hidden, gate, self.config.threshold, bias, padding)
                     # what is nothing is zero, and stays so where a row keeps nothing: no batch changes it
                     hidden, index, cross = kept.hidden * kept.mask[..., None], kept.index, kept.mask.long()
@@ -124,7 +124,9 @@ class DeletingEncoder(InitialisedAsT5, T5Stack):
             raise UserError("the fixed gate reads separators; pass input_ids, not inputs_embeds")
         return fixed_gate(ids, padding, its.fixed_deletion_amount, its.sigmoid_mask_scale)
 
-    def _is_hard(self, asked: bool | None) -> bool:
+    def _is_hard(self, asked: bool | None, gate: Tensor) -> bool:
+        """Say how to delete; a batch of the training that would keep nothing is deleted softly."""
         if asked is None and self.training:
-            return float(torch.rand(())) < self.config.hard_delete_train_prob
+            drawn = float(torch.rand(())) < self.config.hard_delete_train_prob
+            return drawn and bool((gate > self.config.threshold).any())
         return True if asked is None else asked
