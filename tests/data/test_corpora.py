@@ -45,6 +45,9 @@ def folder(tmp_path, monkeypatch):
     write(tmp_path, "sts.jsonl.gz", rows)
     words = [{"lang": "eng", "word": w, "segments": [w], "cat": "000"} for w in ("tide", "Tide", "sea", "boat", "sky")]
     write(tmp_path, "morph_segmentation.jsonl.gz", words)
+    write(tmp_path, "genomes.fa.gz", ">dmel|2L|1-4\nACGT\n>dmel|X|1-3\nCCN\n")
+    rows = [{"task": "promoter", "species": "dmel", "chrom": c, "label": 1, "seq": f"{c or ''}GT"} for c in ("2L", "X")]
+    write(tmp_path, "dna_tasks.jsonl.gz", [*rows, *({**rows[0], "chrom": None, "seq": "A" * n} for n in range(1, 9))])
     return tmp_path
 
 
@@ -79,6 +82,8 @@ def test_every_text_is_in_one_split_and_all_keeps_the_order(folder, name):
         ("gsm8k", "train", None, ["train?"]),
         ("gsm8k", "held-out", None, ["test?"]),
         ("spec-bench", "held-out", None, ["first"]),
+        ("genomes", "train", None, ["CCN"]),
+        ("genomes", "held-out", "dmel", ["ACGT"]),
         ("sts", "train", None, ["stsb train"]),
         ("sts", "held-out", None, ["stsb dev", "sts12 test"]),
     ],
@@ -202,6 +207,7 @@ WAITING = {
 def test_nobody_else_opens_a_corpus():
     marks = ("_parallel.jsonl", "xquad.jsonl", "long_docs.jsonl", "wikitext2_", "gsm8k.jsonl", "humaneval.jsonl")
     marks += ("sts.jsonl", "udhr.jsonl", "morph_segmentation.jsonl", "spec_bench.jsonl", 'get_path("stdlib")')
+    marks += ("genomes.fa", "dna_tasks.jsonl")
     marks += ('get_paths()["stdlib"]',)
     opening = {module for module, source in modules() if any(mark in source for mark in marks)}
     assert opening <= WAITING, f"these open a corpus; use mintage.data.texts: {sorted(opening - WAITING)}"

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mintage.data.corpus import Corpus
+from mintage.data.fasta import Fasta
 from mintage.data.sets import data_file
 from mintage.errors import UserError, did_you_mean
 from mintage.files import read_jsonl
@@ -47,7 +48,7 @@ class Document:
     name
         Within its corpus: a file, an id, or language and number.
     domain
-        Its language as the corpus writes it (ISO 639-1 in XQuAD, 639-3 in Tatoeba), or ``code``.
+        Its language as the corpus writes it (ISO 639-1 in XQuAD, 639-3 in Tatoeba), ``code``, a species, or a task.
     text
         The text; ``fields`` has the rest.
     fields
@@ -253,6 +254,25 @@ def _library_files(split: Split) -> Parted:
                 yield Document(inside.as_posix(), "code", text, {"part": part}), part == 19
 
 
+_CHROMOSOMES = {"Chr5", "V", "2L"}  # one of A. thaliana, C. elegans and D. melanogaster each
+_TAIL = 500_000  # last bases of E. coli
+
+
+def _genomes(split: Split) -> Parted:
+    for record in Fasta(data_file("genomes.fa.gz")):
+        species, place, _ = record.name.split("|")
+        end = len(record.sequence) - _TAIL if species == "ecoli" and len(record.sequence) > _TAIL else 0
+        if end:
+            yield Document(f"{record.name}, its tail", species, record.sequence[end:]), True
+        yield Document(record.name, species, record.sequence[:end] if end else record.sequence), place in _CHROMOSOMES
+
+
+def _is_held_out_site(row: dict[str, Any]) -> bool:
+    if row["chrom"] is None:
+        return zlib.crc32(str(row["seq"]).encode()) % 5 == 0
+    return row["chrom"] in _CHROMOSOMES
+
+
 # -- the list ----------------------------------------------------------------------------------------------------------
 
 _PYTHON = f"Python {sys.version_info.major}.{sys.version_info.minor}'s own library"
@@ -341,6 +361,20 @@ CORPORA: Mapping[str, TextCorpus] = {
                 domain="lang",
                 held_out=lambda row: is_held_out_word(row["word"]),
             ),
+        ),
+        TextCorpus(
+            "genomes",
+            "genomes",
+            "FASTA records of E. coli, A. thaliana, C. elegans and D. melanogaster, but for:",
+            "chromosomes Chr5, V and 2L, and the last 500 kb of E. coli",
+            _genomes,
+        ),
+        TextCorpus(
+            "dna-tasks",
+            "dna-tasks",
+            "by task (fields label, species): other chromosomes, or (human) a CRC-32 that 5 does not divide",
+            "chromosomes Chr5, V and 2L, or a CRC-32 that 5 divides",
+            _rows("dna_tasks.jsonl.gz", text="seq", domain="task", held_out=_is_held_out_site),
         ),
         TextCorpus(
             "python-library",
