@@ -10,48 +10,21 @@ Not here: reading and writing (`mintage.lm.core.word_model`), the blocks, which 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mintage.lm.contract import LMConfig, register
+from mintage.lm.contract import register
+from mintage.lm.core.hat_config import ConnectorHatConfig, HatConfig
 from mintage.lm.core.reading import seeded
 from mintage.lm.core.stack import inside_words, over_rows, stack, stack_flops
 from mintage.lm.core.word_model import WordModel
 from mintage.lm.core.words import Words
+from mintage.lm.hat_connectors import ConnectorHat
 
-__all__ = ["Hat", "HatConfig"]
-
-
-class HatConfig(LMConfig):
-    """Sizes of a HAT.
-
-    Parameters
-    ----------
-    byte_width, byte_layers, byte_heads
-        Of the transformers inside words, both alike.
-    width, layers, heads
-        Of the backbone.
-    cut, most
-        The rule that cuts words, and the longest word in bytes.
-    """
-
-    model_type = "mintage-hat"
-    sizes: ClassVar = {
-        **dict.fromkeys(("byte_width", "width"), 2),
-        **dict.fromkeys(("byte_layers", "byte_heads", "layers", "heads", "most"), 1),
-    }
-
-    others: ClassVar = ("cut",)
-
-    byte_width, byte_layers, byte_heads = 96, 2, 4
-    width, layers, heads = 224, 4, 4
-    cut, most = "hat", 32
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+__all__ = ["ConnectorHat", "ConnectorHatConfig", "Hat", "HatConfig"]
 
 
 class Hat(WordModel):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
+from mintage.errors import UserError
 from mintage.lm.core.cuts import CutName
 from mintage.lm.core.windows import Windows
-from mintage.lm.hat import Hat, HatConfig
+from mintage.lm.hat import ConnectorHat, ConnectorHatConfig, Hat, HatConfig
 from mintage.lm.training.byte_training import ByteTraining
 from mintage.options import option
 
@@ -22,6 +23,7 @@ class HatTraining(ByteTraining):
     examples: ClassVar[tuple[str, ...]] = (
         "mintage train hat notes/ --steps 300 -o my-words",
         "mintage train hat notes/ --cut stride --most 8 -o my-strides",
+        "mintage train hat notes/ --style connectors --near 64 -o my-stream",
     )
 
     byte_width: int = option(96, "Of the vectors inside words.", least=2)
@@ -32,8 +34,29 @@ class HatTraining(ByteTraining):
     heads: int = option(4, "Of attention over words.", least=1)
     cut: CutName = option("hat", "Rule that cuts words: hat, spaces, or stride (every --most bytes).")
     most: int = option(32, "Bytes of the longest word.", least=1)
+    style: Literal["words", "connectors"] = option(
+        "words", "words: spelt one by one, each with an end; connectors: one stream of bytes, as released."
+    )
+    near: int | None = option(None, "Bytes that one sees in the stream, with connectors; default 128.", least=1)
+    key_heads: int | None = option(None, "Heads of the connectors' keys; default as many as --heads.", least=1)
+    head_norm: bool = option(False, "Norm queries and keys of the encoder connector in every head.")
 
-    def build(self, windows: Windows) -> Hat:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.style == "words" and self._of_connectors:
+            name, value = next(iter(self._of_connectors.items()))
+            raise UserError(f"{name}={value}, but words are spelt without connectors; pass style=connectors, too")
+
+    @property
+    def _of_connectors(self) -> dict[str, Any]:
+        """What was asked of connectors."""
+        asked = {"near": self.near, "key_heads": self.key_heads, "head_norm": self.head_norm or None}
+        return {name: value for name, value in asked.items() if value is not None}
+
+    def build(self, windows: Windows) -> Hat | ConnectorHat:
         """See `ByteTraining.build`."""
         names = ("byte_width", "byte_layers", "byte_heads", "width", "layers", "heads", "cut", "most")
-        return Hat(HatConfig(**{name: getattr(self, name) for name in names}))
+        sizes = {name: getattr(self, name) for name in names}
+        if self.style == "connectors":
+            return ConnectorHat(ConnectorHatConfig(**sizes, **self._of_connectors))
+        return Hat(HatConfig(**sizes))
