@@ -28,9 +28,11 @@ def pytest_unconfigure(config):
 
 OLDEST = re.compile(
     r"test_laws\.py::test_\w+\[(token-recycling|prompt-lookup|snapkv|double-sparsity|tome|sparsifiner|fvt|exact-bytes|"
-    r"dynamic-tokens|bpe|needle-threading|number-tokens)-|test_smollm2\.py::test_(inside|a_ragged)"
+    r"dynamic-tokens|bpe|needle-threading|number-tokens|word-pool|hat|mrt5|magnet|lexinvariant|btm|blt)-|"
+    r"test_smollm2\.py::test_(inside|a_ragged)|lm/test_(training|joint|mrt5_training)\.py"
 )
-"""What ``make oldest`` runs: the laws of methods of every job that touch transformers, and the embedded model."""
+"""What ``make oldest`` runs: the laws of methods of every job that touch transformers, and the embedded model; of lm
+what is trained, too."""
 
 
 def pytest_collection_modifyitems(items):

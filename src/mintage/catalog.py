@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.metadata
+import importlib.util
 import sys
 import types
 import typing
@@ -103,6 +104,8 @@ class Method:
         The distribution that brought the row.
     problem
         Why a plug-in's row cannot be used; empty when all is well.
+    needs
+        A module of another package without which it cannot be made; empty for most.
     """
 
     name: str
@@ -119,6 +122,12 @@ class Method:
     role: Role = "paper"
     package: str = "mintage"
     problem: str = ""
+    needs: str = ""
+
+    @property
+    def installed(self) -> bool:
+        """Whether what it `needs` is there."""
+        return not self.needs or importlib.util.find_spec(self.needs) is not None
 
     @property
     def status(self) -> Literal["ready", "planned", "broken"]:

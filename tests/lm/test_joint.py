@@ -60,6 +60,17 @@ def test_the_bench_trains_measures_and_takes_trained_models_from_the_folder(tmp_
     figures = [row for row in rows if isinstance(row, Figure)]
     shown = next(f for f in figures if f.name.startswith("text-bpe"))
     assert "".join(token["text"] for token in shown.data["tokens"]) in TEXT.decode()
+    rate, cost = (next(f for f in figures if f.name == name).data for name in ("rate", "cost"))
+    byte, pair = rate["series"]  # from the left to the right
+    assert byte["name"] == BYTES
+    assert byte["x"] == [1.0]
+    assert 1 < pair["x"][0] < 8
+    assert byte["low"][0] <= byte["y"][0] <= byte["high"][0]
+    assert byte["y"][0] == pytest.approx(bits[BYTES].value)
+    flops = {series["name"]: series["x"][0] for series in cost["series"]}
+    times = f"{flops[arms[0]] / flops[BYTES]:.2f} times"
+    assert bits["bpe-transformer"].note == f"{times} the operations per byte of {BYTES}"
+    assert not bits[BYTES].note
     monkeypatch.setattr("mintage.lm.training.byte_training.ByteTraining.fit", None)  # nothing is trained again
     again = {row.metric: row.value for row in bench.run(arms) if isinstance(row, Result) and row.method == BYTES}
     assert again["bits per byte"] == bits[BYTES].value

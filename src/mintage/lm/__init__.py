@@ -183,6 +183,18 @@ METHODS = (
         ),
         summary="Cuts bytes where a small byte model is unsure of the next one, as BLT.",
     ),
+    Method(
+        name="blt",
+        job="lm",
+        title="Byte Latent Transformer: Patches Scale Better Than Tokens",
+        entry="mintage.lm.blt:Blt",
+        arxiv="2412.09871",
+        year=2024,
+        role="baseline",
+        trains=True,
+        trainings=(Trains("blt", "mintage.lm.training.peers:BltTraining", "The model of transformers, from scratch."),),
+        summary="Transformers' model over entropy patches of bytes, a peer.",
+    ),
 )
 
 __getattr__, __dir__ = lazy_attributes(

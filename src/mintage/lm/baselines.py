@@ -18,6 +18,7 @@ from mintage.lm.core.stack import over_rows, stack, stack_flops
 from mintage.lm.magnet import ANY, Magnet, MagnetConfig
 
 __all__ = [
+    "TINY_SMALL",
     "BPETransformer",
     "BPETransformerConfig",
     "ByteTransformer",
@@ -27,6 +28,10 @@ __all__ = [
     "EntropyPatches",
     "EntropyPatchesConfig",
 ]
+
+
+TINY_SMALL = {"small_width": 8, "small_layers": 1, "small_heads": 2, "threshold": 4.92}
+"""Sizes of a small model with random weights, `louder_`, whose doubt is above the threshold half of the time."""
 
 
 class ByteTransformerConfig(LMConfig):
@@ -64,6 +69,24 @@ class ByteTransformer(ByteLanguageModel):
         start = input_ids.new_full((len(input_ids), 1), 256)
         hidden = over_rows(self.blocks, self.bytes(torch.cat([start, input_ids], 1)[:, :-1]))
         return byte_reading(self.head(hidden), input_ids, lengths)
+
+    @torch.no_grad()
+    def louder_(self) -> None:
+        """Scale the head up: random weights are as good as even, whatever they read."""
+        self.head.weight.mul_(20)
+
+    @torch.no_grad()
+    def entropy(
+        self, ids: Int[Tensor, "batch bytes"], memory: dict[str, Any] | None = None
+    ) -> Float[Tensor, "batch bytes"]:
+        """Return the entropy of the byte behind each, in nats; `memory` goes with a text that grows, empty at first."""
+        first = not memory
+        if memory is not None and first:
+            memory["cache"] = DynamicCache()
+        start = ids.new_full((len(ids), int(first)), 256)
+        states = over_rows(self.blocks, self.bytes(torch.cat([start, ids], 1)), (memory or {}).get("cache"))
+        log = self.head(states[:, int(first) :]).float().log_softmax(-1)
+        return -(log.exp() * log).sum(-1)
 
     def flops(self, input_ids: Int[Tensor, "batch bytes"]) -> float:
         """See `ByteLanguageModel.flops`."""
@@ -230,22 +253,16 @@ class EntropyPatches(SegmentModel):
 
     @classmethod
     def tiny(cls) -> EntropyPatches:
-        """See `ByteLanguageModel.tiny`; half of the places are above the threshold of random weights."""
-        small = {"small_width": 8, "small_layers": 1, "small_heads": 2, "threshold": 5.543}
-        return seeded(cls, EntropyPatchesConfig(width=16, byte_layers=1, layers=2, heads=2, **small))
+        """See `ByteLanguageModel.tiny`; about half of the places are above the threshold."""
+        made = seeded(cls, EntropyPatchesConfig(width=16, byte_layers=1, layers=2, heads=2, **TINY_SMALL))
+        made.small.louder_()
+        return made
 
-    @torch.no_grad()
     def entropy(
         self, ids: Int[Tensor, "batch bytes"], memory: dict[str, Any] | None = None
     ) -> Float[Tensor, "batch bytes"]:
         """Return the small model's entropy of the byte behind each, in nats; `memory` as in `SegmentModel.ends`."""
-        first = not memory
-        if memory is not None and first:
-            memory["cache"] = DynamicCache()
-        start = ids.new_full((len(ids), int(first)), 256)
-        states = over_rows(self.small.blocks, self.small.bytes(torch.cat([start, ids], 1)), (memory or {}).get("cache"))
-        log = self.small.head(states[:, int(first) :]).float().log_softmax(-1)
-        return -(log.exp() * log).sum(-1)
+        return self.small.entropy(ids, memory)
 
     def ends(
         self,

@@ -10,7 +10,8 @@ In a test module::
 
 Every law runs over every method of the job that is ready (or over the classes given) and is of the law's kind: the
 class that the law's parameter is annotated with, where a job holds several kinds of methods. The test ids read
-``token-recycling-greedy_equals_plain``. Known failures are named with their reasons and must fail.
+``token-recycling-greedy_equals_plain``. Known failures are named with their reasons and must fail. Laws of a method
+whose package is not installed (`mintage.catalog.Method.needs`) are skipped.
 """
 
 from __future__ import annotations
@@ -71,15 +72,17 @@ def parametrize_with_laws(
     import pytest
 
     if methods is None:
-        named = [(m.name, m.load()) for m in catalog.methods(job) if m.status == "ready"]
+        ready = [m for m in catalog.methods(job) if m.status == "ready"]
+        named = [(m.name, m.load(), "" if m.installed else m.needs) for m in ready]
     else:
-        named = [(cls.__name__, cls) for cls in methods]
+        named = [(cls.__name__, cls, "") for cls in methods]
     reasons = dict(expected_failures or {})
     cases = []
-    for name, cls in named:
+    for name, cls, missing in named:
         for law_name, law in laws(job, cls).items():
             reason = reasons.pop((name, law_name), None)
             marks = [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
+            marks += [pytest.mark.skip(reason=f"{missing} is not installed")] if missing else []
             cases.append(pytest.param(cls, law, id=f"{name}-{law_name}", marks=marks))
     if reasons:
         raise UserError(f"expected_failures name no test: {', '.join(map(str, reasons))}")

@@ -27,10 +27,25 @@ def figures(
     models: Mapping[str, ByteLanguageModel],
     columns: Mapping[str, Mapping[str, Any]],
     held: HeldOut,
+    flops: Mapping[str, float],
     environment: Mapping[str, Any],
 ) -> Iterator[Figure]:
-    """Yield bars of the metrics, bits along a window, and a text as every model cuts it."""
+    """Yield bits by rate and by cost, bars of the metrics, bits along a window, and a text as every model cuts it."""
     common: dict[str, Any] = {"job": "lm", "environment": dict(environment)}
+    yield Figure(
+        **common,
+        name="rate",
+        title="Rate against loss",
+        caption="One point per model: how many bytes it takes together, and what a byte costs; 95% over windows.",
+        **curve("bytes per segment", "bits per byte", _points(columns, _rates(models, held))),
+    )
+    yield Figure(
+        **common,
+        name="cost",
+        title="Operations against loss",
+        caption="One point per model: what reading a byte takes, and what a byte costs; 95% over windows.",
+        **curve("MFLOP per byte, forward", "bits per byte", _points(columns, {a: n / 1e6 for a, n in flops.items()})),
+    )
     yield Figure(
         **common,
         name="words",
@@ -69,6 +84,17 @@ def figures(
             kind="token-map",
             data={"tokens": _shaded(model, text)},
         )
+
+
+def _rates(models: Mapping[str, ByteLanguageModel], held: HeldOut) -> dict[str, float]:
+    windows = [row.tobytes() for row in held.windows[:32]]
+    total = sum(map(len, windows))
+    return {arm: total / sum(len(model.cuts(text)) for text in windows) for arm, model in models.items()}
+
+
+def _points(columns: Mapping[str, Mapping[str, Any]], x: Mapping[str, float]) -> dict[str, list[tuple[float, Any]]]:
+    """Return a series of one point for every arm, from the left to the right."""
+    return {arm: [(x[arm], bootstrap(columns[arm]["bits"]))] for arm in sorted(x, key=x.__getitem__)}
 
 
 def _words(columns: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:

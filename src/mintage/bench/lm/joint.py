@@ -114,7 +114,7 @@ class LanguageModelBench(Bench):
         ids = torch.from_numpy(windows.held_out[:8].astype(np.int64))
         flops = {spec: model.flops(ids) for spec, model in models.items()}
         measured = _Measured(columns, common)
-        made = [*_rows(measured, flops), *figures(models, measured.columns, held, common["environment"])]
+        made = [*_rows(measured, flops), *figures(models, measured.columns, held, flops, common["environment"])]
         memo.delete()
         return made
 
@@ -182,8 +182,10 @@ def usual() -> list[str]:
     """Return the names of all that can be compared."""
     found = []
     for row in catalog.methods("lm"):
-        if row.status == "ready" and any(
-            issubclass(row.load_training(part.name), ByteTraining) for part in row.trainings
+        if (
+            row.status == "ready"
+            and row.installed
+            and any(issubclass(row.load_training(part.name), ByteTraining) for part in row.trainings)
         ):
             found.append(row.name)
     return found
@@ -205,6 +207,8 @@ def _rows(measured: _Measured, flops: Mapping[str, float]) -> Iterator[Result]:
     for spec, mine in measured.columns.items():
         method, settings = catalog.parse_spec(spec)
         said: dict[str, Any] = {"method": method, "settings": {"run": "joint", **settings}}
+        if spec != BYTES:
+            said["note"] = f"{flops[spec] / flops[BYTES]:.2f} times the operations per byte of {BYTES}"
         beside: list[str] = [] if spec == BYTES else [BYTES]
         told: list[Comparison | Finding] = [
             Comparison(metric=metric, ours=spec, of=of, by=by, baseline=beside, **said)

@@ -21,7 +21,7 @@ from mintage.errors import UserError
 from mintage.lm.core.words import Words
 from mintage.models import with_cache
 
-__all__ = ["INSIDE", "block_flops", "inside_words", "over_rows", "stack", "stack_flops"]
+__all__ = ["INSIDE", "block_flops", "check_heads", "inside_words", "over_rows", "stack", "stack_flops"]
 
 INSIDE = "mintage_words"
 """Name of the attention inside packed words."""
@@ -44,8 +44,7 @@ def stack(width: int, layers: int, heads: int, *, inside: bool = False, causal: 
     UserError
         The heads do not divide the width into even sizes.
     """
-    if width % heads or width // heads % 2:
-        raise UserError(f"a width of {width} is no even multiple of {heads} heads; pass e.g. {64 * heads}")
+    check_heads(width, heads)
     config = LlamaConfig(
         vocab_size=1,
         hidden_size=width,
@@ -64,6 +63,18 @@ def stack(width: int, layers: int, heads: int, *, inside: bool = False, causal: 
     for attention in attentions:
         attention.is_causal = causal
     return made
+
+
+def check_heads(width: int, heads: int) -> None:
+    """Refuse heads that do not divide the width into even sizes.
+
+    Raises
+    ------
+    UserError
+        They do not.
+    """
+    if width % heads or width // heads % 2:
+        raise UserError(f"a width of {width} is no even multiple of {heads} heads; pass e.g. {64 * heads}")
 
 
 def over_rows(blocks: LlamaModel, hidden: Float[Tensor, "batch places width"], cache: Any = None) -> Tensor:

@@ -11,12 +11,12 @@ import torch
 from mintage.lm.baselines import DynamicPooling, DynamicPoolingConfig, EntropyPatches, EntropyPatchesConfig
 from mintage.lm.core.windows import Windows
 from mintage.lm.magnet import ANY
-from mintage.lm.training.byte_training import ByteRecipe
+from mintage.lm.training.byte_training import ByteRecipe, ByteTraining
 from mintage.lm.training.magnet import SegmentTraining
 from mintage.options import option
 from mintage.train.training import Work
 
-__all__ = ["DynamicPoolingTraining", "EntropyPatchesTraining"]
+__all__ = ["DynamicPoolingTraining", "EntropyPatchesTraining", "EntropyTraining"]
 
 MEASURED = 64
 """Batches on which the threshold is found."""
@@ -37,11 +37,8 @@ class DynamicPoolingTraining(SegmentTraining):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EntropyPatchesTraining(SegmentTraining):
-    """Train a model over patches that end where a small model, trained first, is unsure of the next byte."""
-
-    name: ClassVar[str] = "entropy-patches"
-    examples: ClassVar[tuple[str, ...]] = ("mintage train entropy-patches notes/ --share 0.2 -o my-patches",)
+class EntropyTraining(ByteTraining):
+    """What the trainings of models over entropy patches share: a small model, trained first, whose doubt ends them."""
 
     share: float = option(0.2, "Of the bytes that end patches; the threshold is found by it.", above=0, below=1)
     small_width: int = option(64, "Of the small model's vectors.", least=2)
@@ -49,14 +46,14 @@ class EntropyPatchesTraining(SegmentTraining):
     small_heads: int = option(4, "Of the small model's attention.", least=1)
     small_steps: int = option(1000, "Optimiser steps of the small model.", least=1)
 
-    def build(self, windows: Windows) -> EntropyPatches:
-        """See `ByteTraining.build`."""
-        small = {name: getattr(self, name) for name in ("small_width", "small_layers", "small_heads")}
-        return EntropyPatches(EntropyPatchesConfig(**self.own_sizes, **small))
+    @property
+    def small_sizes(self) -> dict[str, int]:
+        """Keywords of the small model in a configuration."""
+        return {name: getattr(self, name) for name in ("small_width", "small_layers", "small_heads")}
 
     def train(self, recipe: Any, work: Work) -> None:
         """Train the small model, find the threshold, and train the rest."""
-        model: EntropyPatches = recipe.module
+        model: Any = recipe.module
         model.small.requires_grad_(True)
         first = ByteRecipe(model.small, recipe.windows, self.rows, self.seed)
         steps = {"steps": self.small_steps, "warmup": min(self.warmup, self.small_steps)}
@@ -67,3 +64,15 @@ class EntropyPatchesTraining(SegmentTraining):
         entropy = torch.cat([model.entropy(batch).flatten() for batch in batches])
         model.config.threshold = float(entropy.sort().values[int((1 - self.share) * len(entropy))])
         super().train(recipe, work)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntropyPatchesTraining(EntropyTraining, SegmentTraining):
+    """Train a model over patches that end where a small model, trained first, is unsure of the next byte."""
+
+    name: ClassVar[str] = "entropy-patches"
+    examples: ClassVar[tuple[str, ...]] = ("mintage train entropy-patches notes/ --share 0.2 -o my-patches",)
+
+    def build(self, windows: Windows) -> EntropyPatches:
+        """See `ByteTraining.build`."""
+        return EntropyPatches(EntropyPatchesConfig(**self.own_sizes, **self.small_sizes))
