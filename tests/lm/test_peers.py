@@ -1,14 +1,19 @@
 """Models over patches that a small model of bytes finds, ours and transformers' own: patches, two trainings in one."""
 
+import sys
+
 import pytest
 import torch
 
+from mintage import catalog
 from mintage.bench.lm.joint import usual
 from mintage.errors import UserError
 from mintage.lm.baselines import EntropyPatches
 from mintage.lm.blt import Blt, BltPeerConfig
 from mintage.lm.core.folder import load_byte_lm
-from mintage.lm.training.peers import BltTraining
+from mintage.lm.core.sampling import Sampling
+from mintage.lm.hnet import HNet, HNetConfig
+from mintage.lm.training.peers import BltTraining, HNetTraining
 from mintage.lm.training.segment_baselines import EntropyPatchesTraining
 from mintage.train import loop
 from mintage.train.training import Work
@@ -80,7 +85,33 @@ def test_patches_begin_where_the_byte_before_leaves_doubt(kind):
     assert model.cuts(text) == [0, *(place + 1 for place in doubt[:-1].nonzero()[:, 0].tolist())]
 
 
+def test_chunks_are_learnt_and_written_as_they_are_read(tmp_path):
+    pytest.importorskip("h_net_dynamic_chunking")
+    (tmp_path / "text.txt").write_text(TEXT)
+    sizes = {"width": 16, "layers": 1, "heads": 2, "window": 64, "rows": 4, "lr": 5e-3, "warmup": 2}
+    training = HNetTraining(texts=(str(tmp_path / "text.txt"),), steps=8, chunk=4.0, **sizes)
+    made = training.run(tmp_path / "model", tmp_path / "work")
+    text = TEXT[:400].encode()
+    assert made.config.held_out_bits_per_byte < 7.5
+    assert 1.2 < len(text) / len(made.cuts(text)) < 8
+    written = made.write(text[:50], Sampling(max_new_tokens=40))
+    assert written == load_byte_lm(tmp_path / "model").write(text[:50], Sampling(max_new_tokens=40), use_cache=False)
+
+
+def test_a_peer_whose_package_is_not_there_is_told_and_not_compared(monkeypatch):
+    monkeypatch.setitem(sys.modules, "h_net_dynamic_chunking", None)
+    with pytest.raises(UserError, match=r"pip install 'mintage\[lm\]'"):
+        HNet(HNetConfig())
+    row = catalog.find("h-net", "lm")
+    assert row.status == "ready"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert not row.installed
+    assert "h-net" not in usual()
+
+
 def test_a_peer_that_cannot_be_made_is_told():
+    with pytest.raises(UserError, match=r"chunk=1\.0 .* above 1"):
+        HNetConfig(chunk=1.0)
     with pytest.raises(UserError, match="no even multiple of 4 heads"):
         Blt(BltPeerConfig(width=36))
     with pytest.raises(UserError, match="hashes=0"):

@@ -515,6 +515,16 @@ def test_many_peers_are_one_element_of_a_gauge(make_result):
     assert "peers 0 to 3.900" in page.all("svg")[0]["aria-label"]
 
 
+def test_the_interval_of_a_point_that_stands_alone_is_seen():
+    series = {"name": "a", "x": [1], "y": [2], "low": [1], "high": [3]}
+    figure = Figure(
+        job="lm", name="x", title="x", caption="", kind="curve", data={"x_label": "", "y_label": "", "series": [series]}
+    )
+    (whisker,) = re.findall(r'<line class="whisker"[^>]*>', draw.drawing(figure))
+    y1, y2 = (float(found) for found in re.findall(r'y[12]="([^"]+)"', whisker))
+    assert abs(y1 - y2) > 50
+
+
 def test_a_gap_breaks_the_line(page):
     series = {"name": "a", "x": [1, 2, 3, 4, 5], "y": [1, 2, None, 4, 5]}
     data = {"x_label": "x", "y_label": "y", "series": [series]}

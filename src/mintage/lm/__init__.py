@@ -195,6 +195,21 @@ METHODS = (
         trainings=(Trains("blt", "mintage.lm.training.peers:BltTraining", "The model of transformers, from scratch."),),
         summary="Transformers' model over entropy patches of bytes, a peer.",
     ),
+    Method(
+        name="h-net",
+        job="lm",
+        title="Dynamic Chunking for End-to-End Hierarchical Sequence Modeling",
+        entry="mintage.lm.hnet:HNet",
+        arxiv="2507.07955",
+        year=2025,
+        role="baseline",
+        trains=True,
+        trainings=(
+            Trains("h-net", "mintage.lm.training.peers:HNetTraining", "Bytes in chunks, by h-net-dynamic-chunking."),
+        ),
+        summary="Bytes in learnt chunks, by the package h-net-dynamic-chunking, a peer.",
+        needs="h_net_dynamic_chunking",
+    ),
 )
 
 __getattr__, __dir__ = lazy_attributes(

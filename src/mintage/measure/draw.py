@@ -283,7 +283,11 @@ def _curve(figure: Figure) -> Element:
             if one.get("low") and all(one["low"][i] is not None and one["high"][i] is not None for i in run):
                 edge = [(x(one["x"][i]), y(one["low"][i])) for i in run]
                 edge += [(x(one["x"][i]), y(one["high"][i])) for i in reversed(run)]
-                _add(group, "path", class_="band", d=_path(edge) + "Z")
+                if len(run) > 1:
+                    _add(group, "path", class_="band", d=_path(edge) + "Z")
+                else:  # a band of no width would not be seen
+                    (at, low), (_, high) = edge
+                    _add(group, "line", class_="whisker", x1=at, x2=at, y1=low, y2=high)
             _add(group, "path", class_="line", d=_path([(x(one["x"][i]), y(one["y"][i])) for i in run]))
             for i in run:
                 point = _add(group, "circle", class_="point", cx=x(one["x"][i]), cy=y(one["y"][i]), r=3.2)

@@ -7,10 +7,12 @@ from typing import ClassVar
 
 from mintage.lm.blt import Blt, BltPeerConfig
 from mintage.lm.core.windows import Windows
+from mintage.lm.hnet import HNet, HNetConfig
+from mintage.lm.training.byte_training import ByteTraining
 from mintage.lm.training.segment_baselines import EntropyTraining
 from mintage.options import option
 
-__all__ = ["BltTraining"]
+__all__ = ["BltTraining", "HNetTraining"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,3 +33,22 @@ class BltTraining(EntropyTraining):
         """See `ByteTraining.build`."""
         names = ("width", "byte_layers", "decoder_layers", "layers", "heads", "hashes")
         return Blt(BltPeerConfig(**{name: getattr(self, name) for name in names}, **self.small_sizes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HNetTraining(ByteTraining):
+    """Train H-Net's dynamic chunks, as the package h-net-dynamic-chunking finds them; needs mintage[lm]."""
+
+    name: ClassVar[str] = "h-net"
+    examples: ClassVar[tuple[str, ...]] = ("mintage train h-net notes/ --chunk 5 -o my-chunks",)
+
+    width: int = option(128, "Of the vectors.", least=2)
+    byte_layers: int = option(1, "Blocks over bytes before chunking, and as many behind.", least=1)
+    layers: int = option(11, "Blocks over chunks.", least=1)
+    heads: int = option(4, "Of attention; they divide the width.", least=1)
+    chunk: float = option(5.0, "Bytes of a chunk that the loss asks for, on average.", above=1)
+
+    def build(self, windows: Windows) -> HNet:
+        """See `ByteTraining.build`."""
+        names = ("width", "byte_layers", "layers", "heads", "chunk")
+        return HNet(HNetConfig(**{name: getattr(self, name) for name in names}))
