@@ -49,6 +49,7 @@ __all__ = [
     "embedded_gguf",
     "fetched",
     "load_causal_lm",
+    "load_causal_model",
     "rounded_copy",
     "second_folder",
     "tiny_causal_lm",
@@ -156,13 +157,20 @@ def load_causal_lm(
         model = fetched(AutoModelForCausalLM, source, named, dtype=chosen, **settings)
         return model, fetched(AutoTokenizer, source, named)
 
-    if name == EMBEDDED:
-        model, tokenizer = _load_built(lambda: embedded_folder(), load)
-    elif name == SECOND:
-        model, tokenizer = _load_built(lambda: second_folder(), load)
-    else:
-        model, tokenizer = load(name)
+    model, tokenizer = _found(name, load)
     return CausalLM(model.to(device).eval(), tokenizer, name)
+
+
+def load_causal_model(name: str) -> PreTrainedModel:
+    """Load a causal language model in float32 without its tokenizer, which need not be there; see `load_causal_lm`.
+
+    Raises
+    ------
+    UserError
+        As there.
+    """
+    named = f"the embedded model is called {EMBEDDED!r}"
+    return _found(name, lambda source: fetched(AutoModelForCausalLM, source, named, dtype=torch.float32)).eval()
 
 
 def _check_device(device: str | torch.device) -> None:
@@ -321,7 +329,16 @@ def cache_of(given: Mapping[str, Any]) -> Any:
 # -- models that packages carry -----------------------------------------------------------------------------------
 
 
-def _load_built(folder: Callable[[], Path], load: Callable[[Path], tuple[Any, Any]]) -> tuple[Any, Any]:
+def _found(name: str, load: Callable[[str | Path], Any]) -> Any:
+    """Load a model by its name: one that packages carry, a folder, or a hub id."""
+    if name == EMBEDDED:
+        return _load_built(lambda: embedded_folder(), load)
+    if name == SECOND:
+        return _load_built(lambda: second_folder(), load)
+    return load(name)
+
+
+def _load_built(folder: Callable[[], Path], load: Callable[[str | Path], Any]) -> Any:
     try:
         return load(folder())
     except UserError:  # the right size, yet unreadable: build it again, once

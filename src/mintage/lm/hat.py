@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mintage.lm.contract import register
+from mintage.lm.core.backbone import backbone_of, over_words
 from mintage.lm.core.hat_config import ConnectorHatConfig, HatConfig
 from mintage.lm.core.reading import seeded
 from mintage.lm.core.stack import inside_words, over_rows, stack, stack_flops
@@ -38,7 +39,7 @@ class Hat(WordModel):
         self.bytes = nn.Embedding(257, config.byte_width)  # the last is [W]
         self.encoder = stack(*inner, inside=True, causal=False)
         self.widen = nn.Linear(config.byte_width, config.width, bias=False)  # W_E
-        self.backbone = stack(config.width, config.layers, config.heads)
+        self.backbone = backbone_of(config)
         self.narrow = nn.Linear(config.width, config.byte_width, bias=False)  # W_D
         self.decoder = stack(*inner, inside=True)
         self.head = nn.Linear(config.byte_width, 257, bias=False)
@@ -63,7 +64,7 @@ class Hat(WordModel):
 
     def context(self, rows: Float[Tensor, "batch places width"], cache: Any = None) -> Tensor:
         """Run the backbone."""
-        return over_rows(self.backbone, rows, cache)
+        return over_words(self.backbone, rows, cache)
 
     def spell(
         self, said: Float[Tensor, "words 1 width"], flat: Int[Tensor, " bytes"], words: Words

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from mintage.lm.contract import ByteLanguageModel, OpenText, Reading, register
+from mintage.lm.core.backbone import backbone_of, over_words
 from mintage.lm.core.connectors import DecoderConnector, EncoderConnector
 from mintage.lm.core.cuts import cut_rule
 from mintage.lm.core.growing import Grown, Layout, ends_of_words, grow
@@ -30,7 +31,7 @@ from mintage.lm.core.hat_config import ConnectorHatConfig
 from mintage.lm.core.near_stack import Near, NearCache, near_stack, run_near
 from mintage.lm.core.open_row import SINGLE
 from mintage.lm.core.reading import byte_reading, lengths_of, seeded
-from mintage.lm.core.stack import over_rows, stack, stack_flops
+from mintage.lm.core.stack import stack_flops
 from mintage.lm.core.words import Words
 
 __all__ = ["ConnectorHat"]
@@ -51,7 +52,7 @@ class ConnectorHat(ByteLanguageModel):
         self.bytes = nn.Embedding(257, narrow)
         self.encoder = near_stack(narrow, config.byte_layers, config.byte_heads)
         self.pool = EncoderConnector(narrow, config.width, heads, key_heads, config.head_norm)
-        self.backbone = stack(config.width, config.layers, heads)
+        self.backbone = backbone_of(config)
         self.first = nn.Parameter(torch.zeros(config.width))  # what is said of the first word
         self.tell = nn.ModuleList(
             DecoderConnector(narrow, config.width, heads, key_heads) for _ in range(config.byte_layers)
@@ -109,7 +110,7 @@ class ConnectorHat(ByteLanguageModel):
         most = max((len(text.lengths) for text in texts), default=0)
         rows = pooled.new_zeros(len(texts), most, pooled.shape[1]).index_put((words.row, words.number), pooled)
         first = self.first.to(pooled.dtype).expand(len(texts), 1, -1)
-        return torch.cat([first, over_rows(self.backbone, rows)], 1)
+        return torch.cat([first, over_words(self.backbone, rows)], 1)
 
     def _decoded(
         self,
@@ -214,7 +215,7 @@ class _OpenStream(OpenText):
             torch.arange(self.words, self.words + len(lengths), device=device),
         )
         self.words += len(lengths)
-        return torch.cat([self.said, over_rows(self.model.backbone, pooled[None], self.words_cache)[0]])
+        return torch.cat([self.said, over_words(self.model.backbone, pooled[None], self.words_cache)[0]])
 
     @property
     def logits(self) -> Float[Tensor, " symbols"]:

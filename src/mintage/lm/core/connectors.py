@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mintage.errors import UserError
+from mintage.lm.core.stack import check_heads
 
 __all__ = ["DecoderConnector", "EncoderConnector", "rotated"]
 
@@ -35,8 +36,7 @@ def rotated(
 
 def _check(width: int, heads: int, key_heads: int) -> int:
     """Return the size of a head."""
-    if width % heads or width // heads % 2:
-        raise UserError(f"a width of {width} is no even multiple of {heads} heads; pass e.g. {64 * heads}")
+    check_heads(width, heads)
     if heads % key_heads:
         raise UserError(f"key_heads={key_heads} does not divide the {heads} heads; pass e.g. {heads}")
     return width // heads

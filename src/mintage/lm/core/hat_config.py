@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from mintage.errors import UserError
 from mintage.lm.contract import LMConfig
+from mintage.lm.core.backbone import sizes_of
 
 __all__ = ["ConnectorHatConfig", "HatConfig"]
 
@@ -20,6 +22,13 @@ class HatConfig(LMConfig):
         Of the backbone.
     cut, most
         The rule that cuts words, and the longest word in bytes.
+    blocks
+        Configuration of the blocks of a pretrained model, where those are the backbone; the sizes are theirs then.
+
+    Raises
+    ------
+    UserError
+        A size is out of range, or another one than that of `blocks`.
     """
 
     model_type = "mintage-hat"
@@ -28,13 +37,18 @@ class HatConfig(LMConfig):
         **dict.fromkeys(("byte_layers", "byte_heads", "layers", "heads", "most"), 1),
     }
 
-    others: ClassVar = ("cut",)
+    others: ClassVar = ("cut", "blocks")
 
     byte_width, byte_layers, byte_heads = 96, 2, 4
     width, layers, heads = 224, 4, 4
     cut, most = "hat", 32
+    blocks: Any = None
 
     def __init__(self, **kwargs: Any) -> None:
+        if kwargs.get("blocks") is not None:
+            for name, value in sizes_of(kwargs["blocks"]).items():
+                if kwargs.setdefault(name, value) != value:
+                    raise UserError(f"{name}={kwargs[name]}, but the backbone's is {value}; leave it out")
         super().__init__(**kwargs)
 
 

@@ -77,7 +77,7 @@ def check_heads(width: int, heads: int) -> None:
         raise UserError(f"a width of {width} is no even multiple of {heads} heads; pass e.g. {64 * heads}")
 
 
-def over_rows(blocks: LlamaModel, hidden: Float[Tensor, "batch places width"], cache: Any = None) -> Tensor:
+def over_rows(blocks: Any, hidden: Float[Tensor, "batch places width"], cache: Any = None) -> Tensor:
     """Run a causal stack over rows that begin at place 0 (or where `cache` ends); padding stands at their ends."""
     if not hidden.shape[1]:
         return hidden
@@ -129,7 +129,7 @@ def _attention(
 ALL_ATTENTION_FUNCTIONS.register(INSIDE, _attention)
 
 
-def stack_flops(blocks: LlamaModel, places: float, attended: float) -> float:
+def stack_flops(blocks: Any, places: float, attended: float) -> float:
     """Count floating point operations of one forward: two for every multiply-add.
 
     Parameters
@@ -141,7 +141,9 @@ def stack_flops(blocks: LlamaModel, places: float, attended: float) -> float:
     attended
         How many positions one attends to, on average.
     """
-    return block_flops(blocks, blocks.config.hidden_size, blocks.config.num_hidden_layers, places, attended)
+    its = blocks.config
+    width = its.num_attention_heads * (getattr(its, "head_dim", None) or its.hidden_size // its.num_attention_heads)
+    return block_flops(blocks, width, its.num_hidden_layers, places, attended)
 
 
 def block_flops(blocks: nn.Module, width: int, layers: int, places: float, attended: float) -> float:

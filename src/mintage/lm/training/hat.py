@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from mintage.errors import UserError
+from mintage.lm.core.backbone import PretrainedBlocks
 from mintage.lm.core.cuts import CutName
 from mintage.lm.core.windows import Windows
 from mintage.lm.hat import ConnectorHat, ConnectorHatConfig, Hat, HatConfig
@@ -24,16 +25,19 @@ class HatTraining(ByteTraining):
         "mintage train hat notes/ --steps 300 -o my-words",
         "mintage train hat notes/ --cut stride --most 8 -o my-strides",
         "mintage train hat notes/ --style connectors --near 64 -o my-stream",
+        "mintage train hat notes/ --backbone smollm2 --freeze-backbone --lr 1e-3 -o my-smol",
     )
 
     byte_width: int = option(96, "Of the vectors inside words.", least=2)
     byte_layers: int = option(2, "Blocks that read a word's bytes, and as many that spell them.", least=1)
     byte_heads: int = option(4, "Of attention inside words.", least=1)
-    width: int = option(224, "Of words' vectors.", least=2)
-    layers: int = option(4, "Blocks over words.", least=1)
-    heads: int = option(4, "Of attention over words.", least=1)
+    width: int | None = option(None, "Of words' vectors; default 224, or the backbone's.", least=2)
+    layers: int | None = option(None, "Blocks over words; default 4, or the backbone's.", least=1)
+    heads: int | None = option(None, "Of attention over words; default 4, or the backbone's.", least=1)
     cut: CutName = option("hat", "Rule that cuts words: hat, spaces, or stride (every --most bytes).")
     most: int = option(32, "Bytes of the longest word.", least=1)
+    backbone: str = option("", "A language model whose blocks run over words: smollm2, a folder, or a hub id.")
+    freeze_backbone: bool = option(False, "Train only what stands around the backbone.")
     style: Literal["words", "connectors"] = option(
         "words", "words: spelt one by one, each with an end; connectors: one stream of bytes, as released."
     )
@@ -46,6 +50,17 @@ class HatTraining(ByteTraining):
         if self.style == "words" and self._of_connectors:
             name, value = next(iter(self._of_connectors.items()))
             raise UserError(f"{name}={value}, but words are spelt without connectors; pass style=connectors, too")
+        if self.backbone and self._sizes:
+            name, value = next(iter(self._sizes.items()))
+            raise UserError(f"{name}={value}, but {self.backbone} has its own sizes; leave it out")
+        if self.freeze_backbone and not self.backbone:
+            raise UserError("a fresh backbone has learnt nothing to freeze; name a trained one, e.g. backbone=smollm2")
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        """What was asked of the backbone."""
+        asked = {"width": self.width, "layers": self.layers, "heads": self.heads}
+        return {name: value for name, value in asked.items() if value is not None}
 
     @property
     def _of_connectors(self) -> dict[str, Any]:
@@ -55,8 +70,17 @@ class HatTraining(ByteTraining):
 
     def build(self, windows: Windows) -> Hat | ConnectorHat:
         """See `ByteTraining.build`."""
-        names = ("byte_width", "byte_layers", "byte_heads", "width", "layers", "heads", "cut", "most")
-        sizes = {name: getattr(self, name) for name in names}
+        names = ("byte_width", "byte_layers", "byte_heads", "cut", "most")
+        sizes: dict[str, Any] = {name: getattr(self, name) for name in names} | self._sizes
+        held = PretrainedBlocks.load(self.backbone) if self.backbone else None
+        sizes |= {"blocks": held.settings} if held else {}
         if self.style == "connectors":
-            return ConnectorHat(ConnectorHatConfig(**sizes, **self._of_connectors))
-        return Hat(HatConfig(**sizes))
+            model = ConnectorHat(ConnectorHatConfig(**sizes, **self._of_connectors))
+            last, start = model.pool.o, model.first
+        else:
+            model = Hat(HatConfig(**sizes))
+            last, start = model.widen, model.start
+        if held:
+            held.move_in(model, last, start)
+            model.backbone.requires_grad_(not self.freeze_backbone)
+        return model
