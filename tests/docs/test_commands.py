@@ -71,6 +71,7 @@ def try_command(desk, example_installed, monkeypatch, capfd):
         return 0, ""
 
     monkeypatch.setattr("mintage.lm.core.workers._run", work_here)  # not by a process of its own
+    monkeypatch.setattr("mintage.segment.less_is_better._READ", 100_000)  # as much of the smallest sample as of any
 
     def run(words):
         entry, name = small(words), name_of(words)

@@ -268,11 +268,11 @@ def test_the_command(capfd, tiny_folder, tmp_path):
     assert "rank 1 of 2" in out
     assert "the same as one process" in out
     for wrong, said in (
-        (["--tokens", "25"], "25 tokens do not divide over 2 ranks"),
-        (["--text", str(tmp_path / "no.txt")], "does not exist"),
+        (["--ranks", "2", "--tokens", "25"], "25 tokens do not divide over 2 ranks"),
+        (["--ranks", "2", "--text", str(tmp_path / "no.txt")], "does not exist"),
         (["--tokens", "10000000"], "the text has"),
     ):
-        assert run_ring([*base, "--ranks", "2", *wrong]) == 2
+        assert run_ring([*base, *wrong]) == 2
         told = capfd.readouterr().err
         assert said in told
         assert "Traceback" not in told

@@ -58,6 +58,8 @@ def _start(options: argparse.Namespace) -> int:
 
     if options.ranks < 1:
         raise UserError(f"--ranks {options.ranks} starts nothing; pass e.g. 2")
+    if options.text and not Path(options.text).is_file():
+        raise _no_text(options.text)
     context = mp.get_context("spawn")
     port = _free_port()
     processes = [context.Process(target=_ranked, args=(rank, port, options)) for rank in range(options.ranks)]
@@ -125,11 +127,15 @@ def _run(options: argparse.Namespace) -> int:
             dist.destroy_process_group()
 
 
+def _no_text(path: str) -> UserError:
+    return UserError(f"{path} does not exist; pass a text file")
+
+
 def _text(options: argparse.Namespace, lm: Any) -> Tensor:
     """Tokens of the text, the same on every rank."""
     if options.text:
         if not Path(options.text).is_file():
-            raise UserError(f"{options.text} does not exist; pass a text file")
+            raise _no_text(options.text)
         text = Path(options.text).read_text(encoding="utf-8", errors="replace")
     else:
         text = "\n\n".join(turn for prompt in read_prompts() for turn in prompt.turns)

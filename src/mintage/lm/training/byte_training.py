@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ class TextTraining(Training, ABC):
     window: int = option(512, "Bytes of a window.", least=8)
     lr: float = option(2e-3, "Peak learning rate; cosine to a tenth.", above=0)
     warmup: int = option(50, "Steps of linear warm-up.", least=0)
+    optimiser: Literal["adamw", "muon"] = option("muon", "See mintage.train.Settings.")
     bf16: bool = option(False, "Compute in bfloat16 where torch can; faster with AMX or on a GPU.")
 
     def corpus(self) -> Windows:
@@ -58,6 +59,7 @@ class TextTraining(Training, ABC):
             final_lr=0.1,
             weight_decay=0.1,
             betas=(0.9, 0.95),
+            optimiser=self.optimiser,
             bf16=self.bf16,
             seed=self.seed,
         )

@@ -106,7 +106,7 @@ class MrT5Training(TextTraining):
 
     def loop_settings(self) -> Settings:
         """See `TextTraining.loop_settings`."""
-        return replace(super().loop_settings(), optimiser=self.optimiser, weight_decay=0.01)
+        return replace(super().loop_settings(), weight_decay=0.01)
 
     def summary(self, made: MrT5) -> str:
         """Say what rows held out cost, under hard deletion."""
