@@ -25,9 +25,11 @@ import sysconfig
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from mintage.data.code import distinct
 from mintage.data.corpus import Corpus
 from mintage.data.fasta import Fasta
 from mintage.data.sets import data_file
@@ -273,6 +275,25 @@ def _is_held_out_site(row: dict[str, Any]) -> bool:
     return row["chrom"] in _CHROMOSOMES
 
 
+@cache
+def _distinct_library() -> tuple[tuple[Document, bool], ...]:
+    """Modules that Python itself names, the held-out ones first: what is like one of them is not learnt from."""
+    documents = [
+        (document, zlib.crc32(document.name.encode()) % 10 == 9)
+        for document, _ in _library_files("all")
+        if document.name.partition("/")[0].removesuffix(".py") in sys.stdlib_module_names
+    ]
+    documents.sort(key=lambda one: (not one[1], one[0].name))
+    kept = distinct(document.text for document, _ in documents)
+    return tuple(one for one, keep in zip(documents, kept, strict=True) if keep)
+
+
+def _code(split: Split) -> Parted:
+    for document, held_out in _distinct_library():
+        if split == "all" or held_out == (split == "held-out"):
+            yield document, held_out
+
+
 # -- the list ----------------------------------------------------------------------------------------------------------
 
 _PYTHON = f"Python {sys.version_info.major}.{sys.version_info.minor}'s own library"
@@ -390,9 +411,17 @@ CORPORA: Mapping[str, TextCorpus] = {
             "part 19",
             _library_files,
         ),
+        TextCorpus(
+            "python-code",
+            "",
+            f"{_PYTHON} without tests, whole files, near-duplicates (and those of held-out files) removed",
+            "files whose path has a CRC-32 that ends in 9",
+            _code,
+        ),
     )
 }
-"""All corpora by name. ``python-library`` and ``python-files`` are the same files, parted for different readers."""
+"""All corpora by name. ``python-library``, ``python-files`` and ``python-code`` are files of one library, parted for
+different readers."""
 
 _OWN = "what it measures it trains itself, at every run, on text that it parts from the rest"
 _BARE = "measures the language model as it came; no policy of keep learns from text but double-sparsity (WikiText-2)"

@@ -91,6 +91,10 @@ METHODS = (
         name="pycoder",
         job="lm",
         title="Syntax-Aware On-the-Fly Code Completion",
+        entry="mintage.lm.pycoder:PyCoder",
+        trainings=(
+            Trains("pycoder", "mintage.lm.training.pycoder:PyCoderTraining", "Code, and its token types along."),
+        ),
         arxiv="2211.04673",
         year=2022,
         trains=True,
