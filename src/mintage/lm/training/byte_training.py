@@ -43,7 +43,7 @@ class TextTraining(Training, ABC):
     window: int = option(512, "Bytes of a window.", least=8)
     lr: float = option(2e-3, "Peak learning rate; cosine to a tenth.", above=0)
     warmup: int = option(50, "Steps of linear warm-up.", least=0)
-    optimiser: Literal["adamw", "muon"] = option("muon", "See mintage.train.Settings.")
+    optimiser: Literal["adamw", "muon"] = option("adamw", "What matrices of blocks take; all else takes adamw.")
     bf16: bool = option(False, "Compute in bfloat16 where torch can; faster with AMX or on a GPU.")
 
     def corpus(self) -> Windows:
@@ -80,6 +80,9 @@ class ByteTraining(TextTraining):
     """What the trainings of byte language models share; a subclass makes the model."""
 
     after: ClassVar[str] = "mintage generate 'The ' --model FOLDER --raw"
+
+    lr: float = option(1e-2, "Peak learning rate; cosine to a tenth. With adamw pass less, e.g. 0.002.", above=0)
+    optimiser: Literal["adamw", "muon"] = option("muon", "What matrices of blocks take; all else takes adamw.")
 
     @abstractmethod
     def build(self, windows: Windows) -> ByteLanguageModel:

@@ -61,7 +61,6 @@ class MrT5Training(TextTraining):
     heads: int | None = option(None, "Of attention, from scratch; they divide the width; default 4.", least=1)
     rows: int = option(16, "Windows, or rows of letters, per step.", least=1)
     window: int = option(256, "Bytes of a window, or ids of a row of letters.", least=8)
-    optimiser: Literal["adamw", "muon"] = option("adamw", "See mintage.train.Settings.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
