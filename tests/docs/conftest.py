@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,9 @@ def desk(tmp_path_factory):
         "corpus/a.txt",
     ):
         (desk / name).write_text(GERMAN, encoding="utf-8")
+    bases = "".join(random.Random(0).choices("ACGT", k=5000))
+    (desk / "genomes").mkdir()
+    (desk / "genomes" / "one.fa").write_text(f">one\n{bases}\n")
     _write_byt5(desk / "byt5-small")
     _write_tokenizers(desk / "lists")
     _write_classifier(desk / "my-vit", ("cat", "dog"), layers=16)

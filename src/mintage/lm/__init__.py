@@ -105,6 +105,16 @@ METHODS = (
         name="dnabert2",
         job="lm",
         title="DNABERT-2: Efficient Foundation Model and Benchmark for Multi-Species Genome",
+        entry="mintage.lm.dnabert2:DNABERT2ForMaskedLM",
+        trainings=(
+            Trains("dnabert2", "mintage.lm.training.dnabert2:DNABERT2Training", "An encoder of DNA, by masked tokens."),
+            Trains("dna-tokenizer", "mintage.lm.training.dna_tokenizer:DNATokenizerTraining", "BPE tokens of DNA."),
+            Trains(
+                "dna-classifier",
+                "mintage.lm.training.dna_classifier:DNAClassifierTraining",
+                "Classes of DNA, by a DNABERT-2.",
+            ),
+        ),
         arxiv="2306.15006",
         year=2023,
         trains=True,

@@ -12,7 +12,7 @@ import torch
 from mintage.lm.contract import ByteLanguageModel, Reading, as_rows
 from mintage.lm.core.folder import load_byte_lm
 from mintage.lm.core.sampling import Sampling
-from mintage.testing import forest, seq2seq, typed_code
+from mintage.testing import dna_encoder, forest, seq2seq, typed_code
 from mintage.testing.refusals import refused
 from mintage.testing.settings import without_shape_checks
 
@@ -201,4 +201,5 @@ LAWS = (
     *seq2seq.LAWS,
     *forest.LAWS,
     *typed_code.LAWS,
+    *dna_encoder.LAWS,
 )

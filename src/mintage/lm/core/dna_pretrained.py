@@ -1,0 +1,111 @@
+"""What the models of DNABERT-2 have in common: their output, and how they are loaded and saved."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils.generic import ModelOutput
+
+from mintage.errors import Notice, UserError
+from mintage.files import replace_folder
+from mintage.lm.core.alibi_encoder import DNABERT2Config
+from mintage.progress import quiet
+
+__all__ = ["DNAOutput", "DNAPreTrained", "check_ids"]
+
+_HEADS = ("cls.", "classifier.", "pooler.")
+
+
+@dataclass
+class DNAOutput(ModelOutput):
+    """What a model makes of a batch.
+
+    Parameters
+    ----------
+    loss
+        Where labels were given: nats per labelled token, or row.
+    logits
+        Of tokens, shape (batch, length, vocabulary), or of classes, shape (batch, classes).
+    last_hidden_state, pooler_output
+        States, shape (batch, length, width), 0 where there is no token; what the classifier reads, (batch, width).
+    hidden_states
+        The same in front of the first layer and behind each, where asked for.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+class DNAPreTrained(PreTrainedModel):
+    """What the models have in common: how they are loaded and saved."""
+
+    config_class = DNABERT2Config
+    config: DNABERT2Config
+    base_model_prefix = "bert"
+    told_when_fresh: ClassVar[bool] = True
+    """Whether random weights of a head are worth a word."""
+
+    supports_gradient_checkpointing = False
+    _no_split_modules: ClassVar[list[str]] = ["_Layer"]
+
+    @classmethod
+    def tiny(cls) -> Any:
+        """Make a small model with random weights, the same at every call."""
+        sizes: dict[str, Any] = {"vocab_size": 40, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3}
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return cls(DNABERT2Config(**sizes, intermediate_size=32, initializer_range=0.2)).eval()
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *args: Any, **settings: Any) -> Any:
+        """Load a folder (or id) of the published layout, or what `save` wrote; see transformers.
+
+        Raises
+        ------
+        UserError
+            It is another model (a BERT with position embeddings), damaged, or lacks weights.
+        """
+        wants_info = settings.pop("output_loading_info", False)
+        try:
+            with quiet():
+                loaded: Any = super().from_pretrained(name, *args, output_loading_info=True, **settings)
+        except UserError:
+            raise
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise UserError(f"cannot load {name}: {reason}") from error
+        model, info = loaded
+        missing = sorted(info["missing_keys"])
+        heads = [key for key in missing if key.removeprefix("bert.").startswith(_HEADS)]
+        if len(heads) < len(missing):
+            first = next(key for key in missing if key not in heads)
+            raise UserError(f"{name} lacks {len(missing) - len(heads)} weights of DNABERT-2, e.g. {first}")
+        if heads and cls.told_when_fresh:
+            told = f"{name} has no weights for {heads[0].rpartition('.')[0]}: they are random, train them"
+            warnings.warn(told, Notice, stacklevel=2)
+        return (model, info) if wants_info else model
+
+    def save(self, path: str | Path, notes: Mapping[str, str]) -> None:
+        """Write a folder that `from_pretrained` loads, whole or not at all; `notes` join its configuration."""
+        self.config.notes = dict(notes)
+        with replace_folder(path) as folder, quiet():
+            self.save_pretrained(folder)
+            for file in folder.iterdir():
+                file.chmod(0o644)
+
+
+def check_ids(ids: Any, size: int, what: str) -> None:
+    """Refuse ids that a table of `size` rows does not have, by `what` they are called."""
+    strange = ids[(ids < 0) | (ids >= size)]
+    if strange.numel():
+        raise UserError(f"there is no {what} {int(strange[0])}; the model has 0 to {size - 1}")
