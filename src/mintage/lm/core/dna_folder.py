@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,4 +106,4 @@ def masked_score(
         right += int((out.logits.argmax(-1) == wanted).sum())
         count += len(wanted)
         bases += int(lengths[wanted.cpu()].sum())
-    return MaskedScore(nats / count, right / count, nats / np.log(2) / bases)
+    return MaskedScore(nats / count, right / count, nats / math.log(2) / bases)
