@@ -70,8 +70,9 @@ class Hat(WordModel):
         self, said: Float[Tensor, "words 1 width"], flat: Int[Tensor, " bytes"], words: Words
     ) -> Float[Tensor, "places 257"]:
         """Spell every word from the vector that predicts it, which stands in place of [W]."""
-        predicts = self.narrow(said[:, 0])[words.word]
-        placed = torch.where(words.is_byte[:, None], self._placed(flat, words), predicts)
+        predicts = self.narrow(said[:, 0])
+        placed = self._placed(flat, words)
+        placed = placed.index_put((words.starts,), predicts.to(placed.dtype))
         return self.head(inside_words(self.decoder, placed, words))
 
     def begin_word(self, said: Float[Tensor, "1 1 width"], cache: Any) -> Float[Tensor, 257]:

@@ -18,6 +18,9 @@ __all__ = ["END", "byte_reading", "lengths_of", "real", "seeded", "word_logits",
 END = 256
 """The symbol behind the last byte of a word."""
 
+_NOTHING = -100
+"""Of places that predict no symbol."""
+
 Model = TypeVar("Model", bound=ByteLanguageModel)
 
 
@@ -70,12 +73,13 @@ def word_logits(logits: Float[Tensor, "places 257"], words: Words, most: int) ->
     """Forbid the end of an empty word, and anything but the end behind `most` bytes."""
     place = words.places - (words.lead - 1)  # bytes of the word so far, at the places that predict
     logits = logits.float()
-    no_end = logits.new_zeros(logits.shape[1])
-    no_end[END] = -torch.inf
-    logits = torch.where((place <= 0)[:, None], logits + no_end, logits)
-    only_end = torch.full_like(no_end, -torch.inf)
+    nothing, all_ = (torch.nonzero(found)[:, 0] for found in (place <= 0, place >= most))
+    logits = logits.index_put((nothing, nothing.new_tensor(END)), logits.new_tensor(-torch.inf))
+    if not len(all_):
+        return logits
+    only_end = torch.full_like(logits[0], -torch.inf)
     only_end[END] = 0
-    return torch.where((place >= most)[:, None], only_end, logits)
+    return logits.index_put((all_,), only_end)
 
 
 def word_reading(
@@ -102,16 +106,15 @@ def word_reading(
     extra, told
         As in `byte_reading`.
     """
-    predicts = words.places >= words.lead - 1
+    before_byte = torch.nonzero(words.is_byte)[:, 0] - 1
     target = torch.full_like(words.word, END)
-    target[torch.nonzero(words.is_byte)[:, 0] - 1] = flat
-    nats = torch.zeros_like(logits[:, 0])
-    nats[predicts] = F.cross_entropy(logits[predicts], target[predicts], reduction="none")
+    target[before_byte] = flat
+    target[words.places < words.lead - 1] = _NOTHING
+    nats = F.cross_entropy(logits, target, reduction="none", ignore_index=_NOTHING)
     right = logits.argmax(-1) == target
     at_end = words.ends - 1
     closed = ~words.is_last
-    by_byte = nats[torch.nonzero(words.is_byte)[:, 0] - 1]
-    good = right[torch.nonzero(words.is_byte)[:, 0] - 1]
+    by_byte, good = nats[before_byte], right[before_byte]
     first = words.lengths.cumsum(0)[closed]  # number of the byte behind a closed word
     by_byte = by_byte.index_add(0, first, nats[at_end][closed])
     good = good.index_put((first,), good[first] & right[at_end][closed])
