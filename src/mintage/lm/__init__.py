@@ -106,6 +106,7 @@ METHODS = (
         job="lm",
         title="DNABERT-2: Efficient Foundation Model and Benchmark for Multi-Species Genome",
         entry="mintage.lm.dnabert2:DNABERT2ForMaskedLM",
+        study="mintage.studies.dnabert2:DNABERT2Study",
         trainings=(
             Trains("dnabert2", "mintage.lm.training.dnabert2:DNABERT2Training", "An encoder of DNA, by masked tokens."),
             Trains("dna-tokenizer", "mintage.lm.training.dna_tokenizer:DNATokenizerTraining", "BPE tokens of DNA."),
