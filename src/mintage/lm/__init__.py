@@ -129,6 +129,7 @@ METHODS = (
         job="lm",
         title="Branch-Train-Merge: Embarrassingly Parallel Training of Expert Language Models",
         entry="mintage.lm.btm:ExpertForest",
+        study="mintage.studies.btm:BTMStudy",
         arxiv="2208.03306",
         year=2022,
         trains=True,

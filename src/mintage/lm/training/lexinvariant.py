@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 from jaxtyping import UInt8
 
+from mintage.data import Corpus
 from mintage.lm.core.cipher import random_chain
-from mintage.lm.core.windows import Windows, hold_out
+from mintage.lm.core.windows import Windows, byte_windows, hold_out
 from mintage.lm.lexinvariant import Lexinvariant, LexinvariantConfig
-from mintage.lm.training.byte_training import ByteTraining
+from mintage.lm.training.byte_training import ByteTraining, english
 from mintage.options import option
 
-__all__ = ["LexinvariantTraining", "chain_windows"]
+__all__ = ["LETTERS", "LexinvariantTraining", "chain_windows", "letters_of"]
+
+LETTERS = b" abcdefghijklmnopqrstuvwxyz"
+"""The symbols of English without case and punctuation."""
+
+_OTHER = re.compile(r"[^a-z]+")
 
 FIRST = ord("a")
 """The byte of a chain's first symbol."""
+
+
+def letters_of(texts: Iterable[str]) -> Iterator[str]:
+    """Write texts in `LETTERS` alone: small ones, and a blank for whatever stands between."""
+    return (f"{_OTHER.sub(' ', text.lower()).strip()} " for text in texts)
 
 
 def chain_windows(count: int, size: int, symbols: int, chain: int, seed: int) -> UInt8[np.ndarray, "count size"]:
@@ -49,7 +62,9 @@ class LexinvariantTraining(ByteTraining):
         "mintage train lexinvariant notes/ --rate 0.2 --steps 300 -o my-regularised",
     )
 
-    task: Literal["text", "chain"] = option("text", "What is read: text, or a chain of letters.")
+    task: Literal["text", "letters", "chain"] = option(
+        "text", "What is read: text, the letters a to z of a text, or a chain of letters."
+    )
     symbols: int = option(5, "Letters of the chain.", least=2, most=26)
     chain: int = option(0, "Number of the chain.", least=0)
     width: int = option(128, "Of the vectors.", least=2)
@@ -64,11 +79,14 @@ class LexinvariantTraining(ByteTraining):
         """See `TextTraining.corpus`."""
         if self.task == "text":
             return super().corpus()
+        if self.task == "letters":
+            return hold_out(byte_windows(letters_of(Corpus(*self.texts) if self.texts else english()), self.window))
         count = max(self.rows * self.steps, 50) * 50 // 49 + 1  # none is read twice
         return hold_out(chain_windows(count, self.window, self.symbols, self.chain, self.seed))
 
     def build(self, windows: Windows) -> Lexinvariant:
         """See `ByteTraining.build`."""
-        alphabet = bytes(range(FIRST, FIRST + self.symbols)) if self.task == "chain" else b""
+        chain = bytes(range(FIRST, FIRST + self.symbols))
+        alphabet = {"chain": chain, "letters": LETTERS, "text": b""}[self.task]
         sizes = {name: getattr(self, name) for name in ("width", "layers", "heads", "rate", "whole")}
         return Lexinvariant(LexinvariantConfig(**sizes, alphabet=alphabet))
