@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mintage.bench.lm.forests import SYSTEMS, DomainTexts, Grown, domain_texts
+from mintage.bench.lm.forests import SYSTEMS, DomainTexts, GrownModels, domain_texts
 from mintage.lm.training.expert import ExpertTraining
 from mintage.measure import Figure
 from mintage.measure.figure import curve
@@ -51,19 +51,19 @@ class BTMStudy(Study):
         """Return the domains; new ones have nothing to learn from."""
         return domain_texts()
 
-    def subject(self, run: Run) -> Callable[[int], Grown]:
+    def subject(self, run: Run) -> Callable[[int], GrownModels]:
         """Return the models of a seed, which are kept."""
-        found: dict[int, Grown] = {}
+        found: dict[int, GrownModels] = {}
         texts = self.texts()
 
-        def grown(seed: int) -> Grown:
+        def grown(seed: int) -> GrownModels:
             if seed not in found:
                 plan = ExpertTraining(
                     seed=seed, window=self.window, rows=self.rows_per_step,
                     seed_steps=self.seed_steps, branch_steps=self.branch_steps,
                 )  # fmt: skip
                 sizes = {"width": self.width, "layers": self.layers, "vocabulary": self.vocabulary}
-                found[seed] = Grown(plan, sizes, self.measured, texts, self.models, run.progress)
+                found[seed] = GrownModels(plan, sizes, self.measured, texts, self.models, run.progress)
             return found[seed]
 
         return grown

@@ -12,18 +12,19 @@ import torch
 from torch import Tensor
 
 from mintage.bench.lm.byte_studies import SHARE_RATIO
+from mintage.bench.lm.letters import gap_shrinks, letter_bits, letter_texts, look_ups, names_cost, renamed
 from mintage.bench.lm.trained import trained_model
-from mintage.lm.core.cipher import ideal_lexinvariant, markov_chain, probe_accuracy, random_chain
-from mintage.lm.core.symbol_tasks import lookup_task
+from mintage.lm.core.cipher import ideal_lexinvariant, markov_chain, random_chain
 from mintage.lm.lexinvariant import Lexinvariant
 from mintage.lm.training.lexinvariant import FIRST, LexinvariantTraining, chain_windows
 from mintage.measure.statistics import bootstrap
-from mintage.measure.study import Comparison, Finding, Measure, Run, Study, above, below, contains, from_on, mean
+from mintage.measure.study import Comparison, Finding, Measure, Run, Study, above, below, from_on, mean
 from mintage.options import option
 
 __all__ = ["LexinvariantStudy"]
 
 OURS, ORDINARY, IDEAL = "lexinvariant", "ordinary model", "ideal (all relabellings)"
+ENGLISH, USUAL = "lexinvariant, English", "ordinary model, English"
 BITS = mean("bits per symbol", more_is_better=False)
 HELD_OUT = 1 << 20  # added to seeds: texts to judge by are not those that are learnt from
 
@@ -34,7 +35,8 @@ class LexinvariantStudy(Study):
 
     Texts are of one first-order chain over a few letters, so that the ideal model is known: it sums over all
     relabellings. A model with random embeddings and one with learnt ones read the same texts, as many steps. They are
-    judged on new texts, plain and with every text's letters renamed, and on looking up what stood behind a letter.
+    judged on new texts, plain and with every text's letters renamed, and on looking up what stood behind a letter. Two
+    more read English in small letters, in windows of 256.
 
     Example: mintage bench lexinvariant --seeds 1 --steps 200
     """
@@ -47,6 +49,7 @@ class LexinvariantStudy(Study):
     symbols: int = option(5, "Letters of the chain.", least=4, most=8)
     chain: int = option(1, "Number of the chain.", least=0)
     window: int = option(64, "Letters of a text.", least=16)
+    letter_steps: int = option(2000, "Steps of the two that read English, 8 texts each; 0: none.", least=0)
     measured: int = option(400, "Texts that are judged by.", least=8)
     models: Path = option(Path(".mintage/lm"), "Folder of trained models; what is missing is trained.")
 
@@ -62,25 +65,31 @@ class LexinvariantStudy(Study):
         sizes: dict[str, Any] = {"width": 64, "layers": 2, "rows": 32, "lr": 3e-3, "warmup": 100}
         own = {"task": "chain", "symbols": self.symbols, "chain": self.chain, "window": self.window}
         ours = LexinvariantTraining(steps=self.steps, **own, **sizes)
-        return {OURS: ours, ORDINARY: replace(ours, rate=0.0), IDEAL: None}
+        english = replace(ours, task="letters", window=256, rows=8, steps=self.letter_steps or 1)
+        more = {ENGLISH: english, USUAL: replace(english, rate=0.0)} if self.letter_steps else {}
+        return {OURS: ours, ORDINARY: replace(ours, rate=0.0), IDEAL: None, **more}
 
     def measures(self, run: Run) -> Iterator[Measure]:
         """Read texts, then look up."""
         seeds = {f"seed {seed}": seed for seed in range(self.seed, self.seed + self.seeds)}
-        yield Measure(name="reading", units=lambda run: seeds, of=self._read)
+        yield Measure(name="reading", units=lambda run: seeds, of=self._read, arms=[OURS, ORDINARY, IDEAL])
         yield Measure(name="symbols", units=lambda run: seeds, of=self._symbols, arms=[OURS, ORDINARY])
+        if self.letter_steps:
+            yield Measure(name="English", units=lambda run: seeds, of=self._english, arms=[ENGLISH, USUAL])
 
     def _texts(self, seed: int) -> tuple[Tensor, Tensor]:
         """Return new texts, and the same with every text's symbols renamed."""
         drawn = chain_windows(self.measured, self.window, self.symbols, self.chain, seed + HELD_OUT)
         plain = torch.from_numpy(drawn.astype(np.int64)) - FIRST
-        draws = torch.rand(self.measured, self.symbols, generator=torch.Generator().manual_seed(seed))
-        return plain, draws.argsort(1).gather(1, plain)
+        return plain, renamed(plain, self.symbols, seed)
 
     def _model(self, run: Run, training: LexinvariantTraining, seed: int) -> Lexinvariant:
         own = replace(training, seed=seed)
         made: Any = trained_model(own, own.corpus, self.models, run.progress).model
         return made
+
+    def _english(self, run: Run, training: LexinvariantTraining, seed: int) -> dict[str, Any]:
+        return letter_bits(self._model(run, training, seed), letter_texts(self.measured, training.window), seed)
 
     def _read(self, run: Run, training: LexinvariantTraining | None, seed: int) -> dict[str, Any]:
         """Bits per symbol of every text's last half, under both kinds of names."""
@@ -97,18 +106,9 @@ class LexinvariantStudy(Study):
             found[f"late{how}"] = bits[:, self.window // 2 :].mean(1)
         return found
 
-    @torch.no_grad()
     def _symbols(self, run: Run, training: LexinvariantTraining, seed: int) -> dict[str, Any]:
         """Whether what was looked up is right, and how well a linear layer reads the letters behind the names."""
-        model, draws = self._model(run, training, seed), torch.Generator().manual_seed(seed)
-        task = lookup_task(self.measured, 2, self.symbols, draws, shown=6)
-        table = model.table(self.measured, draws)
-        said = model.logits(model.states(task.texts[:, :-1], table), table)[:, -1].argmax(-1)
-        plain, renamed = self._texts(seed)
-        states, half = model.states(renamed, table)[:, 1:], self.measured // 2
-        read = probe_accuracy(states[:half], plain[:half], states[half:], plain[half:]).numpy()
-        grows = read[-self.window // 4 :].mean() - read[:4].mean()
-        return {"looked up": (said == task.texts[:, -1]).numpy(), "grows": grows}
+        return look_ups(self._model(run, training, seed), *self._texts(seed), self.symbols, seed)
 
     def rows(self, run: Run) -> Iterator[Comparison | Finding]:
         """Late bits, names, look-ups."""
@@ -117,15 +117,7 @@ class LexinvariantStudy(Study):
             by=BITS, baseline=[IDEAL], peers=[ORDINARY], holds=below(0.1),
             claim="late in a text the model is within 0.1 bit of the ideal lexinvariant one",
         )  # fmt: skip
-        for arm, claim, rule in (
-            (OURS, "names mean nothing to the lexinvariant model: renamed texts cost the same", contains(0)),
-            (ORDINARY, "renamed texts cost an ordinary model over 1 bit more", above(1)),
-        ):
-            yield Finding(
-                metric=f"bits per symbol of renamed texts, minus plain ones, last half, {arm}", unit="bits per symbol",
-                value=lambda run, arm=arm: bootstrap(run.column(arm, "late, renamed") - run.column(arm, "late")),
-                n=self.seeds * self.measured, more_is_better=False, claim=claim, holds=rule,
-            )  # fmt: skip
+        yield from (names_cost(arm, "late", blind=arm == OURS) for arm in (OURS, ORDINARY))
         yield Comparison(
             metric="looked up right, over an ordinary model", ours=OURS, rival=ORDINARY, of="looked up", by=SHARE_RATIO,
             baseline=[ORDINARY], claim="what stood behind a letter is looked up right at least twice as often",
@@ -136,3 +128,6 @@ class LexinvariantStudy(Study):
             value=lambda run: bootstrap(100 * run.column(OURS, "grows")), unit="points", n=self.seeds,
             claim="the model deciphers: accuracy grows along a text", holds=above(0),
         )  # fmt: skip
+        if self.letter_steps:
+            yield gap_shrinks(ENGLISH, USUAL)
+            yield from (names_cost(arm, "last", blind=arm == ENGLISH) for arm in (ENGLISH, USUAL))

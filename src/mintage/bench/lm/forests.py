@@ -24,7 +24,7 @@ from mintage.lm.training.expert import Expert, ExpertTraining
 from mintage.models import fetched
 from mintage.progress import Progress
 
-__all__ = ["SYSTEMS", "DomainTexts", "Grown", "domain_texts"]
+__all__ = ["SYSTEMS", "DomainTexts", "GrownModels", "domain_texts"]
 
 _ROWS = 8
 """Windows that are read together."""
@@ -61,7 +61,7 @@ def domain_texts() -> dict[str, DomainTexts]:
 
 
 @dataclass
-class Grown:
+class GrownModels:
     """Models of one seed.
 
     Parameters
@@ -189,14 +189,14 @@ class Grown:
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def bits(self, system: Callable[[Grown, Tensor, str], Tensor], domain: str) -> Float[np.ndarray, " windows"]:
+    def bits(self, system: Callable[[GrownModels, Tensor, str], Tensor], domain: str) -> Float[np.ndarray, " windows"]:
         """Return the bits per byte of every window of a domain, behind its first token."""
         ids = self.judge[domain]
         nats = torch.cat([system(self, some, domain) for some in ids.split(_ROWS)])
         return nats.double().numpy() / math.log(2) / self.letters[ids[:, 1:].numpy()].sum(1)
 
 
-def _uniform(grown: Grown, ids: Tensor, domain: str) -> Tensor:
+def _uniform(grown: GrownModels, ids: Tensor, domain: str) -> Tensor:
     own = [ExpertForest({"one": model}).logprobs(ids)[0] for model in grown.forest("domains").experts.values()]
     mixed = torch.stack(own).logsumexp(0) - math.log(len(own))
     return -mixed[:, :-1].gather(-1, ids[:, 1:, None])[..., 0].sum(1)
@@ -206,11 +206,11 @@ def _one(model: Any, ids: Tensor) -> Tensor:
     return ExpertForest({"one": model}).nll(ids)
 
 
-def _likeliest(grown: Grown, ids: Tensor, domain: str) -> Tensor:
+def _likeliest(grown: GrownModels, ids: Tensor, domain: str) -> Tensor:
     return grown.tuned(domain).top_k(1).nll(ids)
 
 
-def _conditioned(grown: Grown, ids: Tensor, domain: str) -> Tensor:
+def _conditioned(grown: GrownModels, ids: Tensor, domain: str) -> Tensor:
     """Read behind the token of the domain, or of a new one behind that of the first."""
     names = list(grown.learn)
     number = names.index(domain) if domain in names else 0
@@ -222,7 +222,7 @@ def _conditioned(grown: Grown, ids: Tensor, domain: str) -> Tensor:
     return -log.gather(-1, ids[:, 1:, None])[..., 0].sum(1)
 
 
-SYSTEMS: dict[str, Callable[[Grown, Tensor, str], Tensor]] = {
+SYSTEMS: dict[str, Callable[[GrownModels, Tensor, str], Tensor]] = {
     "posterior ensemble": lambda grown, ids, domain: grown.forest("domains").nll(ids),
     "dense": lambda grown, ids, domain: _one(grown.dense(), ids),
     "domain-conditioned": _conditioned,
