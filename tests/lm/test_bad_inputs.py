@@ -13,8 +13,9 @@ from mintage.errors import UserError
 from mintage.lm.contract import ByteLanguageModel
 from mintage.lm.core.folder import load_byte_lm
 from mintage.lm.core.sampling import Sampling
-from mintage.lm.training.byte_training import TextTraining
+from mintage.lm.training.byte_training import ByteTraining, TextTraining
 from mintage.lm.training.expert import Branching
+from mintage.lm.training.mrt5 import MrT5Training
 from mintage.models import tiny_causal_lm
 
 SIZES = {"steps": 1, "rows": 2, "window": 64, "warmup": 0, "width": 16, "byte_width": 16, "layers": 2, "heads": 2}
@@ -25,7 +26,7 @@ SIZES |= {"hashes": 10, "vocabulary": 260, "seed_steps": 1, "branch_steps": 1, "
 
 ROWS = [row for row in catalog.methods("lm") if row.status == "ready" and row.package == "mintage" and row.installed]
 KINDS = {part.name: row.load_training(part.name) for row in ROWS for part in row.trainings}
-TRAININGS = {name: kind for name, kind in KINDS.items() if issubclass(kind, TextTraining | Branching)}
+TRAININGS = {name: kind for name, kind in KINDS.items() if issubclass(kind, ByteTraining | MrT5Training | Branching)}
 OF_TEXT = {name: kind for name, kind in TRAININGS.items() if issubclass(kind, TextTraining)}
 MODELS = {row.name: row.load() for row in ROWS if issubclass(row.load(), ByteLanguageModel)}
 WORD = "".join(chr(ord("a") + number * number % 26) for number in range(5000))
