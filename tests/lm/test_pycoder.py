@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
+from mintage.cli import app
 from mintage.data import texts
 from mintage.data.code import distinct, python_files, read_python
 from mintage.errors import Notice, UserError
 from mintage.lm.core.code_accuracy import right_tokens
 from mintage.lm.core.code_windows import code_windows, pieces_of, unpythonic, without_comments
+from mintage.lm.core.completion import complete_code
 from mintage.lm.core.python_lexer import TYPES, lex_python
 from mintage.lm.core.small_llama import small_llama
 from mintage.lm.core.token_types import LABELS
@@ -268,3 +271,92 @@ def test_a_token_is_right_if_all_its_pieces_are(pair):
     assert len(right_tokens(oracle, tokenizer, CODE, 512)) - right_tokens(
         oracle, tokenizer, CODE, 512
     ).sum() == 1 + len(touched)
+
+
+LEARNT = "def area(width, height):\n    return width * height\n\n\n"
+
+
+@pytest.fixture(scope="module")
+def coder(tmp_path_factory):
+    """A model that knows one function by heart."""
+    folder = tmp_path_factory.mktemp("coder")
+    (folder / "main.py").write_text(LEARNT * 40)
+    sizes = {**SMALL, "width": 32, "window": 64, "steps": 120, "vocabulary": 280, "sharing": "head"}
+    made = PyCoderTraining(code=(str(folder / "main.py"),), **sizes).run(folder / "coder", folder / "work")
+    return folder, made
+
+
+def test_lines_and_tokens_are_completed(coder):
+    _, made = coder
+    place = LEARNT * 2 + LEARNT[: LEARNT.index("width * height")]
+    found = complete_code(made.model, made.tokenizer, place)
+    assert found[0].text.startswith("width * height")
+    assert "\n" not in found[0].text
+    assert sum(one.share for one in found) == pytest.approx(1)
+    assert [one.share for one in found] == sorted((one.share for one in found), reverse=True)
+    for typed, rest in (("wid", "th"), ("width", ""), ("width ", "* ")):
+        done = complete_code(made.model, made.tokenizer, place + typed)[0].text
+        assert done.startswith(rest), typed
+    assert complete_code(made.model, made.tokenizer, place, level="token")[0].text == "width"
+    assert complete_code(made.model, made.tokenizer, place + "wid", level="token")[0].text == "th"
+    assert len(complete_code(made.model, made.tokenizer, place, beams=1, most=1)) == 1
+    for bad in ({"beams": 0}, {"most": 0}):
+        with pytest.raises(UserError, match="at least 1"):
+            complete_code(made.model, made.tokenizer, place, **bad)
+    with pytest.raises(UserError, match="no code before"):
+        complete_code(made.model, made.tokenizer, "")
+
+
+def test_a_long_file_is_read_from_its_end(coder):
+    _, made = coder
+    place = LEARNT * 200 + LEARNT[: LEARNT.index("width * height")]
+    assert complete_code(made.model, made.tokenizer, place)[0].text.startswith("width")
+
+
+def test_generate_completes_code_where_the_user_stands(coder):
+    folder, _ = coder
+    (folder / "new.py").write_text(LEARNT * 2 + "def area(width, height):\n    return width *\n")
+    line = 2 * len(LEARNT.split("\n"))
+    arguments = ["generate", "--model", str(folder / "coder"), "--dtype", "float32", "--code"]
+    done = CliRunner().invoke(app, [*arguments, f"{folder / 'new.py'}:{line}"])
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith(" height")
+    assert "proposals" in done.stderr
+    done = CliRunner().invoke(app, [*arguments, f"{folder / 'new.py'}:{line}:12", "--level", "token"])
+    assert done.stdout.strip() == "width"
+
+
+def test_what_cannot_be_completed_is_told_in_one_line(tmp_path):
+    files = {
+        "two.py": b"x = 1\nprint 'x'\n",
+        "tabs.py": b"if x:\n\ty\n        z\n",
+        "null.py": b"x = 1\n\0\n",
+        "good.py": b"x = 1\n",
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "bytes").mkdir()
+    (tmp_path / "bytes" / "config.json").write_text('{"model_type": "mintage-hat"}')
+    for options, rule in (
+        (["--code", "two.py:3"], "line 2 is Python 2"),
+        (["--code", "tabs.py:3"], "line 3 mixes tabs and blanks"),
+        (["--code", "null.py:1"], "line 2 holds a NUL byte"),
+        (["--code", "good.py:9"], "has 2 lines, no line 9"),
+        (["--code", "good.py:0"], "no line 0"),
+        (["--code", "good.py:1:9"], "has 5 letters, no column 9"),
+        (["--code", "good.py"], "names no place in code"),
+        (["--code", "none.py:1"], "cannot read none.py"),
+        (["--code", "good.py:1", "--model", "bytes"], "no model of code"),
+        (["--code", "good.py:1", "-t", "0.5"], "--temperature does not go with --code"),
+        (["--code", "good.py:1", "-n", "0"], "completes nothing"),
+        (["a prompt", "--code", "good.py:1"], "takes the place of the prompt"),
+        (["a prompt", "--level", "token"], "is for --code"),
+        ([], "there is no prompt"),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(tmp_path)
+            done = CliRunner().invoke(app, ["generate", *options])
+        told = str(done.exception)
+        assert done.exit_code != 0, options
+        assert rule in told, options
+        assert "\n" not in told

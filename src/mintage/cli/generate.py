@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from mintage.cli.code import complete_at
 from mintage.cli.fields import made_from, parameters_of
 from mintage.cli.input import read_input
 from mintage.cli.progress import told
@@ -47,6 +48,11 @@ class Writing(Options):
     suffix: str | None = option(
         None, "Fill in what stands between the prompt and this text, with a model trained for it. Implies --bytes."
     )
+    code: str | None = option(
+        None,
+        "Complete code at FILE:LINE (behind that line) or FILE:LINE:COLUMN, in place of a prompt; at most 100 tokens.",
+    )
+    level: Literal["line", "token"] = option("line", "With --code: complete the line, or the next token.")
     draft_model: str | None = option(
         None,
         "For drafters that need one: a drafter's .safetensors, a folder or hub id, or rounded:BITS of the model. "
@@ -120,7 +126,7 @@ class Writing(Options):
         return {"do_sample": bool(self.temperature), **{name: getattr(self, name) for name in names}}
 
 
-def generate(prompt: str, **values: Any) -> None:
+def generate(prompt: str | None, **values: Any) -> None:
     """Generate text, drafting ahead: the same text as without, in fewer forwards.
 
     [dim]Examples[/dim]
@@ -137,9 +143,21 @@ def generate(prompt: str, **values: Any) -> None:
 
       mintage generate "The quick brown fox jum" --raw --bytes -n 40
 
+      mintage generate --code src/main.py:12 --model my-coder
+
     Next: [bold]mintage bench draft[/bold]
     """
     asked: Writing = made_from(Writing, values)
+    is_forest = (Path(asked.model) / "forest.json").is_file()
+    if asked.code is not None:
+        if prompt is not None:
+            raise UserError(f"--code {asked.code} takes the place of the prompt {prompt!r}; drop one of them")
+        complete_at(asked, is_forest or _is_byte_lm(asked.model) or _holds(asked.model, b'"mrt5"'))
+        return
+    if asked.level != "line":
+        raise UserError(f"--level {asked.level} is for --code FILE:LINE; pass that, or drop it")
+    if prompt is None:
+        raise UserError("there is no prompt; pass some text, - to read standard input, or --code FILE:LINE")
     given = read_input(prompt)
     if not given.strip():
         raise UserError("the prompt is empty; pass some text, or - to read standard input")
@@ -149,7 +167,7 @@ def generate(prompt: str, **values: Any) -> None:
     if _is_byte_lm(asked.model):
         _by_byte_lm(asked, given)
         return
-    if (Path(asked.model) / "forest.json").is_file():
+    if is_forest:
         _by_forest(asked, given)
         return
     text = "" if asked.by_bytes and (asked.raw or asked.suffix is not None) else _text(given)
@@ -164,9 +182,9 @@ def generate(prompt: str, **values: Any) -> None:
         _drafting(asked, text)
 
 
-_PROMPT = Annotated[str, typer.Argument(help="What to say to the model; - reads standard input.")]
+_PROMPT = Annotated[str | None, typer.Argument(help="What to say to the model; - reads standard input.")]
 _PARAMETERS = [
-    inspect.Parameter("prompt", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=_PROMPT),
+    inspect.Parameter("prompt", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=_PROMPT),
     *parameters_of(Writing),
 ]
 generate.__signature__ = inspect.Signature(_PARAMETERS)  # type: ignore[attr-defined]

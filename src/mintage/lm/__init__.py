@@ -92,6 +92,7 @@ METHODS = (
         job="lm",
         title="Syntax-Aware On-the-Fly Code Completion",
         entry="mintage.lm.pycoder:PyCoder",
+        study="mintage.studies.pycoder:PyCoderStudy",
         trainings=(
             Trains("pycoder", "mintage.lm.training.pycoder:PyCoderTraining", "Code, and its token types along."),
         ),

@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from mintage.errors import UserError, did_you_mean
 from mintage.files import replace_folder
 from mintage.lm.core.python_lexer import TYPES
-from mintage.lm.core.type_rows import TypeRows
+from mintage.lm.core.type_rows import TypeRows, type_nats
 from mintage.models import fetched, tiny_causal_lm
 from mintage.progress import quiet
 from mintage.weights import Artefact, fill
@@ -40,9 +40,6 @@ from mintage.weights import Artefact, fill
 __all__ = ["PyCoder", "Sharing", "TypedLoss"]
 
 Sharing = Literal["hard", "soft", "intermediate", "head", "none"]
-
-NO_TYPE = -1
-"""In place of a type where a text has none; it costs nothing."""
 
 _FORM, _AGAIN = "mintage-types-1", "mintage train pycoder"
 
@@ -137,7 +134,7 @@ class PyCoder(nn.Module):
         if share == 1:
             of_types = zero
         elif states is not None and self.sharing == "head":
-            of_types = _mean(_cross_entropy(self.types(states[:, :-1]), types[:, 1:]))
+            of_types = type_nats(self.types(states[:, :-1]), types[:, 1:])
         else:
             of_types = self._type_loss(types, self.model, self.types)
         return TypedLoss(share * of_code + (1 - share) * of_types, of_code, of_types, zero)
@@ -151,7 +148,7 @@ class PyCoder(nn.Module):
     def _type_loss(self, types: Tensor, model: Any, rows: Any) -> Tensor:
         """Return nats per type, of types from the types before them."""
         logits, states = TypeRows.read(model, inputs_embeds=rows.embed(types.clamp(min=0)))
-        return _mean(_cross_entropy(rows(states)[:, :-1], types[:, 1:], logits[:, :-1].logsumexp(-1)))
+        return type_nats(rows(states)[:, :-1], types[:, 1:], logits[:, :-1].logsumexp(-1))
 
     def penalty(self) -> Float[Tensor, ""]:
         """Return the sum of the Frobenius norms of how the two networks differ, tensor by tensor."""
@@ -201,16 +198,3 @@ class PyCoder(nn.Module):
         made = cls(model.eval(), tokenizer, sharing=sharing, weight=weight, names=names)
         fill(made.types, held.tensors, path, _AGAIN)
         return made
-
-
-def _cross_entropy(logits: Tensor, types: Tensor, others: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return the nats of every type and which of them there are; `others` is what the softmax is over beside them."""
-    total = logits.logsumexp(-1)
-    total = total if others is None else torch.logaddexp(total, others)
-    given = types != NO_TYPE
-    return (total - logits.gather(-1, types.clamp(min=0)[..., None])[..., 0]) * given, given
-
-
-def _mean(found: tuple[Tensor, Tensor]) -> Tensor:
-    nats, given = found
-    return nats.sum() / given.sum().clamp(min=1)

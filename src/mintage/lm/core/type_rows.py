@@ -8,7 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-__all__ = ["TypeRows"]
+__all__ = ["NO_TYPE", "TypeRows", "type_nats"]
+
+NO_TYPE = -1
+"""In place of a type where a text has none; it costs nothing."""
 
 
 class TypeRows(nn.Module):
@@ -61,3 +64,16 @@ class TypeRows(nn.Module):
         finally:
             handle.remove()
         return logits, held[0]
+
+
+def type_nats(
+    logits: Float[Tensor, "batch tokens types"],
+    types: Int[Tensor, "batch tokens"],
+    others: Float[Tensor, "batch tokens"] | None = None,
+) -> Float[Tensor, ""]:
+    """Return the mean nats of types; `others` is the log-sum of what the softmax is over beside them."""
+    total = logits.logsumexp(-1)
+    total = total if others is None else torch.logaddexp(total, others)
+    given = types != NO_TYPE
+    nats = (total - logits.gather(-1, types.clamp(min=0)[..., None])[..., 0]) * given
+    return nats.sum() / given.sum().clamp(min=1)

@@ -9,22 +9,22 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from mintage.data import texts
 from mintage.data.code import distinct, python_files
 from mintage.errors import Notice, UserError
 from mintage.lm.core.code_accuracy import right_tokens
-from mintage.lm.core.code_windows import CodeWindows, code_windows, unpythonic, without_comments
+from mintage.lm.core.code_windows import code_windows, unpythonic, without_comments
 from mintage.lm.core.small_llama import small_llama
 from mintage.lm.core.token_types import LABELS
 from mintage.lm.pycoder import PyCoder, Sharing
+from mintage.lm.training.typed_recipe import TypedRecipe
 from mintage.models import load_causal_lm
 from mintage.options import option
 from mintage.train import Settings
 from mintage.train.training import Training, Work
 
-__all__ = ["PyCoderTraining", "TypedRecipe"]
+__all__ = ["PyCoderTraining"]
 
 _HELD_OUT = 20  # every so many-th file is not learnt from
 _MEASURED = 20  # of those are measured at the end
@@ -148,22 +148,3 @@ def _tell(reasons: dict[str, str], how: str = "left out") -> None:
     if reasons:
         more = f" ({len(reasons)} files are {how})" if len(reasons) > 1 else f" ({how})"
         warnings.warn(f"{next(iter(reasons.values()))}{more}", Notice, stacklevel=3)
-
-
-class TypedRecipe:
-    """Windows of code and types in seeded order; `weight` is as in `PyCoder.forward`."""
-
-    def __init__(
-        self, coder: PyCoder, windows: CodeWindows, rows: int, seed: int, *, weight: float | int | None = None
-    ) -> None:
-        self.module: nn.Module = coder
-        self.windows, self.rows, self.seed, self.weight = windows, rows, seed, weight
-
-    def batch(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return a batch of windows."""
-        return self.windows.batch(index, self.rows, self.seed)
-
-    def loss(self, module: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        """Return the weighted loss, and its parts."""
-        found = module(*batch, weight=self.weight)
-        return found.loss, {name: float(getattr(found, name).detach()) for name in ("code", "types", "penalty")}
