@@ -15,7 +15,7 @@ from mintage.data import texts
 from mintage.data.code import distinct, python_files, read_python
 from mintage.errors import Notice, UserError
 from mintage.lm.core.code_accuracy import right_tokens
-from mintage.lm.core.code_windows import code_windows, pieces_of, unpythonic, without_comments
+from mintage.lm.core.code_windows import pieces_of, typed_windows, unpythonic, without_comments
 from mintage.lm.core.completion import complete_code
 from mintage.lm.core.python_lexer import TYPES, lex_python
 from mintage.lm.core.small_llama import small_llama
@@ -61,7 +61,7 @@ def pair():
 
 def test_windows_have_a_type_for_every_piece(pair):
     _, tokenizer = pair
-    windows = code_windows(tokenizer, [CODE, "x = (", ""], 8, LABELS["lexer"])
+    windows = typed_windows(tokenizer, [CODE, "x = (", ""], 8, LABELS["lexer"])
     ids, offsets = pieces_of(tokenizer, CODE)
     assert windows.code.ravel().tolist()[: len(ids)] == ids[: windows.code.size]
     named = [TYPES[index] for index in windows.types.ravel()]
@@ -71,11 +71,11 @@ def test_windows_have_a_type_for_every_piece(pair):
     assert not np.array_equal(mixed.types, windows.types)
     assert np.array_equal(np.sort(mixed.types, 1), np.sort(windows.types, 1))
     assert np.array_equal(mixed.code, windows.code)
-    of_tree = code_windows(tokenizer, ["x = (\n" * 9, CODE], 8, LABELS["ast"])
+    of_tree = typed_windows(tokenizer, ["x = (\n" * 9, CODE], 8, LABELS["ast"])
     assert (of_tree.types[0] == -1).all()  # what does not parse has no types
     assert (of_tree.types[-1] >= 0).all()
     with pytest.raises(UserError, match="less than one window of 512"):
-        code_windows(tokenizer, [CODE], 512, LABELS["lexer"])
+        typed_windows(tokenizer, [CODE], 512, LABELS["lexer"])
 
 
 def test_comments_go_and_the_code_stays():
@@ -201,7 +201,7 @@ def test_a_killed_training_goes_on_bit_by_bit(src, tmp_path):
 def test_training_goes_on_from_a_model_and_types_are_learnt(src):
     first = training(sharing="none").run("first", "work-a")
     made = training(model="first", vocabulary=4096, steps=30).run("second", "work-b")
-    windows = code_windows(made.tokenizer, [CODE * 3], 16, LABELS["lexer"])
+    windows = typed_windows(made.tokenizer, [CODE * 3], 16, LABELS["lexer"])
     batch = windows.batch(0, 4, 0)
     assert made(*batch).types < 0.7 * PyCoder(first.model, first.tokenizer)(*batch).types
 

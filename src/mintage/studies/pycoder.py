@@ -45,15 +45,15 @@ class PyCoderStudy(Study):
     job: ClassVar[str] = "lm"
 
     seeds: int = option(3, "Trainings of every arm.", least=1)
-    steps: int = option(500, "Steps on code of 8 windows; at equal compute twice as many.", least=1)
+    steps: int = option(300, "Steps on code of 8 windows; at equal compute twice as many.", least=1)
     window: int = option(256, "Tokens of a window.", least=8)
     width: int = option(128, "Of all models.", least=8)
     layers: int = option(4, "Of all models.", least=1)
-    vocabulary: int = option(4096, "Tokens of the tokenizer.", least=256)
-    files: int = option(50, "Files that are judged by, at most; ten times as many are learnt from.", least=2)
+    vocabulary: int = option(2048, "Tokens of the tokenizer.", least=256)
+    files: int = option(40, "Files that are judged by, at most; five times as many are learnt from.", least=2)
     cuts: int = option(1000, "Beginnings of files.", least=2)
     lines: int = option(40, "Lines that are completed.", least=2)
-    bf16: bool = option(False, "Train in bfloat16.")
+    bf16: bool = option(True, "Train in bfloat16.")
     models: Path = option(Path(".mintage/lm"), "Folder of trained models; what is missing is trained.")
 
     def subject(self, run: Run) -> HeldOutCode:

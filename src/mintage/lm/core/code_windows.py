@@ -16,7 +16,7 @@ from mintage.lm.core.python_lexer import lex_python
 from mintage.lm.core.token_types import Labels, piece_types
 from mintage.lm.core.windows import drawn
 
-__all__ = ["CodeWindows", "code_windows", "pieces_of", "unpythonic", "without_comments"]
+__all__ = ["CodeWindows", "pieces_of", "typed_windows", "unpythonic", "without_comments"]
 
 
 class CodeWindows(NamedTuple):
@@ -53,7 +53,7 @@ def pieces_of(tokenizer: Any, source: str) -> tuple[list[int], list[tuple[int, i
     return found["input_ids"], found["offset_mapping"]
 
 
-def code_windows(tokenizer: Any, sources: Iterable[str], size: int, labels: Labels) -> CodeWindows:
+def typed_windows(tokenizer: Any, sources: Iterable[str], size: int, labels: Labels) -> CodeWindows:
     """Join files by the end-of-text token (if there is one), and cut windows of `size` pieces.
 
     Raises

@@ -14,7 +14,7 @@ from mintage.data import texts
 from mintage.data.code import distinct, python_files
 from mintage.errors import Notice, UserError
 from mintage.lm.core.code_accuracy import right_tokens
-from mintage.lm.core.code_windows import code_windows, unpythonic, without_comments
+from mintage.lm.core.code_windows import typed_windows, unpythonic, without_comments
 from mintage.lm.core.small_llama import small_llama
 from mintage.lm.core.token_types import LABELS
 from mintage.lm.pycoder import PyCoder, Sharing
@@ -105,7 +105,7 @@ class PyCoderTraining(Training):
         learnt = [text for number, text in enumerate(sources) if number % _HELD_OUT != _HELD_OUT // 2]
         model, tokenizer = self._begin(learnt)
         labels = LABELS["ast" if self.labels == "ast" else "lexer"]
-        windows = code_windows(tokenizer, learnt, self.window, labels)
+        windows = typed_windows(tokenizer, learnt, self.window, labels)
         if self.labels == "shuffled":
             windows = windows.shuffled(self.seed)
         with torch.random.fork_rng():
