@@ -8,7 +8,7 @@ from mintage.measure.study import run_study
 from mintage.studies.pycoder import PyCoderStudy
 
 TOY = {
-    "seeds": 2,
+    "seeds": 1,
     "steps": 2,
     "window": 16,
     "width": 8,
