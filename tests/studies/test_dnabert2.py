@@ -70,7 +70,7 @@ def measured(**changed):
         "alibi": 1.0,
         "learned": 1.2,
     } | changed
-    it = {"mcc": 0.5, "faster": 4, "seconds": 30, "room": 500, "plain": 600} | it
+    it = {"mcc": 0.5, "faster": 4, "seconds": 30, "room": 500, "plain": 600, "theirs": 0.5} | it
 
     def cut(kept, tokens):
         return {"kept": kept * ones, "tokens": tokens * ones, "bases": 500 * ones}
@@ -78,7 +78,7 @@ def measured(**changed):
     def lengths(grown):
         return {"nats, 64": 3 * ones[:3], "nats, 256": 3 * ones[:3], "nats, 512": 3 * grown * ones[:3]}
 
-    classes = {"mcc": 0.5 * ones[:3], "seconds": ones}
+    classes = {"mcc": it["theirs"] * ones[:3], "seconds": ones}
     looked = {"masked": ones}
     return {
         "BPE": cut(it["ours kept"], 500 / it["fewer"]) | looked | {"told": it["secret"] * ones}
@@ -106,6 +106,10 @@ def measured(**changed):
         ({"secret": 0.06}, ["masked tokens that their neighbours tell, BPE"]),
         ({"alibi": 1.03}, ["nats per masked token in rows of 512 over 64 tokens, ALiBi"]),
         ({"learned": 1.01}, ["nats per masked token in rows of 512 over 64 tokens, learned positions"]),
+        (
+            {"mcc": 0.05, "theirs": 0.0},
+            [f"MCC of BPE minus that of {rival}" for rival in ("overlapping 6-mers", "bases")],
+        ),
         ({"mcc": 0.49}, [f"MCC of BPE minus that of {rival}" for rival in ("overlapping 6-mers", "bases")]),
         ({"faster": 2.9}, [f"seconds of a step of {rival}" for rival in ("overlapping 6-mers", "bases")]),
         ({"seconds": 130, "plain": 2000}, ["s for learning"]),
