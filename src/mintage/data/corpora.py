@@ -324,7 +324,7 @@ CORPORA: Mapping[str, TextCorpus] = {
         ),
         TextCorpus("speeches", "long-docs", "everything", "", _long("state_union", "inaugural")),
         TextCorpus("genesis", "long-docs", "everything: de en fi fr pt sv", "", _long("genesis")),
-        TextCorpus("shakespeare", "long-docs", "everything: seven plays", "", _long("shakespeare")),
+        TextCorpus("shakespeare", "long-docs", "everything: the first lines of seven plays", "", _long("shakespeare")),
         TextCorpus(
             "udhr",
             "udhr",

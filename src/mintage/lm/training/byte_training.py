@@ -23,11 +23,11 @@ from mintage.train.training import Training, Work
 
 __all__ = ["ByteRecipe", "ByteTraining", "TextTraining", "english", "mean_bits_per_byte"]
 
-ENGLISH = ("wikitext2", "speeches", "shakespeare", "gsm8k")
+ENGLISH = ("wikitext2", "speeches", "gsm8k")
 
 
 def english() -> Iterable[str]:
-    """Return what is learnt from by default: articles, speeches, plays and problems in English, 3.6 MB."""
+    """Return what is learnt from by default: articles, speeches and problems in English, 3.6 MB."""
     return (text for name in ENGLISH for text in texts(name, "train", domain="en"))
 
 
