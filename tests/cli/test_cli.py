@@ -217,6 +217,9 @@ def test_every_example_of_the_help_runs(mintage, light, monkeypatch, tmp_path, m
         monkeypatch.setattr("mintage.data.fetch._copy", lambda source, part: part.write_bytes(b""))
     if " keep " in line:
         monkeypatch.setenv("MINTAGE_DATA", str(_speeches(tmp_path)))
+    if "--code src/" in line:
+        (tmp_path / "src").mkdir()
+        (tmp_path / "src" / "main.py").write_text("import os\n" * 12)
     if verb == ("train", "composer"):
         (tmp_path / "chemistry.txt").write_text("a line\n")
     if verb == ("train", "zett"):
@@ -780,12 +783,18 @@ def test_a_bench_of_an_unknown_model(mintage):
     assert "unknown dtype 'int8'" in told(mintage("bench", "draft", "plain", "--dtype", "int8"))
 
 
-@pytest.mark.parametrize("arguments", [["generate"], ["bench"], ["generate", "x", "--no-such"], ["nosuch"], ["-x"]])
+@pytest.mark.parametrize("arguments", [["bench"], ["generate", "x", "--no-such"], ["nosuch"], ["-x"]])
 def test_wrong_usage_has_status_two_and_no_traceback(mintage, arguments):
     done = mintage(*arguments)
     assert done.status == 2
     assert "Traceback" not in done.err
     assert "Usage: " in done.out + done.err
+
+
+def test_generating_from_nothing_is_told(mintage):
+    assert "there is no prompt; pass some text, - to read standard input, or --code FILE:LINE" in told(
+        mintage("generate")
+    )
 
 
 @pytest.mark.parametrize(("compiled", "told"), [((0.1, 0.3), "leave --compile out"), ((0.01, 0.02), "")])

@@ -15,7 +15,7 @@ pytestmark = [
     pytest.mark.skipif(bool(absent), reason=f"{' and '.join(absent)} not installed: pip install 'mintage[local]'"),
 ]
 
-NEW = 48
+NEW = 32
 SPECS = ["token-recycling:budget=12", "prompt-lookup", "token-recycling:budget=12+prompt-lookup+budget=12"]
 
 
@@ -94,7 +94,7 @@ def test_the_papers_tree_of_80_nodes_too(exact, plainly):
 
 def test_bfloat16_parts_from_plain_generate_at_near_ties_only(half, exact, plainly):
     hot = TokenRecycling(budget=8)
-    for prompt in PROMPTS:
+    for prompt in PROMPTS[::2]:
         ids = half.encode(prompt.turns[0])
         mine = generate(half.model, ids, hot, max_new_tokens=32).sequences[0, ids.shape[1] :].tolist()
         plain = plainly(half, prompt, 32)

@@ -35,6 +35,7 @@ class DNAClassifierTraining(DNATraining):
     """
 
     name: ClassVar[str] = "dna-classifier"
+    after: ClassVar[str] = "mintage bench dnabert2"
     examples: ClassVar[tuple[str, ...]] = (
         "mintage train dna-classifier --model my-dnabert2 --task splice_donor -o my-splice-sites",
         "mintage train dna-classifier GUE/prom_core_all --model DNABERT-2-117M/ --lr 3e-5 --lora 8 -o my-promoters",
