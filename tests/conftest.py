@@ -1,3 +1,4 @@
+import ast
 import os
 import pkgutil
 import re
@@ -17,9 +18,25 @@ def pytest_configure(config):
 
     import mintage
 
+    _leave_inner_functions_alone()
     rooms = [f"mintage.{room.name}" for room in pkgutil.iter_modules(mintage.__path__) if room.name != "measure"]
     config.stash[_hook] = install_import_hook(rooms, "beartype.beartype")
     config.stash[_hook].__enter__()
+
+
+def _leave_inner_functions_alone():
+    """Check no functions inside functions: they would be compiled anew at every call, milliseconds in every round."""
+    try:
+        from jaxtyping._import_hook import JaxtypingTransformer
+    except ImportError:  # another version keeps it elsewhere; tests are slower then, no less strict
+        return
+    visit = JaxtypingTransformer.visit_FunctionDef
+
+    def visit_outer(self, node):
+        inner = any(isinstance(parent, ast.FunctionDef | ast.AsyncFunctionDef) for parent in self._parents)
+        return node if inner else visit(self, node)
+
+    JaxtypingTransformer.visit_FunctionDef = visit_outer
 
 
 def pytest_unconfigure(config):
