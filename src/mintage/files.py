@@ -127,6 +127,8 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
         try:
             yield temporary
             temporary.chmod(0o755)
+            for file in filter(Path.is_file, temporary.rglob("*")):
+                file.chmod(0o644)
             shutil.rmtree(target, ignore_errors=True)
             temporary.replace(target)
         finally:

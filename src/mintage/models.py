@@ -42,6 +42,7 @@ __all__ = [
     "EMBEDDED",
     "SECOND",
     "CausalLM",
+    "KeptModel",
     "cache_argument",
     "cache_of",
     "check_finite",
@@ -522,3 +523,51 @@ def tiny_causal_lm(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation).eval()
+
+
+# -- models of our own -------------------------------------------------------------------------------------------------
+
+
+class KeptModel:
+    """What stands in front of a `PreTrainedModel`: loaded from safetensors only, saved whole or not at all."""
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *args: Any, **settings: Any) -> Any:
+        """Load a folder or a hub id; see transformers.
+
+        Raises
+        ------
+        UserError
+            It is another model, damaged, lacks weights, holds some that are not finite, or has them as a pickle.
+        """
+        wants_info = settings.pop("output_loading_info", False)
+        if settings.pop("use_safetensors", None) is False:
+            raise UserError("use_safetensors=False would open a pickle; leave it out")
+        loader: Any = super()
+        try:
+            with quiet():
+                settings |= {"use_safetensors": True, "output_loading_info": True}
+                model, info = loader.from_pretrained(name, *args, **settings)
+        except UserError:
+            raise
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            if any(Path(name).glob("*.bin")) and not any(Path(name).glob("*.safetensors")):
+                reason = "its weights are a pickle (.bin), which is not opened; write its tensors as model.safetensors"
+            raise UserError(f"cannot load {name}: {reason}") from error
+        cls.check_loaded(name, model, info)
+        check_finite(model, name)
+        return (model, info) if wants_info else model
+
+    @classmethod
+    def check_loaded(cls, name: str | Path, model: Any, info: Mapping[str, Any]) -> None:
+        """Refuse what was loaded if it lacks weights; `info` is transformers' on what was found."""
+        if missing := sorted(info["missing_keys"]):
+            raise UserError(f"{name} lacks {len(missing)} weights of {cls.__name__}, e.g. {missing[0]}; get it again")
+
+    def save(self, path: str | Path, notes: Mapping[str, str]) -> None:
+        """Write a folder that `from_pretrained` loads, whole or not at all; `notes` join its configuration."""
+        model: Any = self
+        model.config.notes = dict(notes)
+        with replace_folder(path) as folder, quiet():
+            model.save_pretrained(folder)

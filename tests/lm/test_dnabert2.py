@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertForMaskedLM
 
 from mintage.errors import Notice, UserError
@@ -116,8 +117,17 @@ def published(tmp_path):
     for name in ("positions", "pad_token_id", "tie_word_embeddings"):
         del config[name]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     return tmp_path
+
+
+def test_a_pickle_is_not_opened(published):
+    (published / "model.safetensors").rename(published / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"a pickle \(.bin\), which is not opened"):
+        DNABERT2ForMaskedLM.from_pretrained(published)
+    with pytest.raises(UserError, match="use_safetensors=False would open a pickle"):
+        DNABERT2ForMaskedLM.from_pretrained(published, use_safetensors=False)
 
 
 def test_the_published_layout_loads_without_remote_code(published, recwarn):
@@ -147,7 +157,7 @@ def test_what_was_loaded_once_is_loaded_by_auto_classes_afterwards(published, tm
 def test_a_bert_with_position_embeddings_is_refused(tmp_path):
     sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 32}
     BertForMaskedLM(BertConfig(vocab_size=40, **sizes)).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"lacks .* weights of DNABERT-2, e\.g\. .*Wqkv") as told:
+    with pytest.raises(UserError, match=r"lacks .* weights of DNABERT2, e\.g\. .*Wqkv") as told:
         DNABERT2.from_pretrained(tmp_path)
     assert "\n" not in str(told.value)
 

@@ -486,7 +486,7 @@ def test_a_checkpoint_that_lacks_weights_or_has_others_is_told(byt5, tmp_path):
     (tmp_path / "config.json").write_text((byt5 / "config.json").read_text())
     gone = "encoder.block.3.layer.1.DenseReluDense.wi_0.weight"
     save_file({k: t for k, t in weights.items() if k != gone}, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=f"lacks 1 weights, e.g. {gone}"):
+    with pytest.raises(UserError, match=f"lacks 1 weights of MrT5, e.g. {gone}"):
         MrT5.from_pretrained(tmp_path)
     save_file(weights | {"pooler": torch.zeros(2)}, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.warns(Notice, match="does not use, e.g. pooler"):

@@ -14,7 +14,7 @@ from mintage.errors import UserError
 __all__ = ["complete_at"]
 
 _MOST = 100
-"""Pieces that are written at most, as in the paper."""
+"""Pieces that are written at most, as in the paper: what is written takes the place of what is read."""
 
 
 def complete_at(asked: Any, is_other: bool) -> None:
@@ -48,6 +48,7 @@ def complete_at(asked: Any, is_other: bool) -> None:
         "--top-k": asked.top_k > 0,
         "--top-p": asked.top_p != 1.0,
         "--repetition-penalty": asked.repetition_penalty != 1.0,
+        "--seed": asked.seed is not None,
         "--engine": asked.engine == "native",
     }
     for name, given in others.items():
@@ -62,10 +63,11 @@ def complete_at(asked: Any, is_other: bool) -> None:
         )
     if asked.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {asked.max_new_tokens} completes nothing; pass at least 1")
+    if asked.max_new_tokens > _MOST and asked.max_new_tokens != type(asked).max_new_tokens:  # the default is a text's
+        raise UserError(f"--max-new-tokens {asked.max_new_tokens} is more than a line has; pass at most {_MOST}")
     lm = load_causal_lm(asked.model, dtype=asked.dtype, device=asked.device, note=told)
     began = time.perf_counter()
-    most = min(asked.max_new_tokens, _MOST)
-    found = complete_code(lm.model, lm.tokenizer, before, level=asked.level, most=most)
+    found = complete_code(lm.model, lm.tokenizer, before, level=asked.level, most=min(asked.max_new_tokens, _MOST))
     seconds = time.perf_counter() - began
     sys.stdout.write(f"{found[0].text}\n")
     for other in found[1:]:

@@ -18,7 +18,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -28,9 +27,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.utils.generic import ModelOutput
 
 from mintage.errors import UserError
-from mintage.files import replace_folder
 from mintage.lm.core.sampling import Sampling
-from mintage.progress import quiet
+from mintage.models import KeptModel
 
 __all__ = ["ByteLanguageModel", "LMConfig", "OpenText", "Reading", "as_rows", "register"]
 
@@ -99,7 +97,7 @@ class OpenText(ABC):
         """Go on by a symbol, and return the bytes that it writes (none for the end of a word)."""
 
 
-class ByteLanguageModel(PreTrainedModel, ABC):
+class ByteLanguageModel(KeptModel, PreTrainedModel, ABC):
     """A language model of bytes."""
 
     config_class = LMConfig
@@ -213,16 +211,6 @@ class ByteLanguageModel(PreTrainedModel, ABC):
         prompts = [bytes(b for b, real in zip(row, seen, strict=True) if real) for row, seen in rows]
         written = [self.write(prompt, how.of_row(number), use_cache=use_cache) for number, prompt in enumerate(prompts)]
         return torch.cat([input_ids, torch.tensor([list(new) for new in written]).to(input_ids)], 1)
-
-    # -- files --------------------------------------------------------------------------------------------------------
-
-    def save(self, path: str | Path, notes: Mapping[str, str]) -> None:
-        """Write a folder that `from_pretrained` loads, whole or not at all; `notes` join its configuration."""
-        self.config.notes = dict(notes)
-        with replace_folder(path) as folder, quiet():
-            self.save_pretrained(folder)
-            for file in folder.iterdir():
-                file.chmod(0o644)
 
 
 def _bytes(text: bytes | str) -> bytes:

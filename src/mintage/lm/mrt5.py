@@ -28,12 +28,11 @@ from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.utils.generic import can_return_tuple
 
 from mintage.errors import Notice, UserError
-from mintage.files import replace_folder
 from mintage.lm.core.deleting_encoder import DeletingEncoder, InitialisedAsT5, ShortenedStates
 from mintage.lm.core.deletion import DeleteGate, deletion_rate, gate_loss
 from mintage.lm.core.mrt5_config import MrT5Config
 from mintage.lm.core.softmax1 import EAGER1, SDPA1
-from mintage.progress import quiet
+from mintage.models import KeptModel
 
 __all__ = ["MrT5", "MrT5Config", "MrT5Output"]
 
@@ -63,7 +62,7 @@ class MrT5Output(Seq2SeqLMOutput):
     kept_index: Tensor | None = None
 
 
-class MrT5(InitialisedAsT5, T5ForConditionalGeneration):
+class MrT5(KeptModel, InitialisedAsT5, T5ForConditionalGeneration):
     """ByT5 that deletes; what transformers can do with a T5 it can do with this."""
 
     config_class = MrT5Config
@@ -96,45 +95,34 @@ class MrT5(InitialisedAsT5, T5ForConditionalGeneration):
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *args: Any, **settings: Any) -> Any:
-        """Load a folder (or id) of an MrT5, or of a T5 or ByT5, which gets a fresh gate; see transformers.
+        """Load an MrT5, or a T5 or ByT5, which gets a fresh gate; see `KeptModel` and transformers.
 
         Fields of `MrT5Config` may be given, e.g. ``delete_gate_layer=2``; a fresh gate stands a quarter up by default.
 
         Raises
         ------
         UserError
-            It is another model, or lacks weights.
+            It is another model, damaged, lacks weights, or its configuration does not hold together.
         """
-        wants_info = settings.pop("output_loading_info", False)
         try:
             found, _ = MrT5Config.get_config_dict(name)
-            if found.get("model_type") not in ("mrt5", "t5"):
-                raise UserError(f"{name} is a {found.get('model_type') or 'model of no kind'}; pass a T5, ByT5 or MrT5")
-            if found["model_type"] == "t5":
-                settings.setdefault("delete_gate_layer", max(found.get("num_layers", 6) // 4, 1))
-            with quiet():
-                loaded: Any = super().from_pretrained(name, *args, output_loading_info=True, **settings)
-        except UserError:
-            raise
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise UserError(f"cannot load {name}: {reason}") from error
-        model, info = loaded
+            raise UserError(f"cannot load {name}: {str(error).strip().partition(chr(10))[0]}") from error
+        if found.get("model_type") not in ("mrt5", "t5"):
+            raise UserError(f"{name} is a {found.get('model_type') or 'model of no kind'}; pass a T5, ByT5 or MrT5")
+        if found["model_type"] == "t5":
+            settings.setdefault("delete_gate_layer", max(found.get("num_layers", 6) // 4, 1))
+        return super().from_pretrained(name, *args, **settings)
+
+    @classmethod
+    def check_loaded(cls, name: str | Path, model: Any, info: Mapping[str, Any]) -> None:
+        """Refuse what lacks weights; the gate of a T5 is fresh."""
+        found, _ = MrT5Config.get_config_dict(name)
         has_gate = found["model_type"] == "mrt5" and found.get("deletion_type") == "scaled_sigmoid"
         missing = [key for key in info["missing_keys"] if has_gate or ".delete_gate." not in key]
-        if missing:
-            raise UserError(f"{name} lacks {len(missing)} weights, e.g. {sorted(missing)[0]}; get the checkpoint again")
+        super().check_loaded(name, model, {"missing_keys": missing})
         if unused := sorted(info["unexpected_keys"]):
-            warnings.warn(f"{name} holds weights that MrT5 does not use, e.g. {unused[0]}", Notice, stacklevel=2)
-        return (model, info) if wants_info else model
-
-    def save(self, path: str | Path, notes: Mapping[str, str]) -> None:
-        """Write a folder that `from_pretrained` loads, whole or not at all; `notes` join its configuration."""
-        self.config.notes = dict(notes)
-        with replace_folder(path) as folder, quiet():
-            self.save_pretrained(folder)
-            for file in folder.iterdir():
-                file.chmod(0o644)
+            warnings.warn(f"{name} holds weights that MrT5 does not use, e.g. {unused[0]}", Notice, stacklevel=3)
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """Return softmax1's twin of the attention that was asked for, where the configuration has it."""

@@ -14,9 +14,8 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from mintage.errors import Notice, UserError
-from mintage.files import replace_folder
 from mintage.lm.core.alibi_encoder import DNABERT2Config
-from mintage.progress import quiet
+from mintage.models import KeptModel
 
 __all__ = ["DNAOutput", "DNAPreTrained", "check_ids"]
 
@@ -46,7 +45,7 @@ class DNAOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
 
 
-class DNAPreTrained(PreTrainedModel):
+class DNAPreTrained(KeptModel, PreTrainedModel):
     """What the models have in common: how they are loaded and saved."""
 
     config_class = DNABERT2Config
@@ -67,41 +66,14 @@ class DNAPreTrained(PreTrainedModel):
             return cls(DNABERT2Config(**sizes, intermediate_size=32, initializer_range=0.2)).eval()
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *args: Any, **settings: Any) -> Any:
-        """Load a folder (or id) of the published layout, or what `save` wrote; see transformers.
-
-        Raises
-        ------
-        UserError
-            It is another model (a BERT with position embeddings), damaged, or lacks weights.
-        """
-        wants_info = settings.pop("output_loading_info", False)
-        try:
-            with quiet():
-                loaded: Any = super().from_pretrained(name, *args, output_loading_info=True, **settings)
-        except UserError:
-            raise
-        except Exception as error:
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise UserError(f"cannot load {name}: {reason}") from error
-        model, info = loaded
+    def check_loaded(cls, name: str | Path, model: Any, info: Mapping[str, Any]) -> None:
+        """Refuse a BERT with position embeddings; a head may be fresh, and is told."""
         missing = sorted(info["missing_keys"])
         heads = [key for key in missing if key.removeprefix("bert.").startswith(_HEADS)]
-        if len(heads) < len(missing):
-            first = next(key for key in missing if key not in heads)
-            raise UserError(f"{name} lacks {len(missing) - len(heads)} weights of DNABERT-2, e.g. {first}")
+        super().check_loaded(name, model, {"missing_keys": [key for key in missing if key not in heads]})
         if heads and cls.told_when_fresh:
             told = f"{name} has no weights for {heads[0].rpartition('.')[0]}: they are random, train them"
-            warnings.warn(told, Notice, stacklevel=2)
-        return (model, info) if wants_info else model
-
-    def save(self, path: str | Path, notes: Mapping[str, str]) -> None:
-        """Write a folder that `from_pretrained` loads, whole or not at all; `notes` join its configuration."""
-        self.config.notes = dict(notes)
-        with replace_folder(path) as folder, quiet():
-            self.save_pretrained(folder)
-            for file in folder.iterdir():
-                file.chmod(0o644)
+            warnings.warn(told, Notice, stacklevel=3)
 
 
 def check_ids(ids: Any, size: int, what: str) -> None:

@@ -116,8 +116,6 @@ class DNATokenizer:
             made.save_pretrained(folder)
         if notes:
             (folder / "notes.json").write_text(json.dumps(dict(notes), indent=1), encoding="utf-8")
-        for file in folder.iterdir():
-            file.chmod(0o644)
 
     @classmethod
     def load(cls, path: str | Path) -> DNATokenizer:
